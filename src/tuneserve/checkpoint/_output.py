@@ -1,0 +1,112 @@
+"""Output directories that appear complete or not at all."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tuneserve.errors import OutputError
+
+_LOCK = ".lock"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class AtomicDirectory:
+    """A context that fills a temporary sibling of ``target`` and renames it into place when the block succeeds.
+
+    On any exception, Ctrl-C included, the temporary directory is removed. One left behind by a killed process is
+    recognised by its free lock and removed by the next run with the same target.
+
+    Raises:
+        OutputError: ``target`` exists, its parent cannot be written, or the disk is full.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.path = target
+
+    def __enter__(self) -> Self:
+        self.target = self.target.absolute()
+        if os.path.lexists(self.target):
+            raise OutputError(f"{self.target} exists already; choose another output directory or remove it first.")
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            self._remove_leftovers()
+            prefix = f".{self.target.name[:100]}.partial-"
+            self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=self.target.parent))
+            self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            # mkdtemp makes it private; the artifact gets the permissions any new directory would.
+            umask = os.umask(0)
+            os.umask(umask)
+            self.path.chmod(0o777 & ~umask)
+        except OSError as error:
+            raise _output_error(self.target, error) from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._publish()
+            elif isinstance(error, OSError) and error.errno in _FULL:
+                raise error
+        except OSError as failure:
+            raise _output_error(self.target, failure) from failure
+        finally:
+            os.close(self._lock)
+            if self.path != self.target:
+                shutil.rmtree(self.path, ignore_errors=True)
+
+    def _publish(self) -> None:
+        for directory, _, files in os.walk(self.path):
+            for name in files:
+                _sync(Path(directory) / name)
+            _sync(Path(directory))
+        (self.path / _LOCK).unlink()
+        self.path.rename(self.target)
+        self.path = self.target
+        _sync(self.target.parent)
+
+    def _remove_leftovers(self) -> None:
+        for leftover in self.target.parent.glob(f".{_escape(self.target.name[:100])}.partial-*"):
+            try:
+                lock = os.open(leftover / _LOCK, os.O_RDWR)
+            except OSError:
+                continue
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(leftover, ignore_errors=True)
+            except BlockingIOError:
+                continue
+            finally:
+                os.close(lock)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write ``value`` as indented JSON with a final newline."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _escape(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _output_error(target: Path, error: OSError) -> OutputError:
+    if error.errno in _FULL:
+        return OutputError(f"the disk of {target} is full; free some space or choose an output on another disk.")
+    return OutputError(f"{target} cannot be written ({error.strerror}); choose another output directory.")

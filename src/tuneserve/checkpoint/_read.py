@@ -1,0 +1,143 @@
+"""A checkpoint directory as a mapping of tensors that are read one at a time."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneserve.checkpoint._safetensors import TensorHeader, read_headers
+from tuneserve.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+_MAX_INDEX_BYTES = 100_000_000
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of one or several safetensors files, in file order."""
+
+    files: tuple[Path, ...]
+    tensors: Mapping[str, TensorHeader]
+
+    def read(self, name: str) -> "torch.Tensor":
+        """Read one tensor into memory of its own (CPU, the file's dtype).
+
+        Plain reads rather than a memory map: a file that shrinks meanwhile is an error instead of a crash, and resident
+        memory stays at one tensor.
+
+        Raises:
+            CheckpointError: the file has become shorter than its header said, or PyTorch lacks the dtype.
+        """
+        import torch
+
+        header = self.tensors[name]
+        dtype = _torch_dtype(header.dtype)
+        if header.nbytes == 0:
+            return torch.empty(header.shape, dtype=dtype)
+        buffer = torch.empty(header.nbytes, dtype=torch.uint8)
+        view = buffer.numpy().data
+        with header.path.open("rb", buffering=0) as file:
+            done = 0
+            while done < header.nbytes:
+                count = os.preadv(file.fileno(), [view[done:]], header.offset + done)
+                if count == 0:
+                    raise CheckpointError(f"{header.path} was truncated while it was read; download or save it again.")
+                done += count
+        return buffer.view(dtype).view(header.shape)
+
+
+def open_safetensors(path: Path) -> Checkpoint:
+    """Open a single safetensors file."""
+    return Checkpoint((path,), read_headers(path))
+
+
+def open_checkpoint(directory: Path) -> Checkpoint:
+    """Open the weights of a model directory: ``model.safetensors``, or the shards its index names.
+
+    Raises:
+        CheckpointError: there are no safetensors weights (pickled ones are never loaded), the index is malformed, names
+            a file outside the directory or a tensor that no shard holds, or a file is malformed.
+    """
+    if (directory / SINGLE_FILE).exists():
+        files = [SINGLE_FILE]
+        expected: set[str] = set()
+    elif (directory / INDEX_FILE).exists():
+        weight_map = _read_index(directory / INDEX_FILE)
+        files = sorted(set(weight_map.values()))
+        expected = set(weight_map)
+    else:
+        raise CheckpointError(_no_weights(directory))
+
+    tensors: dict[str, TensorHeader] = {}
+    paths = [_inside(directory, name) for name in files]
+    for path in paths:
+        headers = read_headers(path)
+        if twice := tensors.keys() & headers.keys():
+            raise CheckpointError(f"{path} repeats {min(twice)!r} from another shard; download the model again.")
+        tensors.update(headers)
+    if missing := expected - tensors.keys():
+        raise CheckpointError(
+            f"{directory / INDEX_FILE} names {len(missing)} tensors that no shard holds, {min(missing)!r} first; "
+            "download the model again."
+        )
+    return Checkpoint(tuple(paths), tensors)
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    bad = CheckpointError(f"{path} is not a safetensors index (a JSON object with weight_map); download it again.")
+    if not path.is_file() or path.stat().st_size > _MAX_INDEX_BYTES:
+        raise bad
+    try:
+        index: Any = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        raise bad from None
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise bad
+    if not all(isinstance(name, str) for name in weight_map.values()):
+        raise bad
+    return weight_map
+
+
+def _inside(directory: Path, name: str) -> Path:
+    """Return the path of the file ``name`` of the directory, which may only link into the hub cache's own blobs."""
+    path = directory / name
+    if "\0" in name or Path(name).name != name:
+        raise CheckpointError(f"{directory / INDEX_FILE} names {name!r}, which is not a file beside it; fix the index.")
+    home = directory.resolve()
+    target = path.resolve()
+    blobs = home.parent.parent / "blobs"
+    if target.parent != home and not (home.parent.name == "snapshots" and target.parent == blobs):
+        raise CheckpointError(f"{path} links out of its directory; copy the file there instead.")
+    return path
+
+
+def _no_weights(directory: Path) -> str:
+    pickles = sorted(p.name for p in directory.iterdir() if p.suffix in _PICKLES) if directory.is_dir() else []
+    if pickles:
+        return (
+            f"{directory} has only pickled weights ({pickles[0]}), which are never loaded because they can run code; "
+            "save them as safetensors."
+        )
+    return f"{directory} has no {SINGLE_FILE} and no {INDEX_FILE}; point to a directory with the model's weights."
+
+
+def _torch_dtype(name: str) -> "torch.dtype":
+    import torch
+
+    known = {
+        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+        "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+        "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
+        "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+    }  # fmt: skip
+    if name not in known:
+        raise CheckpointError(f"tensors of dtype {name} cannot be read; convert the checkpoint to BF16 or F16.")
+    return known[name]

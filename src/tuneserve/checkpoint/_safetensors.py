@@ -1,0 +1,117 @@
+"""The header of one safetensors file, checked before a byte of data is read.
+
+Format: https://huggingface.co/docs/safetensors, "Format".
+"""
+
+import json
+import math
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneserve.errors import CheckpointError
+
+# The reference implementation refuses larger headers too.
+MAX_HEADER_BYTES = 100_000_000
+
+DTYPE_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16,
+    "I64": 64, "I32": 32, "I16": 16, "I8": 8,
+    "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
+    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TensorHeader:
+    """Where one tensor lies: ``offset`` is absolute in ``path``, ``dtype`` is safetensors' name ("BF16")."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    nbytes: int
+
+
+def read_headers(path: Path) -> dict[str, TensorHeader]:
+    """Return the tensors of the safetensors file at ``path`` in the order of their data.
+
+    Raises:
+        CheckpointError: the file is missing, not regular, truncated, or its header breaks the format: unknown dtype,
+            shape and size that disagree, offsets that overlap, leave a hole or pass the end, duplicate names.
+    """
+    try:
+        return _checked_headers(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}); check the path and its permissions."
+        ) from None
+    except _MalformedError as error:
+        raise CheckpointError(
+            f"{path} is not a complete safetensors file: {error}; download or save it again."
+        ) from None
+
+
+class _MalformedError(Exception):
+    pass
+
+
+def _checked_headers(path: Path) -> dict[str, TensorHeader]:
+    # O_NONBLOCK, so that opening a named pipe does not wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise _MalformedError("it is not a regular file")
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > status.st_size - 8:
+            raise _MalformedError(f"it has {status.st_size} bytes, fewer than its header says")
+        if length > MAX_HEADER_BYTES:
+            raise _MalformedError(f"its header claims {length} bytes, over the format's limit of {MAX_HEADER_BYTES}")
+        raw = file.read(length)
+    try:
+        header = json.loads(raw, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError):
+        raise _MalformedError("its header is not JSON") from None
+    if not isinstance(header, dict):
+        raise _MalformedError("its header is not a JSON object")
+    header.pop("__metadata__", None)
+
+    start = 8 + length
+    tensors = [_tensor(name, entry, path, start) for name, entry in header.items()]
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
+    end = start
+    for tensor in tensors:
+        if tensor.offset != end:
+            raise _MalformedError(f"the data of {tensor.name!r} overlaps another tensor's or leaves a hole")
+        end += tensor.nbytes
+    if end != status.st_size:
+        raise _MalformedError(f"its tensors end at byte {end} but the file has {status.st_size}")
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise _MalformedError("its header names something twice")
+    return result
+
+
+def _tensor(name: str, entry: Any, path: Path, start: int) -> TensorHeader:
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
+            pass
+        case _:
+            raise _MalformedError(f"the header entry of {name!r} is malformed")
+    if dtype not in DTYPE_BITS:
+        raise _MalformedError(f"{name!r} has the unknown dtype {dtype!r}")
+    if any(type(size) is not int or not 0 <= size < 2**48 for size in shape) or len(shape) > 16:
+        raise _MalformedError(f"{name!r} has an impossible shape")
+    bits = math.prod(shape) * DTYPE_BITS[dtype]
+    if bits % 8 or not 0 <= begin <= end or end - begin != bits // 8:
+        raise _MalformedError(f"the size of {name!r} does not match its shape and dtype")
+    return TensorHeader(name, dtype, tuple(shape), path, start + begin, end - begin)

@@ -1,0 +1,1 @@
+"""Engines: the contract they all keep, and one module per engine."""

@@ -1,0 +1,95 @@
+"""The engine contract: token ids in, token ids out.
+
+Every engine, whatever runs it, stands behind :class:`Engine`. Text never crosses this seam: the gateway renders
+templates, detokenises, and cuts at stop strings, so that a conversation is the same tokens on every engine.
+"""
+
+from collections.abc import AsyncGenerator
+from typing import Literal, Protocol
+
+import msgspec
+
+FinishReason = Literal["stop", "length"]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the next token is chosen. Validate untrusted values with :meth:`check` before use.
+
+    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 and ``repetition_penalty`` 1 switch their filter
+    off. ``max_tokens`` None means up to the context length. ``stop_token_ids`` end the sequence when sampled and are
+    part of the output; the model's own end tokens are included by whoever builds the request.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One sequence to continue. ``adapter`` None is the model as served."""
+
+    id: str
+    prompt_ids: list[int]
+    params: SamplingParams
+    adapter: str | None = None
+
+
+class TokenChunk(msgspec.Struct, frozen=True, kw_only=True):
+    """New tokens of one sequence; the last chunk carries the finish reason and may be empty."""
+
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a running engine serves. Lengths are in tokens; ``weight_bytes`` in bytes."""
+
+    engine: str
+    version: str
+    context_length: int
+    vocab_size: int
+    dtype: str
+    device: str
+    weight_bytes: int
+    max_running: int
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot of the load: sequences, and the share of the KV cache in use (0 to 1)."""
+
+    running: int
+    waiting: int
+    cache_usage: float
+
+
+class Engine(Protocol):
+    """A running engine, used from one event loop.
+
+    ``generate`` yields chunks until one has a finish reason; closing the generator early cancels the sequence and frees
+    what it held within one step. It raises :class:`~tuneserve.errors.RequestError` for a request that can never be
+    served (empty or too long a prompt, token ids out of range) and :class:`~tuneserve.errors.EngineError` when the
+    engine fails; other sequences go on.
+    """
+
+    @property
+    def info(self) -> EngineInfo:
+        """What is being served; available once started."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests will be taken now."""
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenChunk, None]:
+        """Continue one sequence."""
+
+    async def stats(self) -> EngineStats:
+        """Load right now."""
+
+    async def close(self) -> None:
+        """Stop the engine and wait until it is gone; running sequences end with an error."""

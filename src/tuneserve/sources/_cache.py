@@ -1,0 +1,24 @@
+"""Where tuneserve keeps what it downloaded or made, for this user."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def cache_directory() -> Path:
+    """Return ``$TUNESERVE_CACHE``, else ``tuneserve`` in the user's cache directory (XDG); it may not exist yet."""
+    if explicit := os.environ.get("TUNESERVE_CACHE"):
+        return Path(explicit).expanduser().absolute()
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser().absolute() / "tuneserve"
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock named ``path`` across processes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
