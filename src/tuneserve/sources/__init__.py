@@ -1,5 +1,5 @@
 """A source name becomes resolved, checked local files."""
 
-from tuneserve.sources._resolve import ResolvedSource, resolve
+from tuneserve.sources._resolve import ResolvedSource, read_config, resolve
 
-__all__ = ["ResolvedSource", "resolve"]
+__all__ = ["ResolvedSource", "read_config", "resolve"]
