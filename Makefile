@@ -1,0 +1,44 @@
+# Two commands do everything: `make demo` and `make test`.
+PORT ?= 8000
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml constraints.txt scripts/install.sh
+
+.PHONY: demo test lint unit js example-train example-eval clean
+
+demo: $(VENV)/.installed
+	@$(BIN)/tuneserve demo --port $(PORT)
+
+test: lint js unit
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(VENV)/.installed-dev clients/js/node_modules/.installed
+	$(BIN)/pytest
+
+js: clients/js/node_modules/.installed
+	npm test --prefix clients/js
+
+example-train: $(VENV)/.installed
+	$(BIN)/python examples/tickets/train.py
+
+example-eval: $(VENV)/.installed
+	$(BIN)/python examples/tickets/evaluate.py
+
+$(VENV)/.installed: $(SOURCES)
+	@scripts/install.sh $(VENV)
+	@touch $@
+
+$(VENV)/.installed-dev: $(SOURCES)
+	@scripts/install.sh $(VENV) dev
+	@touch $@ $(VENV)/.installed
+
+clients/js/node_modules/.installed: clients/js/package.json clients/js/package-lock.json
+	npm ci --prefix clients/js --no-audit --no-fund
+	@touch $@
+
+clean:
+	rm -rf $(VENV) clients/js/node_modules build dist

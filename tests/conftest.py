@@ -1,0 +1,162 @@
+"""Small models and adapters made from a seed, and the demo model."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+Config = dict[str, Any]
+
+TINY_LLAMA: Config = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 256,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@pytest.fixture(autouse=True)
+def _cpu_threads() -> None:
+    torch.set_num_threads(2)
+
+
+def llama_tensors(config: Config, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Return random weights with the names and shapes of a Llama checkpoint."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> torch.Tensor:
+        return (torch.randn(*shape, generator=generator) * 0.1).to(dtype)
+
+    hidden, inter, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    q, kv = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
+    tensors = {"model.embed_tokens.weight": random(config["vocab_size"], hidden)}
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        shapes = {
+            "self_attn.q_proj": (q, hidden),
+            "self_attn.k_proj": (kv, hidden),
+            "self_attn.v_proj": (kv, hidden),
+            "self_attn.o_proj": (hidden, q),
+            "mlp.gate_proj": (inter, hidden),
+            "mlp.up_proj": (inter, hidden),
+            "mlp.down_proj": (hidden, inter),
+        }
+        tensors |= {f"{prefix}{name}.weight": random(*shape) for name, shape in shapes.items()}
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{prefix}{norm}.weight"] = 1 + random(hidden)
+    tensors["model.norm.weight"] = 1 + random(hidden)
+    if not config["tie_word_embeddings"]:
+        tensors["lm_head.weight"] = random(config["vocab_size"], hidden)
+    return tensors
+
+
+def write_llama(
+    directory: Path, *, dtype: torch.dtype = torch.bfloat16, shards: int = 1, seed: int = 0, **changes: Any
+) -> Path:
+    """Write a tiny random Llama checkpoint; ``changes`` go into its config."""
+    directory.mkdir(parents=True, exist_ok=True)
+    config = {**TINY_LLAMA, "dtype": str(dtype).removeprefix("torch."), **changes}
+    (directory / "config.json").write_text(json.dumps(config))
+    tensors = llama_tensors(config, dtype, seed)
+    if shards == 1:
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        return directory
+    weight_map = {}
+    names = list(tensors)
+    for index in range(shards):
+        file = f"model-{index + 1:05d}-of-{shards:05d}.safetensors"
+        mine = names[index::shards]
+        save_file({name: tensors[name] for name in mine}, directory / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(mine, file))
+    index_json = {"metadata": {}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index_json))
+    return directory
+
+
+def write_lora(
+    directory: Path,
+    base: Path,
+    *,
+    rank: int = 4,
+    modules: tuple[str, ...] = LINEARS,
+    dtype: torch.dtype = torch.float32,
+    scale: float = 0.1,
+    seed: int = 1,
+    **changes: Any,
+) -> Path:
+    """Write a random LoRA adapter for the checkpoint in ``base``; ``changes`` go into its config."""
+    from tuneserve.checkpoint import open_checkpoint
+
+    directory.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, header in open_checkpoint(base).tensors.items():
+        module = name.removesuffix(".weight")
+        if module.rpartition(".")[2] in modules:
+            out_features, in_features = header.shape
+            a, b = torch.randn(rank, in_features, generator=generator), torch.randn(
+                out_features, rank, generator=generator
+            )
+            tensors[f"base_model.model.{module}.lora_A.weight"] = (a * scale).to(dtype)
+            tensors[f"base_model.model.{module}.lora_B.weight"] = (b * scale).to(dtype)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base),
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": list(modules),
+        "inference_mode": True,
+        **changes,
+    }
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+@pytest.fixture
+def make_llama(tmp_path: Path) -> Callable[..., Path]:
+    """Return :func:`write_llama` into a new directory per name."""
+
+    def make(name: str = "base", **options: Any) -> Path:
+        return write_llama(tmp_path / name, **options)
+
+    return make
+
+
+@pytest.fixture
+def make_lora(tmp_path: Path) -> Callable[..., Path]:
+    """Return :func:`write_lora` into a new directory per name."""
+
+    def make(base: Path, name: str = "adapter", **options: Any) -> Path:
+        return write_lora(tmp_path / name, base, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def demo_base() -> Path:
+    """Return the built-in base model; the first use on a machine downloads it."""
+    from tuneserve.sources import resolve
+
+    return resolve("demo").model_dir
