@@ -114,8 +114,9 @@ def write_lora(
         module = name.removesuffix(".weight")
         if module.rpartition(".")[2] in modules:
             out_features, in_features = header.shape
-            a, b = torch.randn(rank, in_features, generator=generator), torch.randn(
-                out_features, rank, generator=generator
+            a, b = (
+                torch.randn(rank, in_features, generator=generator),
+                torch.randn(out_features, rank, generator=generator),
             )
             tensors[f"base_model.model.{module}.lora_A.weight"] = (a * scale).to(dtype)
             tensors[f"base_model.model.{module}.lora_B.weight"] = (b * scale).to(dtype)

@@ -1,5 +1,6 @@
 """A safetensors header is hostile until checked: every lie is refused in one sentence, quickly."""
 
+import contextlib
 import json
 import os
 import struct
@@ -94,10 +95,8 @@ def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
 def test_random_bytes_never_crash(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzz.safetensors"
     path.write_bytes(struct.pack("<Q", len(content) // 2) + content)
-    try:
+    with contextlib.suppress(CheckpointError):
         read_headers(path)
-    except CheckpointError:
-        pass
 
 
 def test_every_truncation_of_a_good_file_is_refused(tmp_path: Path) -> None:

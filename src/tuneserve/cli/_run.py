@@ -15,14 +15,13 @@ from tuneserve.errors import TuneserveError
 console = Console(stderr=True, highlight=False)
 output = Console(highlight=False)
 
-
 _INTERRUPTED = 130
 
 
 def run(program: Callable[[], None]) -> None:
     """Run ``program`` and leave the process with the exit code of whatever it raises."""
     # So that what is half done is also cleaned up when the process is asked to end.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
         program()
     except TuneserveError as error:
