@@ -9,6 +9,8 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from tuneserve.errors import RequestError
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -29,6 +31,36 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
+
+    def check(self) -> None:
+        """Check every value.
+
+        Raises:
+            RequestError: one is out of its range, named by ``param``.
+        """
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise RequestError(f"{name} is {value:g}, outside {low:g} to {high:g}; choose a value within.", name)
+        if not self.top_p > 0:
+            raise RequestError("top_p is 0, which leaves no token to choose; use temperature 0 for greedy.", "top_p")
+        if not self.repetition_penalty > 0:
+            raise RequestError(
+                "repetition_penalty is 0; choose a value above 0, 1 switches it off.", "repetition_penalty"
+            )
+
+
+_MAX_COUNT = 2**31 - 1
+_RANGES = (
+    ("max_tokens", 1, _MAX_COUNT),
+    ("min_tokens", 0, _MAX_COUNT),
+    ("temperature", 0, 100),
+    ("top_p", 0, 1),
+    ("top_k", 0, _MAX_COUNT),
+    ("min_p", 0, 1),
+    ("repetition_penalty", 0, 100),
+    ("seed", -(2**63), 2**64 - 1),
+)
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

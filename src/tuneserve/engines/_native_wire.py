@@ -1,0 +1,79 @@
+"""What the gateway and the native engine's process say to each other: length-prefixed msgpack over a Unix socket."""
+
+import struct
+
+import msgspec
+
+from tuneserve.engines.contract import EngineInfo, EngineStats, FinishReason, GenerationRequest
+
+HEADER = struct.Struct(">I")
+
+
+class Generate(msgspec.Struct, frozen=True, tag=True):
+    """Continue a sequence."""
+
+    request: GenerationRequest
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Forget a sequence; nothing more is sent about it."""
+
+    id: str
+
+
+class AskStats(msgspec.Struct, frozen=True, tag=True):
+    """Send the load."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The model is loaded."""
+
+    info: EngineInfo
+
+
+class NotStarted(msgspec.Struct, frozen=True, tag=True):
+    """The model cannot be served; ``is_input`` tells the user's mistakes from the engine's."""
+
+    message: str
+    is_input: bool
+
+
+class Tokens(msgspec.Struct, frozen=True, tag=True):
+    """New tokens of a sequence."""
+
+    id: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """A request that can never be served."""
+
+    id: str
+    message: str
+    param: str | None
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """A sequence that the engine could not continue."""
+
+    id: str
+    message: str
+
+
+class Stats(msgspec.Struct, frozen=True, tag=True):
+    """The load."""
+
+    stats: EngineStats
+
+
+ToEngine = Generate | Cancel | AskStats
+FromEngine = Ready | NotStarted | Tokens | Refused | Failed | Stats
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def frame(message: ToEngine | FromEngine) -> bytes:
+    """Return ``message`` as it goes over the wire."""
+    body = _encoder.encode(message)
+    return HEADER.pack(len(body)) + body

@@ -1,0 +1,198 @@
+"""The native engine, as a child process."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import msgspec
+
+from tuneserve.engines._native_wire import (
+    HEADER,
+    AskStats,
+    Cancel,
+    Failed,
+    FromEngine,
+    Generate,
+    NotStarted,
+    Ready,
+    Refused,
+    Stats,
+    ToEngine,
+    Tokens,
+    frame,
+)
+from tuneserve.engines.contract import EngineInfo, EngineStats, GenerationRequest, TokenChunk
+from tuneserve.errors import EngineError, InputError, RequestError
+
+_CLOSE_SECONDS = 10.0
+_decoder = msgspec.msgpack.Decoder(FromEngine)
+_Answer = Tokens | Refused | Failed
+
+
+class NativeEngine:
+    """A running child process that serves one model; see :class:`~tuneserve.engines.contract.Engine`."""
+
+    def __init__(
+        self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, info: EngineInfo
+    ) -> None:
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self._info = info
+        self._answers: dict[str, asyncio.Queue[_Answer]] = {}
+        self._stats: list[asyncio.Future[EngineStats]] = []
+        self._broken: str | None = None
+        self._receiver = asyncio.create_task(self._receive())
+
+    @classmethod
+    async def start(
+        cls,
+        *,
+        model_dir: Path,
+        adapter_dir: Path | None = None,
+        context_length: int | None = None,
+        max_running: int | None = None,
+        dtype: str = "auto",
+    ) -> "NativeEngine":
+        """Start the process and wait until it has loaded the model.
+
+        Raises:
+            InputError: the model cannot be loaded as it is.
+            EngineError: the process died.
+        """
+        config = {
+            "model_dir": str(model_dir),
+            "adapter_dir": None if adapter_dir is None else str(adapter_dir),
+            "context_length": context_length,
+            "max_running": max_running,
+            "dtype": dtype,
+        }
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "tuneserve.native.server", str(theirs.fileno()), json.dumps(config),
+                stdin=asyncio.subprocess.DEVNULL, pass_fds=[theirs.fileno()],
+            )  # fmt: skip
+        reader, writer = await asyncio.open_connection(sock=ours)
+        try:
+            first = await _read(reader)
+        except BaseException as error:
+            await _end(process, writer)
+            if isinstance(error, asyncio.IncompleteReadError | ConnectionError):
+                raise EngineError(f"the native engine {_ending(process)} while it loaded; {_REMEDY}.") from None
+            raise
+        if not isinstance(first, Ready):
+            await _end(process, writer)
+            assert isinstance(first, NotStarted)
+            raise InputError(first.message) if first.is_input else EngineError(first.message)
+        return cls(process, reader, writer, first.info)
+
+    @property
+    def info(self) -> EngineInfo:
+        """What is being served."""
+        return self._info
+
+    @property
+    def ready(self) -> bool:
+        """Whether the process lives and takes requests."""
+        return self._broken is None
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenChunk, None]:
+        """Continue one sequence; see the contract."""
+        answers: asyncio.Queue[_Answer] = asyncio.Queue()
+        self._answers[request.id] = answers
+        finished = False
+        try:
+            await self._send(Generate(request))
+            while not finished:
+                answer = await answers.get()
+                finished = not isinstance(answer, Tokens) or answer.finish_reason is not None
+                if isinstance(answer, Refused):
+                    raise RequestError(answer.message, answer.param)
+                if isinstance(answer, Failed):
+                    raise EngineError(answer.message)
+                yield TokenChunk(token_ids=answer.token_ids, finish_reason=answer.finish_reason)
+        finally:
+            del self._answers[request.id]
+            if not finished and self._broken is None:
+                # Without waiting, because this also runs while the generator is being closed.
+                self._writer.write(frame(Cancel(request.id)))
+
+    async def stats(self) -> EngineStats:
+        """Ask for the load right now."""
+        future: asyncio.Future[EngineStats] = asyncio.get_running_loop().create_future()
+        self._stats.append(future)
+        await self._send(AskStats())
+        return await future
+
+    async def close(self) -> None:
+        """Stop the process and wait until it is gone."""
+        self._fail("the native engine was stopped")
+        self._receiver.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._receiver
+        await _end(self._process, self._writer)
+
+    async def _send(self, message: ToEngine) -> None:
+        if self._broken is not None:
+            raise EngineError(f"{self._broken}; {_REMEDY}.")
+        with contextlib.suppress(ConnectionError):  # the receiver notices, and says why
+            self._writer.write(frame(message))
+            await self._writer.drain()
+
+    async def _receive(self) -> None:
+        try:
+            while True:
+                self._deliver(await _read(self._reader))
+        except (asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), _CLOSE_SECONDS)
+            self._fail(f"the native engine {_ending(self._process)}")
+
+    def _deliver(self, message: FromEngine) -> None:
+        if isinstance(message, Stats):
+            future = self._stats.pop(0)
+            if not future.done():
+                future.set_result(message.stats)
+        elif isinstance(message, Tokens | Refused | Failed) and message.id in self._answers:
+            self._answers[message.id].put_nowait(message)
+
+    def _fail(self, reason: str) -> None:
+        self._broken = self._broken or reason
+        for request_id, answers in self._answers.items():
+            answers.put_nowait(Failed(request_id, f"{self._broken}; {_REMEDY}."))
+        for future in self._stats:
+            if not future.done():
+                future.set_exception(EngineError(f"{self._broken}; {_REMEDY}."))
+        self._stats.clear()
+
+
+_REMEDY = "see its last lines above, and start it again"
+
+
+async def _read(reader: asyncio.StreamReader) -> FromEngine:
+    (length,) = HEADER.unpack(await reader.readexactly(HEADER.size))
+    return _decoder.decode(await reader.readexactly(length))
+
+
+async def _end(process: Process, writer: asyncio.StreamWriter) -> None:
+    """Close the socket, upon which the process leaves; kill it if it does not."""
+    writer.close()
+    try:
+        await asyncio.wait_for(process.wait(), _CLOSE_SECONDS)
+    except (TimeoutError, asyncio.CancelledError):
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+def _ending(process: Process) -> str:
+    code = process.returncode
+    if code is None:
+        return "closed its connection"
+    return f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"

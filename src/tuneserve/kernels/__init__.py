@@ -1,0 +1,1 @@
+"""The operations that the decoder is made of, one per file."""

@@ -1,0 +1,124 @@
+"""The native engine: schedule, run, postprocess."""
+
+from dataclasses import dataclass
+
+from tuneserve._version import __version__
+from tuneserve.engines.contract import EngineInfo, EngineStats, FinishReason, GenerationRequest
+from tuneserve.errors import RequestError
+from tuneserve.native._load import EngineConfig, load_decoder, running_limit
+from tuneserve.native._runner import Runner
+from tuneserve.native._scheduler import Scheduler
+from tuneserve.native._sequence import Sequence
+
+# Long enough to use the processor well, short enough that decoding sequences are not kept waiting by a prompt.
+_STEP_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a step did for one request; ``failed`` says that the model gave no finite logits for it."""
+
+    id: str
+    token: int | None
+    finish_reason: FinishReason | None = None
+    failed: bool = False
+
+
+class NativeCore:
+    """Continues any number of sequences, one batched step at a time, on one thread.
+
+    Raises:
+        InputError: the model cannot be loaded as it is, or its cache does not fit in memory.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        decoder = load_decoder(config)
+        slots = running_limit(config, decoder)
+        self._runner = Runner(decoder, slots)
+        self._scheduler = Scheduler(slots, max(_STEP_TOKENS, slots))
+        self._sequences: dict[str, Sequence] = {}
+        self.info = EngineInfo(
+            engine="native",
+            version=__version__,
+            context_length=decoder.context_length,
+            vocab_size=decoder.spec.vocab_size,
+            dtype=str(decoder.dtype).removeprefix("torch."),
+            device=str(decoder.device),
+            weight_bytes=decoder.weights.nbytes,
+            max_running=slots,
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._sequences
+
+    def stats(self) -> EngineStats:
+        """Return the load right now."""
+        cached = sum(sequence.computed for sequence in self._scheduler.running)
+        capacity = self.info.max_running * self.info.context_length
+        running, waiting = len(self._scheduler.running), len(self._scheduler.waiting)
+        return EngineStats(running=running, waiting=waiting, cache_usage=cached / capacity)
+
+    def add(self, request: GenerationRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            RequestError: it can never be served.
+        """
+        self._check(request)
+        sequence = Sequence(request)
+        self._sequences[request.id] = sequence
+        self._scheduler.add(sequence)
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request; one that is finished or unknown is left alone."""
+        sequence = self._sequences.pop(request_id, None)
+        if sequence is not None:
+            self._runner.move(self._scheduler.remove(sequence))
+
+    def step(self) -> list[Output]:
+        """Run one batch and return what it produced."""
+        step = self._scheduler.schedule()
+        if step is None:
+            return []
+        chosen = self._runner.run(step)
+        sampled = [segment.sequence for segment in step.segments if segment.samples]
+        for segment in step.segments:
+            segment.sequence.computed += segment.count
+        return [self._postprocess(sequence, token) for sequence, token in zip(sampled, chosen, strict=True)]
+
+    def _postprocess(self, sequence: Sequence, token: int | None) -> Output:
+        request_id = sequence.request.id
+        if token is None:
+            self.cancel(request_id)
+            return Output(request_id, None, failed=True)
+        sequence.tokens.append(token)
+        reason = sequence.finish_reason(self.info.context_length)
+        if reason is not None:
+            self.cancel(request_id)
+        return Output(request_id, token, reason)
+
+    def _check(self, request: GenerationRequest) -> None:
+        ids, params = request.prompt_ids, request.params
+        if request.id in self._sequences:
+            raise RequestError(f"a request with the id {request.id!r} is running already; use another id.")
+        if request.adapter is not None:
+            raise RequestError(f"the adapter {request.adapter!r} is not being served; leave it out.", "adapter")
+        if not ids:
+            raise RequestError("the prompt has no tokens; send at least one.", "prompt")
+        if len(ids) >= self.info.context_length:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens, which leaves no room in the context of "
+                f"{self.info.context_length}; shorten it.",
+                "prompt",
+            )
+        if min(ids) < 0 or max(ids) >= self.info.vocab_size:
+            raise RequestError(
+                f"the prompt has token ids outside 0 to {self.info.vocab_size - 1}; correct them.", "prompt"
+            )
+        if any(not 0 <= token < self.info.vocab_size for token in params.stop_token_ids):
+            raise RequestError(
+                f"stop_token_ids has ids outside 0 to {self.info.vocab_size - 1}; correct them.", "stop_token_ids"
+            )
+        params.check()

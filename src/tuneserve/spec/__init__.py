@@ -1,0 +1,18 @@
+"""One typed description of a decoder, read from a model's configuration; one module per family."""
+
+from tuneserve.spec._read import FAMILIES, read_spec
+from tuneserve.spec._spec import ModelSpec, RopeScaling
+from tuneserve.spec._tensors import EMBEDDING, HEAD, NORM, LayerNames, layer_names, tensor_shapes
+
+__all__ = [
+    "EMBEDDING",
+    "FAMILIES",
+    "HEAD",
+    "NORM",
+    "LayerNames",
+    "ModelSpec",
+    "RopeScaling",
+    "layer_names",
+    "read_spec",
+    "tensor_shapes",
+]

@@ -1,0 +1,31 @@
+"""From a ``config.json`` to a spec."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tuneserve.errors import SpecError
+from tuneserve.spec._fields import Fields
+from tuneserve.spec._llama import read_llama
+from tuneserve.spec._spec import ModelSpec
+
+_Reader = Callable[[Fields], ModelSpec]
+FAMILIES: Mapping[str, _Reader] = {"llama": read_llama}
+
+
+def read_spec(config: Mapping[str, Any]) -> ModelSpec:
+    """Read the decoder that a ``config.json`` describes.
+
+    Raises:
+        SpecError: the family is not one of :data:`FAMILIES`, the weights are quantised, or a field is malformed or asks
+            for something that the decoder does not implement.
+    """
+    fields = Fields(config)
+    family = fields.text("model_type")
+    if family not in FAMILIES:
+        raise SpecError(
+            f"the native engine does not have the {family[:40]!r} family yet, only {', '.join(FAMILIES)}; "
+            "export the model and use another engine."
+        )
+    if "quantization_config" in fields.names():
+        raise SpecError("the native engine does not read quantised weights yet; use the 16-bit model.")
+    return FAMILIES[family](fields)
