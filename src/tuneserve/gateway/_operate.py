@@ -1,0 +1,72 @@
+"""What clients ask before they generate, and what an operator's tools ask."""
+
+import asyncio
+from typing import Any
+
+from fastapi import FastAPI
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tuneserve._version import __version__
+from tuneserve.engines.contract import EngineStats
+from tuneserve.errors import EngineError
+from tuneserve.gateway._errors import json_response
+from tuneserve.gateway._served import ServedModel
+from tuneserve.gateway._state import Gateway
+
+_STATS_SECONDS = 2.0
+
+
+def add_operator_routes(app: FastAPI, gateway: Gateway) -> None:
+    """Add the models, health, readiness, version and metrics."""
+
+    async def models(_: Request) -> Response:
+        return json_response({"object": "list", "data": [_model(gateway.admit())]})
+
+    async def model(request: Request) -> Response:
+        return json_response(_model(gateway.find(request.path_params["name"])))
+
+    async def health(_: Request) -> Response:
+        status = gateway.status
+        return json_response({"status": status}, 503 if status == "failed" else 200)
+
+    async def ready(_: Request) -> Response:
+        gateway.admit()
+        return json_response({"status": gateway.status})
+
+    async def version(_: Request) -> Response:
+        served = gateway.served
+        engine = None if served is None else served.engine.info
+        return json_response({"name": "tuneserve", "version": __version__, "engine": engine})
+
+    async def metrics(_: Request) -> Response:
+        content = gateway.metrics.render(await _load(gateway.served))
+        return Response(content, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app.add_route("/v1/models", models)
+    app.add_route("/v1/models/{name:path}", model)
+    app.add_route("/health", health)
+    app.add_route("/ready", ready)
+    app.add_route("/version", version)
+    app.add_route("/metrics", metrics)
+
+
+def _model(served: ServedModel) -> dict[str, Any]:
+    return {
+        "id": served.name,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "tuneserve",
+        "max_model_len": served.context_length,
+    }
+
+
+async def _load(served: ServedModel | None) -> EngineStats | None:
+    if served is None:
+        return None
+    try:
+        async with asyncio.timeout(_STATS_SECONDS):
+            return await served.engine.stats()
+    except (EngineError, TimeoutError):
+        return None

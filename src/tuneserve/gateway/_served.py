@@ -1,0 +1,60 @@
+"""What is being served, and how it samples when a request does not say."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tuneserve.engines.contract import Engine, SamplingParams
+from tuneserve.errors import InputError, RequestError
+from tuneserve.text import ChatTemplate, Tokenizer
+
+_FILE = "generation_config.json"
+_MAX_BYTES = 1 << 20
+_NAMES = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One running model under the name that requests give.
+
+    ``defaults`` are the sampling values of a request that leaves them out: those the model was published with (see
+    :func:`read_sampling_defaults`), else OpenAI's. ``created`` is in seconds since the epoch.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    engine: Engine
+    defaults: SamplingParams = field(default_factory=SamplingParams)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def context_length(self) -> int:
+        """How many tokens prompt and answer may have together."""
+        return self.engine.info.context_length
+
+
+def read_sampling_defaults(model_dir: Path) -> SamplingParams:
+    """Read temperature, top_p, top_k, min_p and repetition_penalty from ``generation_config.json``.
+
+    They are what the model's authors recommend, and what Transformers and vLLM use. Without the file, or for a value
+    that is not in it, OpenAI's default holds: temperature 1, and no filter.
+
+    Raises:
+        InputError: the file is malformed, or a value is out of its range.
+    """
+    path = model_dir / _FILE
+    if not path.exists():
+        return SamplingParams()
+    try:
+        with path.open("rb") as file:
+            values = msgspec.json.decode(file.read(_MAX_BYTES), type=dict[str, Any])
+        given = {name: values[name] for name in _NAMES if values.get(name) is not None}
+        params = msgspec.convert(given, SamplingParams)
+        params.check()
+    except (msgspec.MsgspecError, OSError, RecursionError, RequestError, UnicodeError) as error:
+        raise InputError(f"{path} has no usable sampling values ({error}); correct or remove it.") from None
+    return params
