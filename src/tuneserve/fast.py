@@ -1,0 +1,350 @@
+"""``FastLanguageModel``: what Unsloth users call, over the native engine and the exporter."""
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import torch
+
+from tuneserve import artifacts
+from tuneserve.engines.contract import GenerationRequest, SamplingParams
+from tuneserve.errors import EngineError, InputError, RequestError
+from tuneserve.native import EngineConfig, NativeCore
+from tuneserve.sources import ResolvedSource, read_config, resolve
+from tuneserve.text import Detokenizer, StopStrings, open_tokenizer
+
+# What Transformers falls back to where neither the call nor generation_config.json says.
+_DEFAULT_NEW_TOKENS = 20
+_DEFAULT_TOP_K = 50
+
+
+class Streamer(Protocol):
+    """What Transformers' streamers have."""
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take token ids: the prompt's first, then each new one."""
+
+    def end(self) -> None:
+        """Learn that there are no more."""
+
+
+class FastLanguageModel:
+    """Unsloth's entry point, for inference."""
+
+    @staticmethod
+    def from_pretrained(
+        model_name: str | Path,
+        max_seq_length: int | None = 2048,
+        dtype: torch.dtype | str | None = None,
+        load_in_4bit: bool | None = None,
+        *,
+        load_in_8bit: bool = False,
+        load_in_16bit: bool = False,
+        base: str | Path | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        full_finetuning: bool = False,
+        fast_inference: bool = False,
+        **unknown: Any,
+    ) -> tuple["NativeModel", Any]:
+        """Load a model or adapter, folded into its base, with its Transformers tokenizer.
+
+        Args:
+            model_name: a model or adapter directory, or a hub id.
+            max_seq_length: tokens per sequence, prompt included; None takes the model's.
+            dtype: torch.float32, bfloat16 or float16, by object or name; None takes what is fast here.
+            load_in_4bit: left out, the weights are loaded in 16 bits with a notice; True is refused for now.
+            load_in_8bit: refused.
+            load_in_16bit: what happens anyway.
+            base: the base to use instead of the one that an adapter names.
+            revision: of a hub id.
+            trust_remote_code: refused; code from a model never runs.
+            full_finetuning, fast_inference: refused; Unsloth's switches for training and for vLLM.
+
+        Raises:
+            InputError: the model cannot be loaded as it is, or an option is unknown or refused.
+        """
+        _refuse_unknown("from_pretrained", unknown)
+        refused = {
+            "load_in_4bit": bool(load_in_4bit),
+            "load_in_8bit": load_in_8bit,
+            "trust_remote_code": trust_remote_code,
+            "full_finetuning": full_finetuning,
+            "fast_inference": fast_inference,
+        }
+        for option, asked in refused.items():
+            if asked:
+                raise InputError(f"{option}=True is not supported; pass {option}=False.")
+        if load_in_4bit is None and not load_in_16bit:
+            warnings.warn("4-bit loading is not supported yet, so the weights are loaded in 16 bits", stacklevel=2)
+        source = resolve(f"{model_name}@{revision}" if revision else model_name, base=base)
+        return NativeModel(source, max_seq_length, _dtype_name(dtype)), _transformers_tokenizer(source)
+
+    @staticmethod
+    def for_inference(model: "NativeModel") -> "NativeModel":
+        """Return ``model``, whose weights were fused and whose adapter was folded in when it was loaded."""
+        if not isinstance(model, NativeModel):
+            raise InputError("for_inference takes a model from tuneserve's from_pretrained; load it with that.")
+        return model
+
+    @staticmethod
+    def for_training(_model: Any, **_options: Any) -> NoReturn:
+        """Refuse: tuneserve does not train."""
+        raise InputError("for_training is not part of tuneserve, which serves models; train with Unsloth or PEFT.")
+
+    @staticmethod
+    def get_peft_model(_model: Any, **_options: Any) -> NoReturn:
+        """Refuse: tuneserve does not train."""
+        raise InputError("get_peft_model is not part of tuneserve, which serves models; train with Unsloth or PEFT.")
+
+
+class NativeModel:
+    """A loaded model with the part of Transformers' interface that inference needs."""
+
+    def __init__(self, source: ResolvedSource, max_seq_length: int | None, dtype: str) -> None:
+        config = read_config(source.model_dir / "config.json")
+        limit = config.get("max_position_embeddings")
+        if isinstance(max_seq_length, int) and isinstance(limit, int):
+            max_seq_length = min(max_seq_length, limit)
+        adapter = source.adapter_dir
+        self.source = source
+        self._core = NativeCore(
+            EngineConfig(
+                model_dir=str(source.model_dir),
+                adapter_dir=None if adapter is None else str(adapter),
+                dtype=dtype,
+                context_length=max_seq_length,
+            )
+        )
+        self._tokenizer = open_tokenizer(source.tokenizer_dir)
+        self._defaults = _generation_defaults(source)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return torch.device(self._core.info.device)
+
+    @property
+    def max_seq_length(self) -> int:
+        """Tokens per sequence, prompt included."""
+        return self._core.info.context_length
+
+    def eval(self) -> "NativeModel":
+        """Return the model, which never trains."""
+        return self
+
+    def generate(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        inputs: torch.Tensor | None = None,
+        max_new_tokens: int | None = None,
+        max_length: int | None = None,
+        min_new_tokens: int = 0,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+        pad_token_id: int | None = None,
+        stop_strings: str | Sequence[str] | None = None,
+        num_return_sequences: int = 1,
+        streamer: Streamer | None = None,
+        seed: int | None = None,
+        use_cache: bool = True,
+        tokenizer: object = None,  # noqa: ARG002
+        **unknown: Any,
+    ) -> torch.Tensor:
+        """Continue each row as Transformers' ``generate`` does; padding does not change what a row produces.
+
+        Args:
+            input_ids: int64 (rows, length); ``inputs`` is another name for it.
+            attention_mask: 1 where a token counts, 0 for padding; all count where it is left out.
+            seed: makes sampling repeatable; left out, it is drawn from PyTorch's generator.
+            tokenizer: accepted because Transformers wants it with ``stop_strings``; the model's own is used.
+            use_cache: True; nothing else is offered.
+
+        The other arguments mean what they mean in Transformers, with the same defaults from
+        ``generation_config.json``. ``streamer`` takes one row.
+
+        Returns:
+            int64 (rows * num_return_sequences, longest): the input with what followed, padded at the end.
+
+        Raises:
+            InputError: an argument is unknown, malformed or not supported.
+        """
+        _refuse_unknown("generate", unknown)
+        if not use_cache:
+            raise InputError("use_cache=False is not supported; leave it out.")
+        ids = input_ids if input_ids is not None else inputs
+        rows = _rows(ids, attention_mask)
+        if num_return_sequences < 1:
+            raise InputError(f"num_return_sequences is {num_return_sequences}; choose 1 or more.")
+        ends = _token_list(eos_token_id) if eos_token_id is not None else self._end_tokens()
+        pad = pad_token_id if pad_token_id is not None else self._defaults.get("pad_token_id")
+        given = {
+            "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+        }  # fmt: skip
+        settings = self._defaults | {name: value for name, value in given.items() if value is not None}
+        sampled = bool(self._defaults.get("do_sample", False) if do_sample is None else do_sample)
+        if num_return_sequences > 1 and not sampled:
+            raise InputError("num_return_sequences above 1 would repeat the greedy answer; pass do_sample=True.")
+        if streamer is not None and len(rows) * num_return_sequences != 1:
+            raise InputError("a streamer takes a single row; pass one prompt.")
+        assert ids is not None
+        # In Transformers the padded width counts towards max_length.
+        room = self._room(ids.shape[1], max_new_tokens, max_length)
+        first_seed = int(torch.randint(2**62, ())) if seed is None else seed
+        requests = []
+        for index in range(len(rows) * num_return_sequences):
+            prompt = rows[index // num_return_sequences]
+            params = _params(settings, sampled, room, min_new_tokens, tuple(ends), first_seed + index)
+            requests.append(GenerationRequest(id=str(index), prompt_ids=prompt, params=params))
+        stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings or ())
+        outputs = self._run(requests, stops, streamer)
+        repeated = ids.repeat_interleave(num_return_sequences, dim=0)
+        return _padded(repeated, outputs, pad if pad is not None else (ends[0] if ends else 0))
+
+    def save_pretrained_merged(
+        self,
+        save_directory: str | Path,
+        tokenizer: object = None,  # noqa: ARG002 - Unsloth's signature; the source's own files are copied
+        save_method: str = "merged_16bit",
+        **unknown: Any,
+    ) -> None:
+        """Export the model with its adapter merged, and verify it; see :func:`tuneserve.artifacts.export`."""
+        _refuse_unknown("save_pretrained_merged", unknown)
+        artifacts.export(self.source, save_directory, method=save_method)
+
+    def save_pretrained_gguf(self, *_arguments: Any, **_options: Any) -> NoReturn:
+        """Refuse, for now."""
+        raise InputError("save_pretrained_gguf is not supported yet; use save_pretrained_merged.")
+
+    def _end_tokens(self) -> list[int]:
+        return sorted(self._tokenizer.end_token_ids)
+
+    def _room(self, width: int, max_new_tokens: int | None, max_length: int | None) -> int:
+        if max_new_tokens is None and max_length is None:
+            max_new_tokens = self._defaults.get("max_new_tokens")
+            max_length = self._defaults.get("max_length")
+        if max_new_tokens is None:
+            max_new_tokens = max_length - width if max_length is not None else _DEFAULT_NEW_TOKENS
+        if max_new_tokens < 1:
+            raise RequestError(f"there is no room for a new token after {width}; raise max_new_tokens or max_length.")
+        return max_new_tokens
+
+    def _run(
+        self, requests: list[GenerationRequest], stops: list[str], streamer: Streamer | None
+    ) -> dict[str, list[int]]:
+        outputs: dict[str, list[int]] = {request.id: [] for request in requests}
+        watchers = {request.id: (Detokenizer(self._tokenizer), StopStrings(stops)) for request in requests if stops}
+        try:
+            for request in requests:
+                self._core.add(request)
+            if streamer is not None:
+                streamer.put(torch.tensor([requests[0].prompt_ids]))
+            while not self._core.idle:
+                for output in self._core.step():
+                    if output.failed or output.token is None:
+                        raise EngineError("the model gave no finite probabilities; check its weights, or use float32.")
+                    outputs[output.id].append(output.token)
+                    if streamer is not None:
+                        streamer.put(torch.tensor([output.token]))
+                    if watchers and _hits(watchers[output.id], output.token):
+                        self._core.cancel(output.id)
+        finally:
+            for request in requests:
+                self._core.cancel(request.id)
+        if streamer is not None:
+            streamer.end()
+        return outputs
+
+
+def _hits(watcher: tuple[Detokenizer, StopStrings], token: int) -> bool:
+    detokenizer, stops = watcher
+    return stops.push(detokenizer.push([token]))[1] is not None
+
+
+def _params(
+    settings: dict[str, Any], sampled: bool, room: int, min_new_tokens: int, ends: tuple[int, ...], seed: int
+) -> SamplingParams:
+    def number(name: str, neutral: float) -> Any:
+        value = settings.get(name)
+        return neutral if value is None else value
+
+    if not sampled:
+        penalty = number("repetition_penalty", 1.0)
+        params = SamplingParams(
+            max_tokens=room, min_tokens=min_new_tokens, temperature=0.0, repetition_penalty=penalty, stop_token_ids=ends
+        )
+    else:
+        temperature = number("temperature", 1.0)
+        if not temperature > 0:
+            raise RequestError("temperature must be above 0 when do_sample is true; pass do_sample=False for greedy.")
+        params = SamplingParams(
+            max_tokens=room,
+            min_tokens=min_new_tokens,
+            temperature=temperature,
+            top_p=number("top_p", 1.0),
+            top_k=number("top_k", _DEFAULT_TOP_K),
+            min_p=number("min_p", 0.0),
+            repetition_penalty=number("repetition_penalty", 1.0),
+            seed=seed,
+            stop_token_ids=ends,
+        )
+    params.check()
+    return params
+
+
+def _rows(ids: torch.Tensor | None, mask: torch.Tensor | None) -> list[list[int]]:
+    if ids is None or not isinstance(ids, torch.Tensor) or ids.dim() != 2 or ids.is_floating_point():
+        raise InputError("generate needs input_ids, an integer tensor (rows, length); make it with the tokenizer.")
+    if mask is None:
+        return [row.tolist() for row in ids]
+    if mask.shape != ids.shape:
+        raise InputError(
+            f"attention_mask is {list(mask.shape)} and input_ids {list(ids.shape)}; pass both from one tokenizer call."
+        )
+    return [row[keep].tolist() for row, keep in zip(ids, mask.bool(), strict=True)]
+
+
+def _padded(ids: torch.Tensor, outputs: dict[str, list[int]], pad: int) -> torch.Tensor:
+    longest = max(map(len, outputs.values()))
+    rows = [tokens + [pad] * (longest - len(tokens)) for tokens in outputs.values()]
+    return torch.cat((ids, torch.tensor(rows, dtype=ids.dtype, device=ids.device)), dim=1)
+
+
+def _token_list(value: int | Sequence[int]) -> list[int]:
+    return [value] if isinstance(value, int) else list(value)
+
+
+def _generation_defaults(source: ResolvedSource) -> dict[str, Any]:
+    path = source.model_dir / "generation_config.json"
+    return read_config(path) if path.is_file() else {}
+
+
+def _dtype_name(dtype: torch.dtype | str | None) -> str:
+    return "auto" if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def _transformers_tokenizer(source: ResolvedSource) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source.tokenizer_dir, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
+        reason = str(error).partition("\n")[0][:300].rstrip(".")
+        raise InputError(
+            f"Transformers cannot load the tokenizer in {source.tokenizer_dir} ({reason}); save it there again."
+        ) from error
+
+
+def _refuse_unknown(where: str, unknown: dict[str, Any]) -> None:
+    if unknown:
+        raise InputError(f"{where} does not take {', '.join(sorted(unknown))}; leave it out.")

@@ -1,0 +1,180 @@
+"""Offline generation: prompts or conversations in, texts out, in this process."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tuneserve.engines.contract import FinishReason, GenerationRequest, SamplingParams
+from tuneserve.errors import EngineError, TextError
+from tuneserve.native._engine import NativeCore
+from tuneserve.native._load import EngineConfig
+from tuneserve.sources import ResolvedSource, resolve
+from tuneserve.text import Detokenizer, StopStrings, open_chat_template, open_tokenizer
+
+Prompt = str | Sequence[int]
+Conversation = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What followed one prompt; the text is cut before a stop string and leaves special tokens out."""
+
+    prompt_ids: list[int]
+    token_ids: list[int]
+    text: str
+    finish_reason: FinishReason
+
+
+class LLM:
+    """A model in this process, for batches of prompts.
+
+    Args:
+        source: what to run; see :func:`tuneserve.sources.resolve`.
+        base: the base to use instead of the one that an adapter names.
+        dtype: auto, float32, bfloat16 or float16.
+        context_length: tokens per sequence, prompt included; None takes the model's, up to 8192.
+        max_running: sequences computed together; None takes what fits in memory, up to 64.
+
+    Raises:
+        InputError: the source cannot be run as it is.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | ResolvedSource,
+        *,
+        base: str | Path | None = None,
+        dtype: str = "auto",
+        context_length: int | None = None,
+        max_running: int | None = None,
+    ) -> None:
+        self.source = source if isinstance(source, ResolvedSource) else resolve(source, base=base)
+        self.tokenizer = open_tokenizer(self.source.tokenizer_dir)
+        self.template = open_chat_template(self.source.tokenizer_dir)
+        adapter = self.source.adapter_dir
+        config = EngineConfig(
+            model_dir=str(self.source.model_dir),
+            adapter_dir=None if adapter is None else str(adapter),
+            dtype=dtype,
+            context_length=context_length,
+            max_running=max_running,
+        )
+        self.core = NativeCore(config)
+
+    def generate(
+        self, prompts: Sequence[Prompt], params: SamplingParams | None = None, *, stop: Sequence[str] = ()
+    ) -> list[Completion]:
+        """Continue each prompt, a text or token ids; the results are in the order of the prompts.
+
+        Generation ends with the model's end tokens and with ``stop_token_ids``, or when a text of ``stop`` appears.
+
+        Raises:
+            RequestError: a prompt or a parameter cannot be served; nothing was generated.
+            EngineError: the model gave no finite probabilities.
+        """
+        params = self._with_end_tokens(params or SamplingParams())
+        runs = [_Run(self._ids(prompt), Detokenizer(self.tokenizer), StopStrings(stop)) for prompt in prompts]
+        requests = {str(index): run for index, run in enumerate(runs)}
+        try:
+            for request_id, run in requests.items():
+                self.core.add(GenerationRequest(id=request_id, prompt_ids=run.prompt_ids, params=params))
+            while not self.core.idle:
+                self._advance(requests, params)
+        finally:
+            for request_id in requests:
+                self.core.cancel(request_id)
+        return [run.completion() for run in runs]
+
+    def chat(
+        self, conversations: Sequence[Conversation], params: SamplingParams | None = None, *, stop: Sequence[str] = ()
+    ) -> list[Completion]:
+        """Answer each conversation, a list of messages with ``role`` and ``content``; see :meth:`generate`.
+
+        Raises:
+            TextError: the model has no chat template, or its template fails.
+        """
+        return self.generate([self.prompt_of(messages) for messages in conversations], params, stop=stop)
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
+        """Continue one prompt, yielding text as soon as it is final; see :meth:`generate`."""
+        params = self._with_end_tokens(params or SamplingParams())
+        detokenizer = Detokenizer(self.tokenizer)
+        request = GenerationRequest(id="stream", prompt_ids=self._ids(prompt), params=params)
+        self.core.add(request)
+        try:
+            while not self.core.idle:
+                for output in self.core.step():
+                    yield detokenizer.push(_kept(output.token, output.failed, params))
+            yield detokenizer.finish()
+        finally:
+            self.core.cancel(request.id)
+
+    def prompt_of(self, messages: Conversation) -> list[int]:
+        """Render a conversation and return its token ids.
+
+        Raises:
+            TextError: the model has no chat template, or its template fails.
+        """
+        if self.template is None:
+            raise TextError(
+                f"{self.source.name} has no chat template; give a plain prompt, or add chat_template.jinja to "
+                f"{self.source.tokenizer_dir}."
+            )
+        return self.tokenizer.encode(self.template.render(messages), add_special_tokens=False)
+
+    def _advance(self, requests: Mapping[str, "_Run"], params: SamplingParams) -> None:
+        for output in self.core.step():
+            run = requests[output.id]
+            run.add(output.token, _kept(output.token, output.failed, params))
+            if run.stopped:
+                self.core.cancel(output.id)
+            elif output.finish_reason:
+                run.finish_reason = output.finish_reason
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        return self.tokenizer.encode(prompt, add_special_tokens=True) if isinstance(prompt, str) else list(prompt)
+
+    def _with_end_tokens(self, params: SamplingParams) -> SamplingParams:
+        ends = {token for token in self.tokenizer.end_token_ids if token < self.core.info.vocab_size}
+        return msgspec.structs.replace(params, stop_token_ids=tuple(sorted({*params.stop_token_ids, *ends})))
+
+
+class _Run:
+    """One prompt on its way: its tokens, and its text as far as it is final."""
+
+    def __init__(self, prompt_ids: list[int], detokenizer: Detokenizer, stops: StopStrings) -> None:
+        self.prompt_ids = prompt_ids
+        self.finish_reason: FinishReason = "stop"
+        self.stopped = False
+        self._detokenizer = detokenizer
+        self._stops = stops
+        self._tokens: list[int] = []
+        self._text = ""
+
+    def add(self, token: int | None, shown: list[int]) -> None:
+        if token is not None:
+            self._tokens.append(token)
+        self._push(self._detokenizer.push(shown))
+
+    def completion(self) -> Completion:
+        if not self.stopped:
+            self._push(self._detokenizer.finish())
+        if not self.stopped:
+            self._text += self._stops.finish()
+        return Completion(self.prompt_ids, self._tokens, self._text, self.finish_reason)
+
+    def _push(self, text: str) -> None:
+        safe, match = self._stops.push(text)
+        self._text += safe
+        if match is not None:
+            self.stopped, self.finish_reason = True, "stop"
+
+
+def _kept(token: int | None, failed: bool, params: SamplingParams) -> list[int]:
+    """Return the tokens to show; one that ends the sequence is not text."""
+    if failed:
+        raise EngineError("the model gave no finite probabilities; check its weights, or run it in float32.")
+    return [] if token is None or token in params.stop_token_ids else [token]
