@@ -53,6 +53,7 @@ class FakeEngine:
     hold_after: int | None = None
     fail_after: int | None = None
     refuse: Exception | None = None
+    broken_prompt: list[int] | None = None
     ready: bool = True
     requests: list[GenerationRequest] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
@@ -86,7 +87,7 @@ class FakeEngine:
                 if self.hold_after is not None and count > self.hold_after:
                     self.holding.release()
                     await self._released.wait()
-                if self.closed or (self.fail_after is not None and count > self.fail_after):
+                if request.prompt_ids == self.broken_prompt or self._fails(count):
                     raise EngineError("the fake engine broke, as it was told to; do not worry.")
                 reason = _reason(count, token, request)
                 yield TokenChunk(token_ids=[token], finish_reason=reason)
@@ -95,6 +96,9 @@ class FakeEngine:
                 self.cancelled.append(request.id)
                 self.has_cancelled.release()
             raise
+
+    def _fails(self, count: int) -> bool:
+        return self.closed or (self.fail_after is not None and count > self.fail_after)
 
     async def stats(self) -> EngineStats:
         return EngineStats(running=3, waiting=2, cache_usage=0.25)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.gateway.conftest import END, START, FakeEngine, chat_body, make_served, sse_events, write_tokenizer
 from tuneserve.engines.contract import SamplingParams
-from tuneserve.errors import EngineError, RequestError
+from tuneserve.errors import RequestError
 from tuneserve.gateway import ServedModel, create_app
 
 pytestmark = pytest.mark.anyio

@@ -33,11 +33,11 @@ def application(gateway: Gateway) -> FastAPI:
     """Return the application over ``gateway``, which may still be starting."""
     # The schema is checked by hand, since a body must be bounded before it is parsed; so there is none to show.
     app = FastAPI(title="tuneserve", openapi_url=None, redirect_slashes=False)
-    app.add_middleware(Edge, gateway=gateway)
     app.add_exception_handler(HTTPException, _http_error)
     add_page(app)
     add_operator_routes(app, gateway)
     _add_generation_routes(app, gateway)
+    app.add_middleware(Edge, gateway=gateway, paths=frozenset(getattr(route, "path", "") for route in app.routes))
     return app
 
 

@@ -15,11 +15,12 @@ _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
 class Edge:
-    """The outermost layer of the application."""
+    """The outermost layer of the application; ``paths`` are those that are counted by name."""
 
-    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
+    def __init__(self, app: ASGIApp, gateway: Gateway, paths: frozenset[str]) -> None:
         self._app = app
         self._gateway = gateway
+        self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection or request."""
@@ -48,7 +49,8 @@ class Edge:
                         raise
                     await as_api_error(error).response()(scope, receive, send_marked)
         finally:
-            endpoint = getattr(scope.get("route"), "path", "other")
+            # Only known paths, for every label is kept forever.
+            endpoint = scope["path"] if scope["path"] in self._paths else "other"
             self._gateway.metrics.answered(endpoint, status, time.monotonic() - started)
 
     def _check_caller(self, method: str, headers: Headers) -> None:

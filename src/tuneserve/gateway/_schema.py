@@ -12,6 +12,7 @@ _MAX_MESSAGES = 10_000
 _MAX_PROMPTS = 128
 _MAX_DEPTH = 32
 _MAX_PAIRS = 64
+_OURS = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
 _FEW_ERRORS = 100  # Python objects are made for each error, and a body can hold a million
 
 _Count = Annotated[int, Field(ge=1, le=_MAX_COUNT)]
@@ -32,11 +33,14 @@ def _prompts(value: object) -> object:
 
 def _few_pairs(value: object) -> object:
     if isinstance(value, dict) and len(value) > _MAX_PAIRS:
-        raise ValueError(f"has more than {_MAX_PAIRS} keys")
+        raise ValueError(f"it has more than {_MAX_PAIRS} keys")
     return value
 
 
-def _shallow(value: dict[str, Any]) -> dict[str, Any]:
+def _template_kwargs(value: dict[str, Any]) -> dict[str, Any]:
+    taken = [name for name in _OURS if name in value]
+    if taken:
+        raise ValueError(f"it sets {taken[0]!r}, which is a parameter of its own")
     level: list[object] = [value]
     for _ in range(_MAX_DEPTH):
         level = [
@@ -46,7 +50,7 @@ def _shallow(value: dict[str, Any]) -> dict[str, Any]:
             for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
     if level:
-        raise ValueError(f"is nested more than {_MAX_DEPTH} levels deep")
+        raise ValueError(f"it is nested more than {_MAX_DEPTH} levels deep")
     return value
 
 
@@ -110,7 +114,7 @@ class ChatRequest(Generation):
     max_completion_tokens: _Count | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_shallow)] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_template_kwargs)] | None = None
     metadata: Annotated[dict[str, str], BeforeValidator(_few_pairs)] | None = None
     prompt_cache_key: _Hint | None = None
     prompt_cache_retention: _Hint | None = None

@@ -1,0 +1,124 @@
+"""Protects what clients and operators ask beside generation, and who is let in."""
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.gateway.conftest import FakeEngine, chat_body
+from tuneserve._version import __version__
+from tuneserve.errors import EngineError
+from tuneserve.gateway import ServedModel, Settings, create_app
+from tuneserve.gateway._app import application
+from tuneserve.gateway._state import Gateway
+
+pytestmark = pytest.mark.anyio
+CHAT = "/v1/chat/completions"
+
+
+def _client(gateway: Gateway) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(application(gateway)), base_url="http://localhost:8000")
+
+
+async def test_the_model_is_listed(client: httpx.AsyncClient) -> None:
+    model = {
+        "id": "tuned", "object": "model", "created": 1_700_000_000, "owned_by": "tuneserve", "max_model_len": 256,
+    }  # fmt: skip
+    assert (await client.get("/v1/models")).json() == {"object": "list", "data": [model]}
+    assert (await client.get("/v1/models/tuned")).json() == model
+
+
+async def test_the_version_names_the_engine(client: httpx.AsyncClient) -> None:
+    version = (await client.get("/version")).json()
+    assert version["version"] == __version__
+    assert version["engine"]["engine"] == "fake"
+
+
+async def test_ready_follows_the_life_of_the_server(served: ServedModel, engine: FakeEngine) -> None:
+    gateway = Gateway(Settings())
+    async with _client(gateway) as client:
+
+        async def seen() -> tuple[str, int, int, int]:
+            health, ready = await client.get("/health"), await client.get("/ready")
+            if ready.status_code == 503:
+                assert ready.headers["retry-after"]
+            generated = await client.post(CHAT, json=chat_body())
+            return health.json()["status"], health.status_code, ready.status_code, generated.status_code
+
+        assert await seen() == ("starting", 200, 503, 503)
+        assert (await client.get("/v1/models")).status_code == 503
+        assert (await client.get("/metrics")).status_code == 200
+        assert (await client.get("/version")).json()["engine"] is None
+        gateway.open(served)
+        assert await seen() == ("ready", 200, 200, 200)
+        engine.ready = False
+        assert await seen() == ("failed", 503, 503, 503)
+        engine.ready = True
+        gateway.drain()
+        assert await seen() == ("draining", 200, 503, 503)
+
+
+async def test_metrics_count_what_happened(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    await client.post(CHAT, json=chat_body())
+    await client.post(CHAT, json=chat_body(n=2))
+    await client.get("/nowhere/1")
+    await client.get("/nowhere/2")
+    response = await client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    samples = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+    assert samples["tuneserve_requests_total", CHAT, "200"] == 1
+    assert samples["tuneserve_requests_total", CHAT, "400"] == 1
+    assert samples["tuneserve_requests_total", "other", "404"] == 2
+    assert samples["tuneserve_request_seconds_count", CHAT] == 2
+    assert samples["tuneserve_prompt_tokens_total",] == len(engine.prompt)
+    assert samples["tuneserve_generated_tokens_total",] == 15
+    assert samples["tuneserve_time_to_first_token_seconds_count",] == 1
+    assert samples["tuneserve_time_per_output_token_seconds_count",] == 1
+    assert samples["tuneserve_sequences_running",] == 3
+    assert samples["tuneserve_sequences_waiting",] == 2
+    assert samples["tuneserve_cache_usage_ratio",] == 0.25
+
+
+async def test_metrics_survive_a_silent_engine(
+    client: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stats() -> None:
+        raise EngineError("gone.")
+
+    monkeypatch.setattr(engine, "stats", stats)
+    assert (await client.get("/metrics")).status_code == 200
+
+
+async def test_only_allowed_hosts_are_served(served: ServedModel) -> None:
+    app = create_app(served, Settings(allowed_hosts=frozenset({"localhost", "127.0.0.1", "::1"})))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost:8000") as client:
+        for host in ("localhost:8000", "LOCALHOST", "127.0.0.1:1", "[::1]:8000"):
+            assert (await client.get("/v1/models", headers={"Host": host})).status_code == 200, host
+        for host in ("evil.example", "localhost.evil.example:8000", "[::1", "", "127.0.0.1@evil.example"):
+            response = await client.get("/v1/models", headers={"Host": host})
+            assert response.status_code == 403, host
+            assert response.json()["error"]["code"] == "host_not_allowed"
+
+
+async def test_other_web_pages_cannot_make_it_work(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    for headers in (
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+    ):
+        response = await client.post(CHAT, json=chat_body(), headers=headers)
+        assert response.status_code == 403
+        assert response.json()["error"]["code"] == "cross_origin"
+    assert not engine.requests
+    for headers in (
+        {"Sec-Fetch-Site": "same-origin", "Origin": "https://behind-a-proxy.example"},
+        {"Sec-Fetch-Site": "none"},
+        {"Origin": "http://testserver"},
+    ):
+        response = await client.post(CHAT, json=chat_body(), headers=headers)
+        assert response.status_code == 200
+        assert "access-control-allow-origin" not in response.headers

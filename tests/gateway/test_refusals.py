@@ -1,0 +1,178 @@
+"""Protects that every field is honoured, neutral, or refused by name in OpenAI's error form."""
+
+from typing import Any
+
+import httpx
+import pytest
+from openai.types import completion_create_params
+from openai.types.chat import completion_create_params as chat_create_params
+
+from tests.gateway.conftest import FakeEngine, chat_body
+
+pytestmark = pytest.mark.anyio
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+
+NEUTRAL = {
+    "n": 1, "tools": [], "tool_choice": "none", "store": False, "metadata": {"a": "b"}, "user": "u",
+    "safety_identifier": "s", "prompt_cache_key": "k", "prompt_cache_retention": "24h", "service_tier": "auto",
+    "presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "logprobs": False, "top_logprobs": 0,
+    "response_format": {"type": "text"}, "parallel_tool_calls": True, "modalities": ["text"], "stop": [],
+    "reasoning_effort": "none", "verbosity": "medium", "functions": [], "function_call": "auto", "stream": False,
+}  # fmt: skip
+
+
+async def _refusal(client: httpx.AsyncClient, url: str, body: Any) -> dict[str, Any]:
+    response = await client.post(url, json=body)
+    assert response.status_code == 400, response.text
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    return error
+
+
+async def test_neutral_values_are_accepted(client: httpx.AsyncClient) -> None:
+    assert (await client.post(CHAT, json=chat_body(**NEUTRAL))).status_code == 200
+    body = {"model": "tuned", "prompt": "a", "n": 1, "best_of": 1, "echo": False, "suffix": "", "logprobs": None}
+    assert (await client.post(COMPLETIONS, json=body)).status_code == 200
+
+
+CHAT_FIELDS = sorted(chat_create_params.CompletionCreateParamsBase.__annotations__)
+COMPLETION_FIELDS = sorted(completion_create_params.CompletionCreateParamsBase.__annotations__)
+
+
+@pytest.mark.parametrize("field", [each for each in CHAT_FIELDS if each not in ("model", "messages")])
+async def test_null_is_absent_and_no_chat_field_is_unknown(client: httpx.AsyncClient, field: str) -> None:
+    assert (await client.post(CHAT, json=chat_body(**{field: None}))).status_code == 200
+    error = await _refusal(client, CHAT, chat_body(**{"stream": 7, field: [{}]}))
+    assert error["code"] != "unknown_parameter"
+
+
+@pytest.mark.parametrize("field", [each for each in COMPLETION_FIELDS if each not in ("model", "prompt")])
+async def test_null_is_absent_and_no_completion_field_is_unknown(client: httpx.AsyncClient, field: str) -> None:
+    body = {"model": "tuned", "prompt": "a"}
+    assert (await client.post(COMPLETIONS, json={**body, field: None})).status_code == 200
+    error = await _refusal(client, COMPLETIONS, {**body, field: [{}]})
+    assert error["code"] != "unknown_parameter"
+    assert error["param"].startswith(field)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"n": 2}, "n", "unsupported_parameter"),
+        ({"n": True}, "n", "unsupported_parameter"),
+        ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
+        ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
+        ({"logprobs": True}, "logprobs", "unsupported_parameter"),
+        ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_parameter"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"store": True}, "store", "unsupported_parameter"),
+        ({"bananas": None}, "bananas", "unknown_parameter"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
+        ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown_parameter"),
+        ({"stream": "yes"}, "stream", "invalid_type"),
+        ({"stream": 1}, "stream", "invalid_type"),
+        ({"temperature": "1"}, "temperature", "invalid_type"),
+        ({"temperature": True}, "temperature", "invalid_type"),
+        ({"temperature": -1}, "temperature", "invalid_value"),
+        ({"temperature": 10**400}, "temperature", "invalid_type"),
+        ({"top_p": 0}, "top_p", "invalid_value"),
+        ({"top_p": 1.01}, "top_p", "invalid_value"),
+        ({"top_k": -2}, "top_k", "invalid_value"),
+        ({"min_p": 2}, "min_p", "invalid_value"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "invalid_value"),
+        ({"seed": 2**63}, "seed", "invalid_value"),
+        ({"seed": 1.5}, "seed", "invalid_type"),
+        ({"max_tokens": 0}, "max_tokens", "invalid_value"),
+        ({"max_tokens": -5}, "max_tokens", "invalid_value"),
+        ({"max_tokens": 3.0}, "max_tokens", "invalid_type"),
+        ({"max_tokens": 10**30}, "max_tokens", "invalid_value"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "invalid_value"),
+        ({"max_tokens": 3, "min_tokens": 4}, "min_tokens", "invalid_value"),
+        ({"stop": ""}, "stop", "invalid_value"),
+        ({"stop": ["a", ""]}, "stop[1]", "invalid_value"),
+        ({"stop": ["a"] * 17}, "stop", "invalid_value"),
+        ({"stop": 3}, "stop", "invalid_type"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids[0]", "invalid_value"),
+        ({"metadata": {"a": 1}}, "metadata.a", "invalid_type"),
+        ({"user": 7}, "user", "invalid_type"),
+        ({"chat_template_kwargs": []}, "chat_template_kwargs", "invalid_type"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", "invalid_value"),
+        ({"messages": None}, "messages", "invalid_type"),
+        ({"messages": []}, "messages", "invalid_value"),
+        ({"messages": "hi"}, "messages", "invalid_type"),
+        ({"messages": ["hi"]}, "messages[0]", "invalid_type"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
+        ({"messages": [{"role": "king", "content": ""}]}, "messages[0].role", "invalid_value"),
+        ({"messages": [{"role": "user", "content": 1}]}, "messages[0].content", "invalid_type"),
+        ({"messages": [{"role": "user", "content": "", "colour": 1}]}, "messages[0].colour", "unknown_parameter"),
+        (
+            {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]},
+            "messages[0].tool_calls",
+            "unsupported_parameter",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "messages[0].content[0].type",
+            "invalid_value",
+        ),
+        ({"model": None}, "model", "invalid_type"),
+    ],
+)  # fmt: skip
+async def test_what_is_wrong_is_named(
+    client: httpx.AsyncClient, engine: FakeEngine, fields: dict[str, Any], param: str, code: str
+) -> None:
+    error = await _refusal(client, CHAT, chat_body(**fields))
+    assert (error["param"], error["code"]) == (param, code), error["message"]
+    assert param.rpartition(".")[2] in error["message"]
+    assert error["message"].endswith(".")
+    assert not engine.requests
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": ["a", 1]}, "prompt[1]"),
+        ({"prompt": [1, "a"]}, "prompt[0]"),
+        ({"prompt": [[1], [-1]]}, "prompt[1][0]"),
+        ({"prompt": [True]}, "prompt[0]"),
+        ({"prompt": {}}, "prompt"),
+        ({"prompt": ["a"] * 129}, "prompt"),
+        ({"echo": True}, "echo"),
+        ({"best_of": 2}, "best_of"),
+        ({"suffix": "x"}, "suffix"),
+        ({"logprobs": 0}, "logprobs"),
+        ({"messages": []}, "messages"),
+    ],
+)
+async def test_what_is_wrong_with_a_completion_is_named(
+    client: httpx.AsyncClient, fields: dict[str, Any], param: str
+) -> None:
+    error = await _refusal(client, COMPLETIONS, {"model": "tuned", "prompt": "a", **fields})
+    assert error["param"] == param, error["message"]
+
+
+async def test_what_does_not_fit_the_context_is_refused(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    error = await _refusal(client, CHAT, chat_body("x" * 300))
+    assert (error["param"], error["code"]) == ("messages", "context_length_exceeded")
+    error = await _refusal(client, CHAT, chat_body(max_tokens=256))
+    assert (error["param"], error["code"]) == ("max_tokens", "context_length_exceeded")
+    error = await _refusal(client, COMPLETIONS, {"model": "tuned", "prompt": [1] * 256})
+    assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
+    assert not engine.requests
+    fits = {"model": "tuned", "prompt": [1] * 255, "max_tokens": 1}
+    assert (await client.post(COMPLETIONS, json=fits)).status_code == 200
+
+
+async def test_another_model_is_not_found(client: httpx.AsyncClient) -> None:
+    for response in (
+        await client.post(CHAT, json=chat_body(model="other")),
+        await client.get("/v1/models/org/other"),
+    ):
+        assert response.status_code == 404
+        assert response.json()["error"]["code"] == "model_not_found"
+        assert response.json()["error"]["param"] == "model"
