@@ -33,8 +33,8 @@ def write_tokenizer(directory: Path, template: str | None = TEMPLATE) -> Path:
     """Write a tokenizer with one token per byte, two special tokens, and a chat template."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = FastTokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([START, END])
     tokenizer.save(str(directory / "tokenizer.json"))
     (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": END, "bos_token": None}))
@@ -129,16 +129,16 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
-def make_served(directory: Path, answer: str = "Hello, wörld!", **options: Any) -> tuple[ServedModel, FakeEngine]:
-    """Return a served model named ``tuned`` whose engine says ``answer``, and that engine."""
+def make_served(directory: Path, engine_type: type[FakeEngine] = FakeEngine, **options: Any) -> ServedModel:
+    """Return a served model named ``tuned`` whose engine greets."""
     tokenizer = open_tokenizer(directory)
-    engine = FakeEngine(tokenizer.encode(answer + END, add_special_tokens=False), **options)
-    return ServedModel("tuned", tokenizer, open_chat_template(directory), engine, created=1_700_000_000), engine
+    engine = engine_type(tokenizer.encode("Hello, wörld!" + END, add_special_tokens=False), **options)
+    return ServedModel("tuned", tokenizer, open_chat_template(directory), engine, created=1_700_000_000)
 
 
 @pytest.fixture
 def served(tokenizer_dir: Path) -> ServedModel:
-    return make_served(tokenizer_dir)[0]
+    return make_served(tokenizer_dir)
 
 
 @pytest.fixture
@@ -172,13 +172,7 @@ def running_server(served: ServedModel) -> Iterator[str]:
             thread.join()
 
 
-@pytest.fixture
-def server(served: ServedModel) -> Iterator[str]:
-    with running_server(served) as url:
-        yield url
-
-
-def chat_body(text: str = "Hi", **fields: Any) -> dict[str, Any]:
+def chat_body(text: str = "Hi", /, **fields: Any) -> dict[str, Any]:
     """Return the body of a chat completion."""
     return {"model": "tuned", "messages": [{"role": "user", "content": text}], **fields}
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -115,7 +116,7 @@ async def test_the_token_limit_is_the_finish_reason(client: httpx.AsyncClient, f
 
 
 async def test_sampling_reaches_the_engine(client: httpx.AsyncClient, engine: FakeEngine, served: ServedModel) -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "temperature": 0.5, "top_p": 0.9, "min_p": 0.05, "repetition_penalty": 1.1, "seed": 7, "min_tokens": 2,
         "max_tokens": 20,
     }  # fmt: skip
@@ -174,7 +175,7 @@ async def test_an_unexpected_failure_tells_nothing(
 
 
 async def test_a_model_without_template_is_refused(tmp_path: Path) -> None:
-    served, _ = make_served(write_tokenizer(tmp_path, template=None))
+    served = make_served(write_tokenizer(tmp_path, template=None))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(served)), base_url="http://x") as client:
         response = await client.post(URL, json=chat_body())
     assert response.status_code == 400
