@@ -1,0 +1,94 @@
+"""The list of checks, and running them."""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from tuneserve.client import ApiError, OpenAIClient, ProtocolError, TransportError
+from tuneserve.client._errors import quoted
+from tuneserve.client.checks import _errors, _generation, _optional
+from tuneserve.client.checks._result import Check, CheckResult, Finding, Outcome, Target, expect
+
+REACHABLE = "server reachable"
+_MODELS = "models list"
+_REQUIRED: dict[str, Check] = {
+    "unknown model": _errors.unknown_model,
+    "chat": _generation.chat,
+    "chat streaming": _generation.chat_streaming,
+    "streaming usage": _generation.streaming_usage,
+    "usage": _generation.usage,
+    "max_tokens": _generation.max_tokens,
+    "stop": _generation.stop,
+    "seed": _generation.seed,
+    "temperature 0": _generation.temperature_zero,
+    "completions": _generation.completions,
+    "completions streaming": _generation.completions_streaming,
+    "concurrent requests": _generation.concurrent_requests,
+    "invalid JSON": _errors.invalid_json,
+    "invalid value": _errors.invalid_value,
+    "error form": _errors.error_form,
+}
+_OPTIONAL: dict[str, Check] = {
+    "n": _optional.several_choices,
+    "logprobs": _optional.logprobs,
+    "tools": _optional.tools,
+    "json_schema": _optional.json_schema,
+    "health": _optional.health,
+}
+# Statuses that say something about the caller or the load, not about the feature.
+_NO_REFUSALS = (401, 403, 408, 429)
+_LONGEST_DETAIL = 500
+
+
+def run_checks(client: OpenAIClient, model: str | None = None) -> Iterator[CheckResult]:
+    """Run every check in order; ``model`` None is the first that the server lists.
+
+    The first result is :data:`REACHABLE`, and the only one if it failed. A feature that is optional and refused with a
+    4xx is ``unsupported``; what the model at hand cannot show is ``skipped``.
+    """
+    reached = _timed(REACHABLE, lambda: _reach(client))
+    yield reached
+    if reached.outcome != "pass":
+        return
+    names: list[str] = []
+    yield _timed(_MODELS, lambda: _list(client, names))
+    if model is None and not names:
+        for name in (*_REQUIRED, *_OPTIONAL):
+            yield CheckResult(name, "skipped", "no model is known; name one.", 0)
+        return
+    target = Target(client, model or names[0])
+    for name, check in (_REQUIRED | _OPTIONAL).items():
+        yield _timed(name, partial(check, target), optional=name in _OPTIONAL)
+
+
+def _reach(client: OpenAIClient) -> str:
+    status = client.get("/v1/models").status
+    return f"{client.url} answers with status {status}."
+
+
+def _list(client: OpenAIClient, names: list[str]) -> str:
+    names += [model.id for model in client.models()]
+    expect(names, "the list of models is empty.")
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"it lists {quoted(names[0])}{more}."
+
+
+def _timed(name: str, check: Callable[[], str], *, optional: bool = False) -> CheckResult:
+    started = time.perf_counter()
+    outcome, detail = _run(check, optional)
+    milliseconds = round((time.perf_counter() - started) * 1000)
+    if len(detail) > _LONGEST_DETAIL:
+        detail = detail[:_LONGEST_DETAIL] + "…"
+    return CheckResult(name, outcome, detail, milliseconds)
+
+
+def _run(check: Callable[[], str], optional: bool) -> tuple[Outcome, str]:
+    try:
+        return "pass", check()
+    except Finding as finding:
+        return finding.outcome, finding.detail
+    except ApiError as error:
+        refused = optional and 400 <= error.status < 500 and error.status not in _NO_REFUSALS
+        return "unsupported" if refused else "fail", str(error)
+    except (TransportError, ProtocolError) as error:
+        return "fail", str(error)
