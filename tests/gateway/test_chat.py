@@ -1,6 +1,7 @@
 """Protects chat completions: the prompt that reaches the engine, and what comes back, whole and streamed."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,17 @@ async def test_sampling_reaches_the_engine(client: httpx.AsyncClient, engine: Fa
     await client.post(URL, json=chat_body(top_k=-1))
     assert engine.requests[1].params.top_k == 0
     assert engine.requests[1].params.max_tokens == engine.context_length - len(engine.prompt)
+
+
+async def test_an_end_token_is_no_text_even_if_it_is_not_special(tmp_path: Path, served: ServedModel) -> None:
+    exclamation = served.tokenizer.encode("!", add_special_tokens=False)
+    write_tokenizer(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": exclamation}))
+    app = create_app(make_served(tmp_path))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        answer = (await client.post(URL, json=chat_body())).json()
+    assert answer["choices"][0]["message"]["content"] == "Hello, wörld"
+    assert answer["choices"][0]["finish_reason"] == "stop"
 
 
 async def test_requests_run_at_the_same_time(client: httpx.AsyncClient, engine: FakeEngine) -> None:

@@ -1,5 +1,10 @@
 """Protects what clients and operators ask beside generation, and who is let in."""
 
+import asyncio
+import threading
+from dataclasses import replace
+from typing import Any, cast
+
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -10,6 +15,7 @@ from tuneserve.errors import EngineError
 from tuneserve.gateway import ServedModel, Settings, create_app
 from tuneserve.gateway._app import application
 from tuneserve.gateway._state import Gateway
+from tuneserve.text import Tokenizer
 
 pytestmark = pytest.mark.anyio
 CHAT = "/v1/chat/completions"
@@ -80,6 +86,29 @@ async def test_metrics_count_what_happened(client: httpx.AsyncClient, engine: Fa
     assert samples["tuneserve_sequences_running",] == 3
     assert samples["tuneserve_sequences_waiting",] == 2
     assert samples["tuneserve_cache_usage_ratio",] == 0.25
+
+
+async def test_a_long_prompt_does_not_hold_up_others(served: ServedModel) -> None:
+    encoding, encoded = threading.Semaphore(0), threading.Event()
+
+    class Slow:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(served.tokenizer, name)
+
+        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+            encoding.release()
+            encoded.wait()
+            return [1]
+
+    app = create_app(replace(served, tokenizer=cast(Tokenizer, Slow())))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        asking = [asyncio.create_task(client.post(CHAT, json=chat_body())) for _ in range(5)]
+        await asyncio.to_thread(encoding.acquire)
+        await asyncio.to_thread(encoding.acquire)
+        assert (await client.get("/health")).status_code == 200
+        assert not encoding.acquire(blocking=False), "more than two prompts were encoded at once"
+        encoded.set()
+        assert {response.status_code for response in await asyncio.gather(*asking)} == {200}
 
 
 async def test_metrics_survive_a_silent_engine(

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tuneserve.gateway._errors import as_api_error, json_response
-from tuneserve.gateway._generate import Job, Piece, generate
+from tuneserve.gateway._generate import Emit, Job, Piece, generate
 from tuneserve.gateway._metrics import Metrics
 from tuneserve.gateway._served import ServedModel
 from tuneserve.gateway._shapes import Json, Result, Shape, usage_of
@@ -92,7 +92,7 @@ class Answer(Response):
             await self._send(send, [as_api_error(error).body()])
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _generate(self, emit: Any) -> None:
+    async def _generate(self, emit: Emit) -> None:
         work = self._work
         await generate(work.served, work.jobs, work.metrics, work.arrived, emit)
 

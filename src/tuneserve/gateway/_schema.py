@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from tuneserve.gateway import _fields
-from tuneserve.gateway._errors import ApiError, quoted
+from tuneserve.gateway._errors import ApiError
+from tuneserve.gateway._explain import explain
 
 _MAX_COUNT = 2**31 - 1
 _MAX_MESSAGES = 10_000
@@ -13,7 +14,6 @@ _MAX_PROMPTS = 128
 _MAX_DEPTH = 32
 _MAX_PAIRS = 64
 _OURS = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
-_FEW_ERRORS = 100  # Python objects are made for each error, and a body can hold a million
 
 _Count = Annotated[int, Field(ge=1, le=_MAX_COUNT)]
 _TokenId = Annotated[int, Field(ge=0, le=_MAX_COUNT)]
@@ -172,39 +172,8 @@ def _parse(schema: type[_Request], body: dict[str, Any], neutral: _fields.Neutra
     try:
         request = schema.model_validate(fields)
     except ValidationError as error:
-        raise _explain(error, fields) from None
+        raise explain(error, fields) from None
     if request.stream_options is not None and not request.stream:
         message = "'stream_options' is only allowed with 'stream': true; send both or neither."
         raise ApiError(400, message, param="stream_options", code="invalid_value")
     return request
-
-
-def _explain(error: ValidationError, fields: dict[str, Any]) -> ApiError:
-    if error.error_count() > _FEW_ERRORS:
-        return ApiError(400, f"The body has {error.error_count()} errors; correct it.", code="invalid_value")
-    details = error.errors(include_url=False, include_context=False, include_input=False)
-    # Of a union's branches, the one that got furthest is the one that was meant.
-    first = max(details, key=lambda detail: len(detail["loc"]))
-    path = quoted(_path(first["loc"], fields, missing=first["type"] == "missing"))
-    if first["type"] == "missing":
-        message, code = f"Missing required parameter {path}; add it.", "missing_required_parameter"
-    elif first["type"] == "extra_forbidden":
-        message, code = f"Unknown parameter {path}; remove it.", "unknown_parameter"
-    else:
-        reason = first["msg"].removeprefix("Value error, ").replace("Input", "it", 1)
-        code = "invalid_type" if first["type"].endswith("_type") else "invalid_value"
-        message = f"Invalid value for {path}: {reason}; correct it."
-    return ApiError(400, message, param=path[1:-1], code=code)
-
-
-def _path(loc: tuple[int | str, ...], fields: Any, *, missing: bool) -> str:
-    """Return ``messages[0].content`` for a location, leaving out what names a branch of a union."""
-    path = ""
-    for index, part in enumerate(loc):
-        try:
-            fields = fields[part]
-        except (KeyError, IndexError, TypeError):
-            if not (missing and index == len(loc) - 1):
-                continue
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
-    return path

@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import errno
-import ipaddress
 import socket
 from collections.abc import Awaitable, Callable
 from types import FrameType
@@ -11,12 +9,11 @@ from typing import TypeVar
 
 import uvicorn
 
-from tuneserve.errors import InputError
 from tuneserve.gateway._app import application
+from tuneserve.gateway._listen import host_names, listen, shown
 from tuneserve.gateway._served import ServedModel
 from tuneserve.gateway._state import Gateway, Settings
 
-_BACKLOG = 2048
 # Longer than the 60 seconds of most load balancers, so that it is they who close an idle connection.
 _KEEP_ALIVE_SECONDS = 75
 _CLOSING_SECONDS = 5
@@ -44,50 +41,11 @@ def serve(
         InputError: the address cannot be used; nothing was loaded.
         TuneserveError: whatever ``build`` raises.
     """
-    with _listen(host, port) as listener:
+    with listen(host, port) as listener:
         address, actual_port = listener.getsockname()[:2]
-        settings = Settings(max_body_bytes, _host_names(address, host, allowed_hosts))
-        url = f"http://{_shown(address, host)}:{actual_port}"
+        settings = Settings(max_body_bytes, host_names(address, host, allowed_hosts))
+        url = f"http://{shown(address, host)}:{actual_port}"
         asyncio.run(_run(listener, build, Gateway(settings), lambda: on_ready(url), drain_seconds))
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    if not 0 <= port <= 65535:
-        raise InputError(f"port {port} does not exist; choose one from 1 to 65535, or 0 for any that is free.")
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError):
-        raise InputError(f"the host {host!r} is no address of this machine; use 127.0.0.1 or 0.0.0.0.") from None
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)  # at once: a port that is only bound can be taken by another
-    except OSError as error:
-        listener.close()
-        raise InputError(_why_not(error, host, port)) from None
-    return listener
-
-
-def _why_not(error: OSError, host: str, port: int) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host} is in use; stop what uses it, or choose another port, 0 for any that is free."
-    if error.errno == errno.EACCES:
-        return f"port {port} on {host} may not be opened by this user; choose one above 1023."
-    return f"{host} port {port} cannot be opened ({error.strerror}); choose an address of this machine, like 127.0.0.1."
-
-
-def _host_names(address: str, host: str, allowed: tuple[str, ...]) -> frozenset[str] | None:
-    if not ipaddress.ip_address(address).is_loopback:
-        return None
-    return frozenset(name.lower() for name in ("127.0.0.1", "localhost", "::1", address, host, *allowed))
-
-
-def _shown(address: str, host: str) -> str:
-    ip = ipaddress.ip_address(address)
-    if ip.is_unspecified:
-        return "localhost"
-    return f"[{host}]" if ":" in host else host
 
 
 async def _run(

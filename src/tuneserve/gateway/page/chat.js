@@ -87,7 +87,10 @@ async function stream(answer, signal) {
   let started = null;
   let reason = null;
   for await (const event of events(response)) {
-    started ??= performance.now();
+    if (started === null) {
+      started = performance.now();
+      statusLine.textContent = "Answering…";
+    }
     const choice = event.choices[0];
     if (choice?.delta.content) {
       const following = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
