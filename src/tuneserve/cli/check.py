@@ -7,6 +7,8 @@ import typer
 if TYPE_CHECKING:
     from tuneserve.client.checks import CheckResult
 
+# A small model on a busy CPU takes its time over 24 tokens.
+_SILENT_SECONDS = 180.0
 _WORDS = {"pass": "pass", "fail": "FAIL", "unsupported": "not supported", "skipped": "skipped"}
 _COUNTED = {"pass": "passed", "fail": "failed", "unsupported": "not supported", "skipped": "skipped"}
 _STYLES = {"pass": "green", "fail": "bold red", "unsupported": "yellow", "skipped": "dim"}
@@ -29,7 +31,7 @@ def check(
     from tuneserve.client.checks import REACHABLE, run_checks
 
     results = []
-    with OpenAIClient(url, api_key) as client:
+    with OpenAIClient(url, api_key, _SILENT_SECONDS) as client:
         for result in run_checks(client, model):
             results.append(result)
             if not as_json:

@@ -1,6 +1,7 @@
 """The client: one method per thing the API can do."""
 
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -87,14 +88,15 @@ class OpenAIClient:
 
     def _stream(self, path: str, body: Mapping[str, Any], kind: type[_T]) -> Generator[_T, None, None]:
         decoder = msgspec.json.Decoder(kind)
-        for data in self._connection.events(path, encode(body)):
-            if data == _DONE:
-                return
-            try:
-                chunk = decoder.decode(data)
-            except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-                raise parse_error(200, data.encode()) or self._malformed(path, error) from None
-            yield chunk
+        with closing(self._connection.events(path, encode(body))) as events:
+            for data in events:
+                if data == _DONE:
+                    return
+                try:
+                    chunk = decoder.decode(data)
+                except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+                    raise parse_error(200, data.encode()) or self._malformed(path, error) from None
+                yield chunk
         raise ProtocolError(f"{self.url}{path} ended its stream without {_DONE}; see the server's log.")
 
     def _decode(self, answer: RawResponse, path: str, kind: type[_T]) -> _T:

@@ -89,6 +89,8 @@ def _run(check: Callable[[], str], optional: bool) -> tuple[Outcome, str]:
         return finding.outcome, finding.detail
     except ApiError as error:
         refused = optional and 400 <= error.status < 500 and error.status not in _NO_REFUSALS
-        return "unsupported" if refused else "fail", str(error)
+        if refused:
+            return "unsupported", f"it is refused with status {error.status} ({error.message})."
+        return "fail", str(error)
     except (TransportError, ProtocolError) as error:
         return "fail", str(error)
