@@ -118,7 +118,7 @@ class NativeModel:
                 context_length=max_seq_length,
             )
         )
-        self._tokenizer = open_tokenizer(source.tokenizer_dir)
+        self._tokenizer = open_tokenizer(source.tokenizer_dir, source.model_dir)
         self._defaults = _generation_defaults(source)
 
     @property

@@ -4,7 +4,13 @@ import typer
 
 from tuneserve._version import __version__
 from tuneserve.cli._run import output, run
+from tuneserve.cli.chat import chat
+from tuneserve.cli.check import check
+from tuneserve.cli.demo import demo
 from tuneserve.cli.export import export
+from tuneserve.cli.generate import generate
+from tuneserve.cli.inspect import inspect
+from tuneserve.cli.serve import serve
 from tuneserve.cli.verify import verify
 
 app = typer.Typer(
@@ -15,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (export, verify):
+for verb in (demo, inspect, export, verify, serve, generate, chat, check):
     app.command()(verb)
 
 

@@ -177,7 +177,8 @@ _REMEDY = "see its last lines above, and start it again"
 
 async def _read(reader: asyncio.StreamReader) -> FromEngine:
     (length,) = HEADER.unpack(await reader.readexactly(HEADER.size))
-    return _decoder.decode(await reader.readexactly(length))
+    message: FromEngine = _decoder.decode(await reader.readexactly(length))
+    return message
 
 
 async def _end(process: Process, writer: asyncio.StreamWriter) -> None:

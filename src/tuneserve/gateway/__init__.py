@@ -1,8 +1,9 @@
 """The OpenAI API in front of any engine, what an operator needs around it, and the chat page."""
 
 from tuneserve.gateway._app import create_app
+from tuneserve.gateway._listen import listen
 from tuneserve.gateway._serve import serve
 from tuneserve.gateway._served import ServedModel, read_sampling_defaults
 from tuneserve.gateway._state import Settings
 
-__all__ = ["ServedModel", "Settings", "create_app", "read_sampling_defaults", "serve"]
+__all__ = ["ServedModel", "Settings", "create_app", "listen", "read_sampling_defaults", "serve"]

@@ -69,7 +69,7 @@ def load_weights(
     def fused(*names: str) -> torch.Tensor:
         rows = [shapes[name][0] for name in names]
         weight = torch.empty((sum(rows), *shapes[names[0]][1:]), dtype=dtype, device=device)
-        for name, part in zip(names, weight.split(rows), strict=True):
+        for name, part in zip(names, torch.split(weight, rows), strict=True):
             part.copy_(read(name))
         return weight
 

@@ -52,8 +52,8 @@ class LLM:
         max_running: int | None = None,
     ) -> None:
         self.source = source if isinstance(source, ResolvedSource) else resolve(source, base=base)
-        self.tokenizer = open_tokenizer(self.source.tokenizer_dir)
-        self.template = open_chat_template(self.source.tokenizer_dir)
+        self.tokenizer = open_tokenizer(self.source.tokenizer_dir, self.source.model_dir)
+        self.template = open_chat_template(self.source.tokenizer_dir) or open_chat_template(self.source.model_dir)
         adapter = self.source.adapter_dir
         config = EngineConfig(
             model_dir=str(self.source.model_dir),

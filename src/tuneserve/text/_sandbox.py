@@ -79,7 +79,7 @@ class Environment(ImmutableSandboxedEnvironment):
 class _Generation(Extension):
     """``{% generation %}``, which marks the answer for training and means nothing here."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012 - the type that Jinja declares
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
@@ -166,9 +166,8 @@ def _fits_replacement(text: Any, old: Any, new: Any) -> None:
 
 
 def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
-    text, old, new = str(text), str(old), str(new)
-    _fits_replacement(text, old, new)
-    return text.replace(old, new, -1 if count is None else count)
+    _fits_replacement(str(text), str(old), str(new))
+    return str(text).replace(str(old), str(new), -1 if count is None else count)
 
 
 def _indent(text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:

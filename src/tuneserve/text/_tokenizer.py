@@ -50,8 +50,8 @@ class Tokenizer:
         return text
 
 
-def open_tokenizer(directory: Path) -> Tokenizer:
-    """Open the tokenizer of a model directory.
+def open_tokenizer(directory: Path, model_dir: Path | None = None) -> Tokenizer:
+    """Open the tokenizer in ``directory``; what ends an answer is also looked up in ``model_dir``.
 
     Raises:
         TextError: there is no ``tokenizer.json``, or a file is malformed.
@@ -59,7 +59,7 @@ def open_tokenizer(directory: Path) -> Tokenizer:
     backend = _backend(directory)
     names = special_tokens(directory)
     settings = read_object(directory / "tokenizer_config.json")
-    ends = set(_end_ids(directory))
+    ends = {index for place in (directory, model_dir or directory) for index in _end_ids(place)}
     eos_id = backend.token_to_id(names["eos_token"]) if "eos_token" in names else None
     if eos_id is not None:
         ends.add(eos_id)

@@ -1,0 +1,91 @@
+"""``tuneserve chat``."""
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Annotated
+
+import typer
+
+Message = dict[str, str]
+Answer = Callable[[list[Message]], Iterator[str]]
+
+
+def chat(
+    source: Annotated[str, typer.Argument(help="A model or adapter, or the URL of a server.")],
+    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
+    base: Annotated[str | None, typer.Option(help="Use this base instead of the one the adapter names.")] = None,
+    model: Annotated[str | None, typer.Option(help="With a URL, the model to ask; the first that it lists.")] = None,
+    api_key: Annotated[str | None, typer.Option(help="With a URL, its key.", envvar="TUNESERVE_API_KEY")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens per answer at most.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the most likely token.")] = 0.0,
+) -> None:
+    """Talk to a model in the terminal; an empty line or Ctrl-D ends.
+
+    [dim]tuneserve chat outputs/my-adapter[/dim]
+    """
+    from tuneserve.cli._run import console
+    from tuneserve.errors import InputError, RequestError
+
+    if source.startswith(("http://", "https://")):
+        if base is not None:
+            raise InputError("--base is for a model here, not for a URL; leave it out.")
+        answer = _from_server(source, model, api_key, max_tokens, temperature)
+    else:
+        if model is not None or api_key is not None:
+            raise InputError("--model and --api-key are for a URL, not for a model here; leave them out.")
+        answer = _from_model(source, base, max_tokens, temperature)
+    messages: list[Message] = [{"role": "system", "content": system}] if system is not None else []
+    while said := _read_line():
+        messages.append({"role": "user", "content": said})
+        pieces = []
+        try:
+            for piece in answer(messages):
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+                pieces.append(piece)
+        except RequestError as error:
+            # The conversation has become too long, or its template refuses it: say so and go on without the message.
+            messages.pop()
+            console.print(str(error), style="red", markup=False, soft_wrap=True)
+            continue
+        sys.stdout.write("\n")
+        messages.append({"role": "assistant", "content": "".join(pieces)})
+
+
+def _read_line() -> str:
+    if sys.stdin.isatty():
+        sys.stderr.write("> ")
+        sys.stderr.flush()
+    return sys.stdin.readline().strip()
+
+
+def _from_model(source: str, base: str | None, max_tokens: int, temperature: float) -> Answer:
+    from tuneserve.engines.contract import SamplingParams
+    from tuneserve.native import LLM
+
+    params = SamplingParams(max_tokens=max_tokens, temperature=temperature)
+    params.check()
+    llm = LLM(source, base=base)
+    return lambda messages: llm.stream(llm.prompt_of(messages), params)
+
+
+def _from_server(url: str, model: str | None, api_key: str | None, max_tokens: int, temperature: float) -> Answer:
+    from tuneserve.client import OpenAIClient
+    from tuneserve.errors import InputError
+
+    client = OpenAIClient(url, api_key)
+    if model is None:
+        models = client.models()
+        if not models:
+            raise InputError(f"{url} serves no model; start one, or name it with --model.")
+        model = models[0].id
+    asked = model
+
+    def answer(messages: list[Message]) -> Iterator[str]:
+        chunks = client.chat_stream(messages, model=asked, max_tokens=max_tokens, temperature=temperature)
+        for chunk in chunks:
+            for choice in chunk.choices:
+                if choice.delta.content:
+                    yield choice.delta.content
+
+    return answer
