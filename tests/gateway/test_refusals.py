@@ -163,9 +163,17 @@ async def test_what_does_not_fit_the_context_is_refused(client: httpx.AsyncClien
     assert (error["param"], error["code"]) == ("max_tokens", "context_length_exceeded")
     error = await _refusal(client, COMPLETIONS, {"model": "tuned", "prompt": [1] * 256})
     assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
+    error = await _refusal(client, COMPLETIONS, {"model": "tuned", "prompt": [1] * 250, "max_tokens": 7})
+    assert (error["param"], error["code"]) == ("max_tokens", "context_length_exceeded")
     assert not engine.requests
-    fits = {"model": "tuned", "prompt": [1] * 255, "max_tokens": 1}
-    assert (await client.post(COMPLETIONS, json=fits)).status_code == 200
+    for length, more in ((255, 1), (250, 6)):
+        fits = {"model": "tuned", "prompt": [1] * length, "max_tokens": more}
+        assert (await client.post(COMPLETIONS, json=fits)).status_code == 200
+
+
+async def test_a_thousand_errors_are_not_listed(client: httpx.AsyncClient) -> None:
+    error = await _refusal(client, CHAT, chat_body(stream_options={f"x{index}": 0 for index in range(1_000)}))
+    assert error["message"] == "The body has 1000 errors; correct it."
 
 
 async def test_another_model_is_not_found(client: httpx.AsyncClient) -> None:

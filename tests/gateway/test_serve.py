@@ -161,6 +161,11 @@ def test_an_unusable_address_is_one_sentence(host: str, port: int) -> None:
         serve(_never, host=host, port=port, on_ready=print)
 
 
+def test_a_port_is_claimed_before_anything_is_served() -> None:
+    with closing(listen("127.0.0.1", 0)) as first, pytest.raises(InputError, match="is in use"):
+        listen("127.0.0.1", first.getsockname()[1])
+
+
 def test_localhost_is_where_every_program_looks_for_it() -> None:
     with closing(listen("localhost", 0)) as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
