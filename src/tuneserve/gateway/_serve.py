@@ -105,7 +105,7 @@ class _Server(uvicorn.Server):
             lifespan="off",
             ws="none",
             log_config=None,
-            log_level="warning",
+            log_level="error",  # its warnings are about what strangers send
             access_log=False,
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
