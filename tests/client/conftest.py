@@ -103,6 +103,9 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             if refusal.status == 400 and "errors without code" in self._faults:
                 del error["code"]
+            wrong = [field for field in error if f"errors with a wrong {field}" in self._faults]
+            if refusal.status == 400:
+                error |= {field: [] for field in wrong}
             self._json({"error": error}, refusal.status)
 
     @property
@@ -225,6 +228,8 @@ class _Handler(BaseHTTPRequestHandler):
             deltas.append(({}, "odd" if "odd reason" in wrong else reason))
         if "two reasons" in wrong:
             deltas.append(({}, reason))
+        if "without end" in wrong:
+            deltas *= 1000
         if "goes on" in wrong:
             deltas.append(({"content": " more"}, None))
         kind = "chat.completion.chunk" if chat else "text_completion"

@@ -1,6 +1,8 @@
 """Protects the checker: a server that is right passes everything, and each fault fails exactly its own check."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +11,8 @@ from tuneserve.client import OpenAIClient
 from tuneserve.client.checks import REACHABLE, CheckResult, run_checks
 
 Serve = Callable[..., Any]
-NAMES = [
-    REACHABLE, "models list", "unknown model", "chat", "chat streaming", "streaming usage", "usage", "max_tokens",
-    "stop", "seed", "temperature 0", "completions", "completions streaming", "concurrent requests", "invalid JSON",
-    "invalid value", "error form", "n", "logprobs", "tools", "json_schema", "health",
-]  # fmt: skip
+# The JavaScript checker has the same checks, and its tests read the same file.
+NAMES = json.loads((Path(__file__).parents[2] / "clients" / "js" / "test" / "names.json").read_text())
 FAULTS = [
     ("models html", "models list"),
     ("any model", "unknown model"),
@@ -27,6 +26,7 @@ FAULTS = [
     ("stream two reasons", "chat streaming"),
     ("stream goes on", "chat streaming"),
     ("stream new ids", "chat streaming"),
+    ("stream without end", "chat streaming"),
     ("stream lost", "chat streaming"),
     ("stream plain text", "chat streaming"),
     ("stream error", "chat streaming"),
@@ -56,6 +56,10 @@ FAULTS = [
     ("cold accepted", "invalid value"),
     ("errors bare", "error form"),
     ("errors without code", "error form"),
+    ("errors with a wrong message", "error form"),
+    ("errors with a wrong type", "error form"),
+    ("errors with a wrong param", "error form"),
+    ("errors with a wrong code", "error form"),
     ("n ignored", "n"),
     ("n broken", "n"),
     ("logprobs ignored", "logprobs"),

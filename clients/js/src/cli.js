@@ -73,7 +73,7 @@ export async function main(
  */
 function parsed(args, name) {
   try {
-    return parseArgs({ args, options: OPTIONS, allowPositionals: true });
+    return /** @type {any} */ (parseArgs({ args, options: OPTIONS, allowPositionals: true }));
   } catch (error) {
     const [reason] = String(/** @type {Error} */ (error).message).split(/[.\n]/);
     throw new InputError(`${reason[0].toLowerCase()}${reason.slice(1)}; see ${name} --help.`);

@@ -1,6 +1,6 @@
 /** What can go wrong between this client and a server; each message is one sentence that names the remedy. */
 
-const LONGEST_QUOTE = 300;
+const LONGEST_QUOTE = 200;
 const REMEDIES = {
   401: "give the API key it asks for",
   403: "give an API key that is allowed this",

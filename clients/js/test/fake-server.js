@@ -71,6 +71,8 @@ class FakeServer {
     if ([400, 404].includes(status) && this.#faults.has(bare)) return json({ detail: message }, status);
     const error = { message, type: "invalid_request_error", param, code: null };
     if (status === 400 && this.#faults.has("errors without code")) delete error.code;
+    const wrong = Object.keys(error).find((field) => this.#faults.has(`errors with a wrong ${field}`));
+    if (status === 400 && wrong) error[wrong] = [];
     return json({ error }, status);
   }
 
@@ -221,6 +223,7 @@ class FakeServer {
     if (chat && !wrong("no role")) deltas.unshift([{ role: "assistant", content: "" }, null]);
     if (!wrong("no reason")) deltas.push([{}, wrong("odd reason") ? "odd" : reason]);
     if (wrong("two reasons")) deltas.push([{}, reason]);
+    if (wrong("without end")) deltas = Array(1000).fill(deltas).flat();
     if (wrong("goes on")) deltas.push([{ content: " more" }, null]);
     const kind = chat ? "chat.completion.chunk" : "text_completion";
     const chunks = deltas.map(([delta, ends]) => {

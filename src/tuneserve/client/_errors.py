@@ -4,7 +4,7 @@ import msgspec
 
 from tuneserve.errors import TuneserveError
 
-_LONGEST_QUOTE = 300
+_LONGEST_QUOTE = 200
 _REMEDIES = {
     401: "give the API key it asks for",
     403: "give an API key that is allowed this",

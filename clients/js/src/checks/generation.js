@@ -6,6 +6,7 @@ import { expect, Finding, GREEDY_TOKENS, messages, PROMPT, shown, textOf } from 
 
 const FEW_TOKENS = 3;
 const STOP_LENGTH = 4;
+const MAX_CHUNKS = 10_000;
 const TEXT = "One, two, three, four,";
 const NUMBERS = ["two", "three", "four", "five"];
 const GREEDY = { temperature: 0, max_tokens: GREEDY_TOKENS };
@@ -129,7 +130,10 @@ export async function concurrentRequests(target) {
 
 async function all(stream) {
   const chunks = [];
-  for await (const chunk of stream) chunks.push(chunk);
+  for await (const chunk of stream) {
+    chunks.push(chunk);
+    expect(chunks.length <= MAX_CHUNKS, `the stream goes on after ${MAX_CHUNKS} chunks.`);
+  }
   return chunks;
 }
 

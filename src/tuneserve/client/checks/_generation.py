@@ -1,14 +1,20 @@
 """What a server must generate, in one piece and streamed."""
 
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import islice
+from typing import TypeVar
 
-from tuneserve.client import ChatCompletion, Usage
+from tuneserve.client import ChatChunk, ChatCompletion, CompletionChunk, Usage
 from tuneserve.client.checks._result import GREEDY_TOKENS, PROMPT, Finding, Target, expect, messages
 
 _FEW_TOKENS = 3
 _STOP_LENGTH = 4
+_MAX_CHUNKS = 10_000
 _TEXT = "One, two, three, four,"
 _NUMBERS = ("two", "three", "four", "five")
+_Chunk = TypeVar("_Chunk", ChatChunk, CompletionChunk)
 
 
 def chat(target: Target) -> str:
@@ -24,7 +30,7 @@ def chat(target: Target) -> str:
 def chat_streaming(target: Target) -> str:
     """The chunks carry the role first, then the same text as in one piece, then one finish_reason, then [DONE]."""
     stream = target.client.chat_stream(messages(PROMPT), model=target.model, temperature=0, max_tokens=GREEDY_TOKENS)
-    chunks = list(stream)
+    chunks = _all(stream)
     choices = [choice for chunk in chunks for choice in chunk.choices]
     expect(choices, "the stream has no chunk with a choice.")
     role = choices[0].delta.role
@@ -45,7 +51,7 @@ def streaming_usage(target: Target) -> str:
         max_tokens=GREEDY_TOKENS,
         stream_options={"include_usage": True},
     )
-    last = list(stream)[-1:]
+    last = _all(stream)[-1:]
     expect(last and last[0].usage, "the last chunk has no usage.")
     expect(not last[0].choices, "the chunk with the usage has choices too.")
     return _summed(last[0].usage)
@@ -110,7 +116,7 @@ def completions(target: Target) -> str:
 def completions_streaming(target: Target) -> str:
     """The chunks carry a text, then one finish_reason, then [DONE]."""
     stream = target.client.completion_stream(_TEXT, model=target.model, temperature=0, max_tokens=GREEDY_TOKENS)
-    chunks = list(stream)
+    chunks = _all(stream)
     choices = [choice for chunk in chunks for choice in chunk.choices]
     expect(any(choice.text for choice in choices), "the streamed continuation has no text.")
     _expect_one_reason([choice.finish_reason for choice in choices])
@@ -129,6 +135,13 @@ def concurrent_requests(target: Target) -> str:
     expect(all(answer.text for answer in answers), "one of four answers at once has no text.")
     expect(len({answer.id for answer in answers}) == len(_NUMBERS), "different answers have the same id.")
     return "four requests at once were all answered."
+
+
+def _all(stream: Generator[_Chunk, None, None]) -> list[_Chunk]:
+    with closing(stream):
+        chunks = list(islice(stream, _MAX_CHUNKS + 1))
+    expect(len(chunks) <= _MAX_CHUNKS, f"the stream goes on after {_MAX_CHUNKS} chunks.")
+    return chunks
 
 
 def _expect_one_reason(reasons: list[str | None]) -> None:
