@@ -156,6 +156,18 @@ def make_lora(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def write_model() -> Callable[..., Path]:
+    """Return :func:`write_llama`."""
+    return write_llama
+
+
+@pytest.fixture(scope="session")
+def write_adapter() -> Callable[..., Path]:
+    """Return :func:`write_lora`."""
+    return write_lora
+
+
+@pytest.fixture(scope="session")
 def demo_base() -> Path:
     """Return the built-in base model; the first use on a machine downloads it."""
     from tuneserve.sources import resolve

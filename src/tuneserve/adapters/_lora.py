@@ -35,7 +35,7 @@ class LoraAdapter:
 
         Raises:
             AdapterError: it does not; all mismatches are listed: weights the base lacks, shapes that differ, and
-                modules that training should have touched but the file has no delta for.
+                modules that are a target but have no delta in the file, or the other way round.
         """
         problems = []
         for weight in self.pairs:
@@ -43,6 +43,8 @@ class LoraAdapter:
                 problems.append(f"{_module(weight)} is not in the base")
             elif (ours := self._shape(weight)) != shapes[weight]:
                 problems.append(f"{_module(weight)} is {_by(ours)} here and {_by(shapes[weight])} in the base")
+            elif not self.config.is_target(_module(weight)):
+                problems.append(f"{_module(weight)} has a delta in the file but is not a target")
         for weight, shape in shapes.items():
             module = _module(weight)
             is_linear = weight.endswith(".weight") and len(shape) == 2

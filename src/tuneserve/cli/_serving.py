@@ -1,5 +1,6 @@
 """From a source to a running server, for the verbs that serve."""
 
+import asyncio
 from collections.abc import Callable
 
 from tuneserve.sources import ResolvedSource
@@ -16,6 +17,7 @@ def serve_native(
     max_running: int | None = None,
     dtype: str = "auto",
     drain_seconds: float = 30.0,
+    allowed_hosts: tuple[str, ...] = (),
 ) -> None:
     """Serve ``source`` on the native engine until the process is asked to stop.
 
@@ -23,14 +25,19 @@ def serve_native(
         InputError: the port is taken, or the source cannot be served as it is.
         EngineError: the engine died.
     """
+    from tuneserve.engines.contract import SamplingParams
     from tuneserve.engines.native import NativeEngine
     from tuneserve.gateway import ServedModel, read_sampling_defaults, serve
-    from tuneserve.text import open_chat_template, open_tokenizer
+    from tuneserve.text import ChatTemplate, Tokenizer, open_chat_template, open_tokenizer
+
+    def open_text() -> tuple[Tokenizer, ChatTemplate | None, SamplingParams]:
+        template = open_chat_template(source.tokenizer_dir) or open_chat_template(source.model_dir)
+        tokenizer = open_tokenizer(source.tokenizer_dir, source.model_dir)
+        return tokenizer, template, read_sampling_defaults(source.model_dir)
 
     async def build() -> ServedModel:
-        tokenizer = open_tokenizer(source.tokenizer_dir, source.model_dir)
-        template = open_chat_template(source.tokenizer_dir) or open_chat_template(source.model_dir)
-        defaults = read_sampling_defaults(source.model_dir)
+        # Beside the event loop, which answers /health meanwhile.
+        tokenizer, template, defaults = await asyncio.to_thread(open_text)
         engine = await NativeEngine.start(
             model_dir=source.model_dir,
             adapter_dir=source.adapter_dir,
@@ -40,4 +47,4 @@ def serve_native(
         )
         return ServedModel(name=name, tokenizer=tokenizer, template=template, engine=engine, defaults=defaults)
 
-    serve(build, host=host, port=port, on_ready=on_ready, drain_seconds=drain_seconds)
+    serve(build, host=host, port=port, on_ready=on_ready, drain_seconds=drain_seconds, allowed_hosts=allowed_hosts)

@@ -14,6 +14,9 @@ def serve(
     context: Annotated[int | None, typer.Option(help="Tokens per sequence; the model's, up to 8192.")] = None,
     max_running: Annotated[int | None, typer.Option(help="Sequences computed together; what fits, up to 64.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(help="On a loopback address, another host name that requests may use.")
+    ] = None,
     drain_seconds: Annotated[float, typer.Option(min=0, help="How long running requests may go on at the end.")] = 30,
 ) -> None:
     """Serve a model behind the OpenAI API, with a chat page at /.
@@ -43,4 +46,5 @@ def serve(
         max_running=max_running,
         dtype=dtype,
         drain_seconds=drain_seconds,
+        allowed_hosts=tuple(allowed_host or ()),
     )

@@ -1,5 +1,8 @@
 """The key-value cache: one row of slots, each as long as the context, filled as sequences grow."""
 
+import math
+
+import numpy as np
 import torch
 
 from tuneserve.kernels.attention import attend_many, attend_one
@@ -15,18 +18,31 @@ def bytes_per_token(spec: ModelSpec, dtype: torch.dtype) -> int:
 class SlotCache:
     """Keys and values of all layers, each (layers, slots, kv_heads, length, head_dim).
 
-    On the CPU the memory is reserved, not used: pages become resident as sequences reach them.
+    What lies beyond a sequence's length is masked, but it must be finite: zero times NaN is NaN. So the cache begins as
+    zeros. On the CPU the memory is reserved, not used: pages become resident as sequences reach them.
     """
 
     def __init__(self, spec: ModelSpec, slots: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
         shape = (spec.layers, slots, spec.kv_heads, length, spec.head_dim)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.keys = _zeros(shape, dtype, device)
+        self.values = _zeros(shape, dtype, device)
 
     def move(self, move: Move) -> None:
         """Carry a sequence over to another slot."""
         for cache in (self.keys, self.values):
             cache[:, move.target, :, : move.length] = cache[:, move.source, :, : move.length]
+
+    def clear(self, slot: int, length: int) -> None:
+        """Overwrite the first ``length`` tokens of a slot with zeros."""
+        for cache in (self.keys, self.values):
+            cache[:, slot, :, :length] = 0
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # NumPy takes zeroed pages from the system and does not touch them; PyTorch would write them all.
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
 
 
 class StepAttention:

@@ -91,6 +91,8 @@ class NativeCore:
     def _postprocess(self, sequence: Sequence, token: int | None) -> Output:
         request_id = sequence.request.id
         if token is None:
+            # What is not finite must not stay behind in the cache.
+            self._runner.cache.clear(self._scheduler.running.index(sequence), sequence.computed)
             self.cancel(request_id)
             return Output(request_id, None, failed=True)
         sequence.tokens.append(token)
