@@ -70,6 +70,11 @@ def choose_shots(examples: Sequence[Example]) -> list[Example]:
     ]
 
 
+def ask(message: str) -> str:
+    """Return one message with all the instructions; as a system prompt the base overlooks them without examples."""
+    return f"{INSTRUCTIONS}\n\nThe message:\n{message}\n\nAnswer with the ticket for this message only."
+
+
 def answer_all(model: Any, tokenizer: Any, conversations: Sequence[list[dict[str, str]]]) -> list[str]:
     """Return the greedy answer to each conversation, without special tokens."""
     answers = []
@@ -97,16 +102,20 @@ def measure(adapter: Path, examples: Sequence[Example]) -> dict[str, dict[str, A
     base = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.bfloat16)
     model = PeftModel.from_pretrained(base, adapter).eval()
     shots = choose_shots(load_jsonl(TRAIN_FILE))
-    systems: list[tuple[str, bool, str | None, Sequence[Example]]] = [
-        ("base, instructions", False, INSTRUCTIONS, ()),
-        (f"base, instructions and {len(shots)} examples", False, INSTRUCTIONS, shots),
-        ("tuned, message only", True, None, ()),
-        ("tuned, with its system prompt", True, SYSTEM_PROMPT, ()),
-    ]
+    messages = [example.message for example in examples]
+    systems = {
+        "base, instructions": (False, [format_messages(ask(message)) for message in messages]),
+        f"base, instructions and {len(shots)} examples": (
+            False,
+            [format_messages(message, INSTRUCTIONS, shots) for message in messages],
+        ),
+        "tuned, message only": (True, [format_messages(message) for message in messages]),
+        "tuned, with its system prompt": (True, [format_messages(message, SYSTEM_PROMPT) for message in messages]),
+    }
     results = {}
-    for name, tuned, system, few in systems:
+    for name, (tuned, conversations) in systems.items():
         with nullcontext() if tuned else model.disable_adapter():
-            answers = answer_all(model, tokenizer, [format_messages(e.message, system, few) for e in examples])
+            answers = answer_all(model, tokenizer, conversations)
         scores = score(answers, [example.ticket for example in examples])
         print(f"{name}: {scores.exact:.1%} exact", flush=True)
         results[name] = {"scores": asdict(scores), "answers": answers}

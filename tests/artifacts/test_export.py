@@ -115,7 +115,7 @@ def test_a_full_disk_is_seen_before_writing(
     import shutil
 
     adapter = make_lora(make_llama())
-    usage = shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000)  # type: ignore[attr-defined]
+    usage = shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(OutputError, match="free"):
         artifacts.export(adapter, tmp_path / "out", verify=False)

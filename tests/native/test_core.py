@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def transformers_greedy(model_dir: Path, prompt: list[int], count: int) -> list[
     return tokens
 
 
-ROPES = {
+ROPES: dict[str, dict[str, Any]] = {
     "plain": {},
     "linear": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
     "llama3": {
@@ -199,4 +200,4 @@ def test_loading_refuses_what_does_not_fit(make_llama: Make) -> None:
         NativeCore(EngineConfig(model_dir=str(model_dir)))
     for options in ({"context_length": 4096}, {"context_length": 1}, {"dtype": "int3"}, {"max_running": 10**9}):
         with pytest.raises(InputError):
-            NativeCore(EngineConfig(model_dir=str(make_llama("other")), **options))  # type: ignore[arg-type]
+            NativeCore(EngineConfig(model_dir=str(make_llama("other")), **options))

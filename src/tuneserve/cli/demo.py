@@ -79,12 +79,12 @@ def _banner(url: str) -> str:
 the tuned model answers at {url}; the chat page is at the same address, Ctrl-C stops
 
 curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
-  -d '{{"model": "{_NAME}", "messages": [{{"role": "user", "content": "{_MESSAGE}"}}]}}'
+  -d '{{"model": "{_NAME}", "temperature": 0, "messages": [{{"role": "user", "content": "{_MESSAGE}"}}]}}'
 
 from openai import OpenAI
 client = OpenAI(base_url="{url}/v1", api_key="unused")
 answer = client.chat.completions.create(
-    model="{_NAME}", messages=[{{"role": "user", "content": "{_MESSAGE}"}}]
+    model="{_NAME}", temperature=0, messages=[{{"role": "user", "content": "{_MESSAGE}"}}]
 )
 print(answer.choices[0].message.content)
 """

@@ -13,8 +13,8 @@ class Thresholds:
     """
 
     mean_kl: float = 2e-3
-    max_kl: float = 0.1
-    agreement: float = 0.99
+    max_kl: float = 0.5
+    agreement: float = 0.98
     module_error: float = 2.0
 
 

@@ -1,0 +1,92 @@
+"""Protects: exit codes, one-sentence errors, and that nothing is left half-written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Make = Callable[..., Path]
+TUNESERVE = [sys.executable, "-m", "tuneserve"]
+
+
+def run(*arguments: str | Path, **options: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **options}
+    command = [*TUNESERVE, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys; from tuneserve import cli; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_every_verb_has_help_with_an_example() -> None:
+    for verb in ("demo", "inspect", "export", "verify", "serve", "generate", "chat", "check"):
+        result = run(verb, "--help")
+        assert result.returncode == 0
+        assert f"tuneserve {verb}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect", "nowhere/at/all"],
+        ["export", "/", "/tmp/never"],
+        ["generate", "nowhere", "hi"],
+        ["serve", "demo", "--port", "99999"],
+        ["verify", "nowhere", "--against", "nowhere"],
+        ["chat", "demo", "--model", "x"],
+        ["no-such-verb"],
+    ],
+)
+def test_bad_input_is_exit_code_2_and_one_sentence(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert result.stderr.strip()
+
+
+def test_inspect_says_what_an_adapter_is(make_llama: Make, make_lora: Make) -> None:
+    facts = json.loads(run("inspect", make_lora(make_llama()), "--json").stdout)
+    assert facts["kind"] == "adapter"
+    assert facts["ranks"] == [4]
+    assert facts["adapted_modules"] == 14
+    assert facts["native_engine"] == "yes"
+    assert "not usable" in facts["tokenizer"]
+
+
+def test_export_then_verify_then_not_twice(make_llama: Make, make_lora: Make, tmp_path: Path) -> None:
+    base = make_llama()
+    adapter = make_lora(base, scale=0.3)
+    out = tmp_path / "out"
+    exported = run("export", adapter, out)
+    assert exported.returncode == 0, exported.stderr
+    assert "same model" in exported.stdout
+    again = run("export", adapter, out)
+    assert again.returncode == 2
+    assert "exists" in again.stderr
+    assert run("verify", out, "--against", adapter).returncode == 0
+    wrong = run("verify", base, "--against", adapter, "--json")
+    assert wrong.returncode == 1
+    assert json.loads(wrong.stdout)["passed"] is False
+
+
+def test_ctrl_c_in_the_middle_of_a_merge_leaves_nothing(make_llama: Make, make_lora: Make, tmp_path: Path) -> None:
+    adapter = make_lora(make_llama())
+    with subprocess.Popen(
+        [*TUNESERVE, "export", str(adapter), str(tmp_path / "out")], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "merging" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert "interrupted" in rest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
