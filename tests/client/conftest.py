@@ -130,6 +130,9 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             fields = json.loads(body)
         except ValueError:
+            if "json accepted" in self._faults:
+                self._json({})
+                return
             raise RefusedError(422 if "json 422" in self._faults else 400, "no JSON") from None
         fields.setdefault("stream", False)
         if fields["model"] != MODEL and "any model" not in self._faults:
@@ -152,9 +155,14 @@ class _Handler(BaseHTTPRequestHandler):
             if name in fields and f"{name} broken" in self._faults:
                 raise RefusedError(500, f"{name} hurts")
 
+    @staticmethod
+    def _in_crowd(fields: Json) -> bool:
+        prompt = str(fields["messages"])
+        return "Count from" in prompt and "Count from one" not in prompt
+
     def _together(self, fields: Json) -> None:
         """Hold each of the requests at once until the others are here, so that a serial client would fail."""
-        if "Count from one" in str(fields["messages"]) or "Count from" not in str(fields["messages"]):
+        if not self._in_crowd(fields):
             return
         if "one at a time" in self._faults:
             if next(self.server.arrivals) > 0:
@@ -182,6 +190,10 @@ class _Handler(BaseHTTPRequestHandler):
             tokens, reason = words(fields, self.server)
             message: Json = {"role": "user" if "chat role" in self._faults else "assistant", "content": "".join(tokens)}
             message |= self._special(fields)
+            if "chat silent" in self._faults or ("crowd silent" in self._faults and self._in_crowd(fields)):
+                message["content"] = ""
+            if "chat odd reason" in self._faults and reason == "length" and len(tokens) > 3:
+                reason = "odd"
             choice: Json = {"index": index, "message": message, "finish_reason": reason}
             if fields.get("logprobs") and "logprobs ignored" not in self._faults:
                 choice["logprobs"] = {"content": [self._logprob(token) for token in tokens]}
@@ -208,7 +220,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _completion(self, fields: Json) -> None:
         tokens, reason = words(fields, self.server)
         text = "" if "completions empty" in self._faults else "".join(tokens)
-        choice = {"index": 0, "text": text, "finish_reason": reason}
+        odd = "completions odd reason" in self._faults
+        choice = {"index": 0, "text": text, "finish_reason": "odd" if odd else reason}
         self._json(self._envelope("text_completion", [choice], self._usage(tokens, "usage")))
 
     def _stream(self, fields: Json, *, chat: bool) -> None:
@@ -232,6 +245,8 @@ class _Handler(BaseHTTPRequestHandler):
             deltas *= 1000
         if "goes on" in wrong:
             deltas.append(({"content": " more"}, None))
+        if "no choices" in wrong:
+            deltas = []
         kind = "chat.completion.chunk" if chat else "text_completion"
         chunks = []
         for delta, ends in deltas:

@@ -19,6 +19,8 @@ FAULTS = [
     ("unknown model 400", "unknown model"),
     ("unknown model bare", "unknown model"),
     ("chat role", "chat"),
+    ("chat odd reason", "chat"),
+    ("stream no choices", "chat streaming"),
     ("stream no role", "chat streaming"),
     ("stream no done", "chat streaming"),
     ("stream no reason", "chat streaming"),
@@ -45,11 +47,13 @@ FAULTS = [
     ("seed ignored", "seed"),
     ("temperature ignored", "temperature 0"),
     ("completions empty", "completions"),
+    ("completions odd reason", "completions"),
     ("completion stream empty", "completions streaming"),
     ("completion stream no done", "completions streaming"),
     ("completion stream no reason", "completions streaming"),
     ("completion stream new ids", "completions streaming"),
     ("one at a time", "concurrent requests"),
+    ("crowd silent", "concurrent requests"),
     ("same ids", "concurrent requests"),
     ("json 422", "invalid JSON"),
     ("value 422", "invalid value"),
@@ -100,6 +104,27 @@ def test_a_fault_fails_its_check_and_no_other(fake_server: Serve, fault: str, na
     results = check(fake_server(fault), model)
     assert outcomes(results, "fail") == [name]
     assert outcomes(results, "pass") == [each for each in NAMES if each != name]
+
+
+@pytest.mark.parametrize(
+    ("faults", "name", "detail"),
+    [
+        (["chat silent"], "chat", "the message has no text."),
+        (["stream no choices"], "chat streaming", "the stream has no chunk with a choice."),
+        (["stream goes on"], "chat streaming", "the stream goes on after its finish_reason."),
+        (["stream without end"], "chat streaming", "the stream goes on after 10000 chunks."),
+        (["usage stream missing"], "streaming usage", "the last chunk has no usage."),
+        (["stop included"], "stop", "the answer contains the stop string ' one'."),
+        (
+            ["json accepted", "cold accepted"],
+            "error form",
+            "neither broken JSON nor temperature -1 is answered with an error.",
+        ),
+    ],
+)
+def test_a_failure_says_what_was_found(fake_server: Serve, faults: list[str], name: str, detail: str) -> None:
+    found = {result.name: result.detail for result in check(fake_server(*faults)) if result.outcome == "fail"}
+    assert found[name] == detail
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ const FAULTS = [
   ["unknown model 400", "unknown model"],
   ["unknown model bare", "unknown model"],
   ["chat role", "chat"],
+  ["chat odd reason", "chat"],
+  ["stream no choices", "chat streaming"],
   ["stream no role", "chat streaming"],
   ["stream no done", "chat streaming"],
   ["stream no reason", "chat streaming"],
@@ -41,11 +43,13 @@ const FAULTS = [
   ["seed ignored", "seed"],
   ["temperature ignored", "temperature 0"],
   ["completions empty", "completions"],
+  ["completions odd reason", "completions"],
   ["completion stream empty", "completions streaming"],
   ["completion stream no done", "completions streaming"],
   ["completion stream no reason", "completions streaming"],
   ["completion stream new ids", "completions streaming"],
   ["one at a time", "concurrent requests"],
+  ["crowd silent", "concurrent requests"],
   ["same ids", "concurrent requests"],
   ["json 422", "invalid JSON"],
   ["value 422", "invalid value"],
@@ -109,6 +113,25 @@ for (const [fault, name] of FAULTS) {
       named(results, "pass"),
       NAMES.filter((each) => each !== name),
     );
+  });
+}
+
+for (const [faults, name, detail] of [
+  [["chat silent"], "chat", "the message has no text."],
+  [["stream no choices"], "chat streaming", "the stream has no chunk with a choice."],
+  [["stream goes on"], "chat streaming", "the stream goes on after its finish_reason."],
+  [["stream without end"], "chat streaming", "the stream goes on after 10000 chunks."],
+  [["usage stream missing"], "streaming usage", "the last chunk has no usage."],
+  [["stop included"], "stop", "the answer contains the stop string 'one'."],
+  [
+    ["json accepted", "cold accepted"],
+    "error form",
+    "neither broken JSON nor temperature -1 is answered with an error.",
+  ],
+]) {
+  test(`${faults}: "${name}" says what was found`, async () => {
+    const failed = (await check(faults)).find((result) => result.name === name && result.outcome === "fail");
+    assert.equal(failed.detail, detail);
   });
 }
 

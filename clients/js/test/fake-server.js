@@ -91,6 +91,7 @@ class FakeServer {
     try {
       fields = { stream: false, ...JSON.parse(body) };
     } catch {
+      if (this.#faults.has("json accepted")) return json({});
       throw new Refusal(this.#faults.has("json 422") ? 422 : 400, "no JSON");
     }
     if (fields.model !== MODEL && !this.#faults.has("any model")) {
@@ -101,7 +102,7 @@ class FakeServer {
     }
     if (path === "/v1/chat/completions") {
       this.#optional(fields);
-      await this.#together(JSON.stringify(fields.messages));
+      if (inCrowd(fields)) await this.#together();
       return fields.stream ? this.#stream(fields, true) : this.#chat(fields);
     }
     if (path !== "/v1/completions" || this.#faults.has("completions missing")) throw new Refusal(404, "nothing here");
@@ -116,8 +117,7 @@ class FakeServer {
   }
 
   /** Hold each of the requests at once until the others are here, so that a serial client would hang. */
-  async #together(prompt) {
-    if (prompt.includes("Count from one") || !prompt.includes("Count from")) return;
+  async #together() {
     const first = this.#waiting.length === 0;
     const all = this.#faults.has("one at a time") ? 2 : AT_ONCE;
     const here = new Promise((resolve) => this.#waiting.push(resolve));
@@ -175,7 +175,11 @@ class FakeServer {
       counted = tokens;
       const role = this.#faults.has("chat role") ? "user" : "assistant";
       const message = { role, content: tokens.join(""), ...this.#special(fields) };
-      const choice = { index, message, finish_reason: reason };
+      if (this.#faults.has("chat silent") || (this.#faults.has("crowd silent") && inCrowd(fields))) {
+        message.content = "";
+      }
+      const odd = this.#faults.has("chat odd reason") && reason === "length" && tokens.length > 3;
+      const choice = { index, message, finish_reason: odd ? "odd" : reason };
       if (fields.logprobs && !this.#faults.has("logprobs ignored")) {
         choice.logprobs = { content: tokens.map((token) => this.#logprob(token)) };
       }
@@ -207,7 +211,8 @@ class FakeServer {
   #completion(fields) {
     const [tokens, reason] = this.#words(fields);
     const content = this.#faults.has("completions empty") ? "" : tokens.join("");
-    const choice = { index: 0, text: content, finish_reason: reason };
+    const odd = this.#faults.has("completions odd reason");
+    const choice = { index: 0, text: content, finish_reason: odd ? "odd" : reason };
     return json(this.#envelope("text_completion", [choice], this.#usage(tokens, "usage")));
   }
 
@@ -225,6 +230,7 @@ class FakeServer {
     if (wrong("two reasons")) deltas.push([{}, reason]);
     if (wrong("without end")) deltas = Array(1000).fill(deltas).flat();
     if (wrong("goes on")) deltas.push([{ content: " more" }, null]);
+    if (wrong("no choices")) deltas = [];
     const kind = chat ? "chat.completion.chunk" : "text_completion";
     const chunks = deltas.map(([delta, ends]) => {
       const piece = chat ? { delta } : { text: delta.content ?? "" };
@@ -240,6 +246,10 @@ class FakeServer {
     if (!wrong("no done")) body += "data: [DONE]\n\n";
     return [200, wrong("plain text") ? "text/plain" : "text/event-stream; charset=utf-8", body];
   }
+}
+
+function inCrowd({ messages }) {
+  return /Count from (?!one)/.test(messages[0].content);
 }
 
 function rotated(words, by) {

@@ -70,7 +70,7 @@ export async function stop(target) {
   const middle = Math.floor(characters.length / 2);
   const text = characters.slice(middle, middle + STOP_LENGTH).join("");
   const before = whole.slice(0, whole.indexOf(text));
-  if (!text || !before) {
+  if (!before) {
     throw new Finding("skipped", "the model's answer is too short or too uniform to be stopped in its middle.");
   }
   const answer = await target.chat({ ...GREEDY, stop: [text] });

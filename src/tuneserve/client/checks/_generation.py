@@ -79,8 +79,8 @@ def stop(target: Target) -> str:
     whole = target.greedy.text
     middle = len(whole) // 2
     text = whole[middle : middle + _STOP_LENGTH]
-    before, found, _ = whole.partition(text)
-    if not found or not before:
+    before = whole[: whole.index(text)]
+    if not before:
         raise Finding("skipped", "the model's answer is too short or too uniform to be stopped in its middle.")
     answer = target.chat(temperature=0, max_tokens=GREEDY_TOKENS, stop=[text])
     reason = answer.choices[0].finish_reason
