@@ -23,7 +23,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise InputError(f"the host {host!r} is no address of this machine; use 127.0.0.1 or 0.0.0.0.") from None
     # "localhost" has two addresses, and programs that know only one of them know this one.
     family, _, _, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
