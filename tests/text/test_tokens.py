@@ -118,7 +118,7 @@ def test_a_broken_tokenizer_is_refused(content: bytes, tmp_path: Path) -> None:
 
 
 def test_a_missing_tokenizer_names_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(TextError, match="copy it from the base"):
+    with pytest.raises(TextError, match=r"copy tokenizer\.json from the base"):
         open_tokenizer(tmp_path)
 
 

@@ -4,46 +4,50 @@ from collections.abc import Sequence
 
 from tuneserve.text._tokenizer import Tokenizer
 
-_UNFINISHED = "�"
-# An honest character ends within a few tokens; what is longer is not going to become one.
-_MAX_HELD = 16
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_MAX_WINDOW = 16
+# An unfinished character is at most three bytes, and so at most three tokens.
+_KEPT = 8
 
 
 class Detokenizer:
-    """Turns the tokens of one sequence into text, holding back characters whose bytes are not all there.
+    """Turns the tokens of one sequence into text, holding back what later tokens may change.
 
-    What it returns, joined, is the text of all its tokens without the special ones. A tokenizer may strip a space at
-    the start of what it decodes, so new tokens are decoded behind the ones before them.
+    What it returns, joined, is ``tokenizer.decode`` of all its tokens. A decoder may treat the first token of a text in
+    its own way, so new tokens are decoded behind a window of those before them, of which ``_shown`` characters have
+    been returned. Two things are held back: an unfinished character, which shows as one replacement character at the
+    end; and a run of byte tokens (``<0xE4>``), which the decoder takes as a whole, until a token of another kind.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._shown: list[int] = []
-        self._shown_text = ""
-        self._held: list[int] = []
+        self._window: list[int] = []
+        self._shown = 0
 
     def push(self, ids: Sequence[int]) -> str:
         """Take new tokens and return the text that is final with them."""
         text = ""
         for index in ids:
-            if index in self._tokenizer.special_ids:
+            if index in self._tokenizer.special_ids or index >= self._tokenizer.vocab_size:
                 continue
-            self._held.append(index)
-            new = self._new_text()
-            if new and (not new.endswith(_UNFINISHED) or len(self._held) >= _MAX_HELD):
-                text += new
-                self._advance()
+            self._window.append(index)
+            if index in self._tokenizer.byte_ids:
+                continue
+            decoded = self._tokenizer.decode(self._window)
+            final = self._final(decoded)
+            text += decoded[self._shown : final]
+            self._shown = max(self._shown, final)
+            if len(self._window) > _MAX_WINDOW:
+                self._window = self._window[-_KEPT:]
+                self._shown = self._final(self._tokenizer.decode(self._window))
         return text
 
     def finish(self) -> str:
         """Return what was held back."""
-        text = self._new_text()
-        self._advance()
+        text = self._tokenizer.decode(self._window)[self._shown :]
+        self._window, self._shown = [], 0
         return text
 
-    def _new_text(self) -> str:
-        return self._tokenizer.decode([*self._shown, *self._held])[len(self._shown_text) :]
-
-    def _advance(self) -> None:
-        self._shown, self._held = self._held, []
-        self._shown_text = self._tokenizer.decode(self._shown)
+    @staticmethod
+    def _final(text: str) -> int:
+        return len(text) - text.endswith(_REPLACEMENT)

@@ -4,32 +4,51 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Cuts a text before the first stop string that is complete in it, however the text is split into pieces."""
+    """Cuts a text before the stop string that is complete first, however the text is split into pieces.
+
+    Where two are complete at the same character, the longer one counts. Each character costs the same however long the
+    stop strings are: each is matched with its failure table (Knuth, Morris and Pratt, 1977).
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stop for stop in stops if stop)
+        self._matchers = [_Matcher(stop) for stop in sorted(set(stops), key=len, reverse=True) if stop]
         self._held = ""
 
     def push(self, text: str) -> tuple[str, str | None]:
         """Take more text; return what is safe to show, and the stop string if one was found, which ends the text."""
         buffer = self._held + text
-        found = [(start + len(stop), start, stop) for stop in self._stops if (start := buffer.find(stop)) >= 0]
-        if found:
-            _, start, stop = min(found)
-            self._held = ""
-            return buffer[:start], stop
-        kept = self._possible_beginning(buffer)
-        self._held = buffer[len(buffer) - kept :]
-        return buffer[: len(buffer) - kept], None
+        for end, character in enumerate(text, len(self._held) + 1):
+            complete = [matcher.stop for matcher in self._matchers if matcher.advance(character)]
+            if complete:
+                self._held = ""
+                return buffer[: end - len(complete[0])], complete[0]
+        safe = len(buffer) - max((matcher.matched for matcher in self._matchers), default=0)
+        self._held = buffer[safe:]
+        return buffer[:safe], None
 
     def finish(self) -> str:
         """Return what was held back because it could have begun a stop string."""
         held, self._held = self._held, ""
         return held
 
-    def _possible_beginning(self, buffer: str) -> int:
-        longest = max((len(stop) for stop in self._stops), default=1) - 1
-        for length in range(min(longest, len(buffer)), 0, -1):
-            if any(stop.startswith(buffer[-length:]) for stop in self._stops):
-                return length
-        return 0
+
+class _Matcher:
+    """``matched`` is how much of the beginning of ``stop`` the text so far ends with."""
+
+    def __init__(self, stop: str) -> None:
+        self.stop = stop
+        self.matched = 0
+        self._failure = [0] * len(stop)
+        length = 0
+        for index in range(1, len(stop)):
+            while length and stop[index] != stop[length]:
+                length = self._failure[length - 1]
+            length += stop[index] == stop[length]
+            self._failure[index] = length
+
+    def advance(self, character: str) -> bool:
+        """Take one character; return whether the stop string is complete with it."""
+        while self.matched and self.stop[self.matched] != character:
+            self.matched = self._failure[self.matched - 1]
+        self.matched += self.stop[self.matched] == character
+        return self.matched == len(self.stop)

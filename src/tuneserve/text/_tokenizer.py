@@ -1,17 +1,21 @@
 """Texts to token ids and back, through the ``tokenizers`` library."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tokenizers
 
 from tuneserve.errors import RequestError, TextError
-from tuneserve.text._files import read_object, special_tokens
+from tuneserve.text._files import read_bytes, read_object, special_tokens
 
 TOKENIZER_FILE = "tokenizer.json"
 _MAX_BYTES = 100_000_000
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,8 @@ class Tokenizer:
     """An opened tokenizer.
 
     ``vocab_size`` is the highest id plus one. ``end_token_ids`` are all that the model's files name as the end of an
-    answer. ``prefix_ids`` are put before a text when the configuration asks for a BOS that the tokenizer does not add.
+    answer. ``byte_ids`` are tokens of one byte that the decoder joins into characters. ``prefix_ids`` are put before a
+    text when the configuration asks for a BOS that the tokenizer does not add.
     """
 
     backend: tokenizers.Tokenizer
@@ -28,6 +33,7 @@ class Tokenizer:
     eos_token: str | None
     end_token_ids: frozenset[int]
     special_ids: frozenset[int]
+    byte_ids: frozenset[int]
     prefix_ids: tuple[int, ...]
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -36,12 +42,16 @@ class Tokenizer:
         A rendered chat template holds its BOS already and is encoded without ``add_special_tokens``.
 
         Raises:
-            RequestError: the text is not valid Unicode.
+            RequestError: the text is not valid Unicode, or the tokenizer has no tokens for it.
         """
         try:
-            ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except (TypeError, UnicodeEncodeError):
+            text.encode()
+        except UnicodeEncodeError:
             raise RequestError("the text has lone surrogates in it, which are not Unicode; remove them.") from None
+        try:
+            ids: list[int] = _guarded(lambda: self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        except _BackendError as error:
+            raise RequestError(f"the tokenizer cannot encode this text ({error}); change it.") from None
         return [*self.prefix_ids, *ids] if add_special_tokens else ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -56,45 +66,78 @@ def open_tokenizer(directory: Path, model_dir: Path | None = None) -> Tokenizer:
     Raises:
         TextError: there is no ``tokenizer.json``, or a file is malformed.
     """
-    backend = _backend(directory)
-    names = special_tokens(directory)
+    path = directory / TOKENIZER_FILE
     settings = read_object(directory / "tokenizer_config.json")
+    names = special_tokens(directory)
+    backend = _backend(path)
+    try:
+        _guarded(lambda: _add_configured(backend, settings, names))
+        prefix_ids = _guarded(lambda: _missing_bos(backend, names.get("bos_token"), settings.get("add_bos_token")))
+    except _BackendError as error:
+        raise TextError(
+            f"the tokenizer in {directory} is not usable ({error}); download or save its files again."
+        ) from None
     ends = {index for place in (directory, model_dir or directory) for index in _end_ids(place)}
-    eos_id = backend.token_to_id(names["eos_token"]) if "eos_token" in names else None
-    if eos_id is not None:
+    if "eos_token" in names and (eos_id := backend.token_to_id(names["eos_token"])) is not None:
         ends.add(eos_id)
-    added = backend.get_added_tokens_decoder()
+    vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=True)
     return Tokenizer(
         backend=backend,
-        vocab_size=max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1,
+        vocab_size=max(vocabulary.values(), default=-1) + 1,
         bos_token=names.get("bos_token"),
         eos_token=names.get("eos_token"),
         end_token_ids=frozenset(ends),
-        special_ids=frozenset(index for index, token in added.items() if token.special),
-        prefix_ids=_missing_bos(backend, names.get("bos_token"), settings.get("add_bos_token")),
+        special_ids=frozenset(index for index, token in backend.get_added_tokens_decoder().items() if token.special),
+        byte_ids=_byte_ids(backend, vocabulary),
+        prefix_ids=prefix_ids,
     )
 
 
-def _backend(directory: Path) -> tokenizers.Tokenizer:
-    path = directory / TOKENIZER_FILE
-    if not path.is_file():
-        raise TextError(
-            f"{directory} has no {TOKENIZER_FILE}; copy it from the base model, or save the tokenizer there with "
-            "Transformers."
-        )
-    if path.stat().st_size > _MAX_BYTES:
-        raise TextError(f"{path} is larger than {_MAX_BYTES // 1_000_000} MB; download it again.")
+class _BackendError(Exception):
+    """The library failed; its message in one line."""
+
+
+def _guarded(work: Callable[[], _T]) -> _T:
     try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
+        return work()
     # The library raises plain Exception, and its panics derive from BaseException.
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
             raise
-        raise TextError(f"{path} is not a usable tokenizer ({str(error)[:200]}); download or save it again.") from None
+        raise _BackendError((str(error).partition("\n")[0][:200] or type(error).__name__).rstrip(".")) from None
+
+
+def _backend(path: Path) -> tokenizers.Tokenizer:
+    data = read_bytes(path, _MAX_BYTES)
+    if data is None:
+        found = "only a tokenizer.model" if (path.parent / "tokenizer.model").exists() else f"no {TOKENIZER_FILE}"
+        raise TextError(
+            f"{path.parent} has {found}; copy {TOKENIZER_FILE} from the base model, or save the tokenizer there with "
+            "Transformers."
+        )
+    try:
+        backend = _guarded(lambda: tokenizers.Tokenizer.from_buffer(data))
+    except _BackendError as error:
+        raise TextError(f"{path} is not a usable tokenizer ({error}); download or save it again.") from None
     # Training leaves these in the file at times; neither belongs to inference.
     backend.no_truncation()
     backend.no_padding()
     return backend
+
+
+def _add_configured(backend: tokenizers.Tokenizer, settings: dict[str, Any], names: dict[str, str]) -> None:
+    """Add the tokens that only the configuration has, and mark its special ones as such, as Transformers does."""
+    listed = settings.get("added_tokens_decoder")
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    for _, fields in sorted(listed.items(), key=lambda item: int(item[0])) if isinstance(listed, dict) else ():
+        if fields["content"] not in known:
+            backend.add_tokens([tokenizers.AddedToken(**fields)])
+    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
+    extra = list(extra.values()) if isinstance(extra, dict) else extra
+    contents = [token.get("content") if isinstance(token, dict) else token for token in extra]
+    special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    wanted = dict.fromkeys(text for text in (*names.values(), *contents) if isinstance(text, str) and text)
+    backend.add_special_tokens([text for text in wanted if text not in special])
 
 
 def _end_ids(directory: Path) -> Iterator[int]:
@@ -103,6 +146,12 @@ def _end_ids(directory: Path) -> Iterator[int]:
         for index in value if isinstance(value, list) else [value]:
             if isinstance(index, int) and not isinstance(index, bool) and index >= 0:
                 yield index
+
+
+def _byte_ids(backend: tokenizers.Tokenizer, vocabulary: dict[str, int]) -> frozenset[int]:
+    if backend.decoder is None or b'"ByteFallback"' not in backend.decoder.__getstate__():
+        return frozenset()
+    return frozenset(index for token, index in vocabulary.items() if _BYTE_TOKEN.fullmatch(token))
 
 
 def _missing_bos(backend: tokenizers.Tokenizer, bos: str | None, wanted: object) -> tuple[int, ...]:
