@@ -2,8 +2,9 @@
 
 from tuneserve.checkpoint._output import AtomicDirectory, write_json
 from tuneserve.checkpoint._read import Checkpoint, open_checkpoint, open_safetensors
-from tuneserve.checkpoint._safetensors import DTYPE_BITS, TensorHeader, read_headers
-from tuneserve.checkpoint._write import SafetensorsWriter, TensorSpec
+from tuneserve.checkpoint._safetensors import read_headers
+from tuneserve.checkpoint._tensor import DTYPE_BITS, TensorHeader, TensorSpec, WeightReader
+from tuneserve.checkpoint._write import SafetensorsWriter
 
 __all__ = [
     "DTYPE_BITS",
@@ -12,6 +13,7 @@ __all__ = [
     "SafetensorsWriter",
     "TensorHeader",
     "TensorSpec",
+    "WeightReader",
     "open_checkpoint",
     "open_safetensors",
     "read_headers",

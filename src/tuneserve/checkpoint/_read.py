@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneserve.checkpoint._safetensors import TensorHeader, read_headers
+from tuneserve.checkpoint._safetensors import read_headers
+from tuneserve.checkpoint._tensor import TensorHeader
 from tuneserve.errors import CheckpointError
 
 if TYPE_CHECKING:

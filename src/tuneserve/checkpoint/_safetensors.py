@@ -7,33 +7,14 @@ import json
 import math
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneserve.checkpoint._tensor import DTYPE_BITS, TensorHeader
 from tuneserve.errors import CheckpointError
 
 # The reference implementation refuses larger headers too.
 MAX_HEADER_BYTES = 100_000_000
-
-DTYPE_BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16,
-    "I64": 64, "I32": 32, "I16": 16, "I8": 8,
-    "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
-    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
-}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class TensorHeader:
-    """Where one tensor lies: ``offset`` is absolute in ``path``, ``dtype`` is safetensors' name ("BF16")."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    path: Path
-    offset: int
-    nbytes: int
 
 
 def read_headers(path: Path) -> dict[str, TensorHeader]:
@@ -114,4 +95,4 @@ def _tensor(name: str, entry: Any, path: Path, start: int) -> TensorHeader:
     bits = math.prod(shape) * DTYPE_BITS[dtype]
     if bits % 8 or not 0 <= begin <= end or end - begin != bits // 8:
         raise _MalformedError(f"the size of {name!r} does not match its shape and dtype")
-    return TensorHeader(name, dtype, tuple(shape), path, start + begin, end - begin)
+    return TensorHeader(name, dtype, tuple(shape), path, start + begin)

@@ -2,28 +2,12 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tuneserve.checkpoint._safetensors import DTYPE_BITS
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """A tensor to be written: ``dtype`` is safetensors' name ("BF16")."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the data in bytes."""
-        return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
+from tuneserve.checkpoint._tensor import TensorSpec
 
 
 class SafetensorsWriter:

@@ -1,0 +1,6 @@
+"""Weights in fewer bits: one file per way of storing them, to read it and, where tuneserve makes it, to write it."""
+
+from tuneserve.checkpoint.quantised._encoder import Encoder
+from tuneserve.checkpoint.quantised._open import open_weights
+
+__all__ = ["Encoder", "open_weights"]
