@@ -1,7 +1,7 @@
 """What turns the weights of a 16-bit model into the tensors of a quantised checkpoint."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tuneserve.checkpoint._tensor import TensorSpec
 
@@ -20,3 +20,15 @@ class Encoder(Protocol):
 
     def config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the ``config.json`` of the quantised model, given that of the 16-bit one."""
+
+
+@runtime_checkable
+class ObservingEncoder(Encoder, Protocol):
+    """An encoder that must see some weights before it encodes any, because what it stores depends on several."""
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """The weights to show to :meth:`observe`, each once, as they will be given to :meth:`encode`."""
+
+    def observe(self, name: str, tensor: "torch.Tensor") -> None:
+        """Take from a weight what must be known of it."""
