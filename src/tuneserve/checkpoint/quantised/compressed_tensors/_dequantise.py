@@ -24,11 +24,11 @@ def dequantise(checkpoint: Checkpoint, layout: Layout, dtype: torch.dtype) -> to
     height, width = args.block(shape)
     columns = _group_index(checkpoint, layout)
     if columns is None:
-        columns = torch.arange(shape[1]) // max(1, width)
+        columns = torch.arange(shape[1]) // width
 
     weight = torch.empty(shape, dtype=dtype)
     for rows in slabs(weight.shape, 1):
-        blocks = torch.arange(rows.start, rows.stop) // max(1, height)
+        blocks = torch.arange(rows.start, rows.stop) // height
         values = _values(codes[rows], args, layout.packed)[:, : shape[1]]
         if zero_points is not None:
             values = values - _spread(zero_points, blocks, columns)

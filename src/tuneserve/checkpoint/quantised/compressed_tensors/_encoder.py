@@ -45,7 +45,7 @@ class CompressedTensorsEncoder:
         if not self._weights:
             raise CheckpointError(
                 "no linear weight of the model divides into the groups of this method, so that none would be "
-                "quantised; choose fp8 or int8, which need none."
+                "quantised; choose fp8 or int8, which need no groups."
             )
 
     def stored(self, spec: TensorSpec) -> tuple[TensorSpec, ...]:
@@ -151,6 +151,8 @@ class CompressedTensorsEncoder:
 
 def _fits(scheme: Scheme, spec: TensorSpec) -> bool:
     rows, columns = spec.shape
+    if not rows or not columns:
+        return False
     height, width = scheme.weights.block((rows, columns))
     return rows % height == 0 and columns % width == 0
 

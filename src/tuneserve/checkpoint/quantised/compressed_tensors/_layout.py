@@ -91,16 +91,14 @@ def _shape(checkpoint: Checkpoint, module: str, parts: Mapping[str, TensorHeader
     if len(parts[codes].shape) != 2:
         raise _inconsistent(module, f"is stored quantised in {len(parts[codes].shape)} dimensions instead of 2")
     rows, columns = parts[codes].shape
-    if codes == "weight":
-        return rows, columns
-    header = parts.get("weight_shape")
-    if header is None:
-        return rows, 2 * columns
-    if header.dtype not in ("I64", "I32") or header.shape != (2,):
-        raise _inconsistent(module, f"has a weight_shape of {header.dtype} {list(header.shape)} instead of I64 [2]")
-    rows, columns = checkpoint.read(header.name).tolist()
-    if not (0 <= rows < 2**48 and 0 <= columns < 2**48):
-        raise _inconsistent(module, f"has the impossible weight_shape [{rows}, {columns}]")
+    if codes == "weight_packed":
+        columns *= 2
+    if header := parts.get("weight_shape"):
+        if header.dtype not in ("I64", "I32") or header.shape != (2,):
+            raise _inconsistent(module, f"has a weight_shape of {header.dtype} {list(header.shape)} instead of I64 [2]")
+        rows, columns = checkpoint.read(header.name).tolist()
+    if not (0 < rows < 2**48 and 0 < columns < 2**48):
+        raise _inconsistent(module, f"has the impossible shape [{rows}, {columns}]")
     return rows, columns
 
 

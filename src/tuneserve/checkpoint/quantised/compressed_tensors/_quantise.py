@@ -73,7 +73,7 @@ def largest_magnitude(name: str, weight: torch.Tensor) -> float:
 
 def slabs(shape: torch.Size, multiple: int) -> Iterator[slice]:
     """Yield the rows of a weight in slices of a multiple of rows, about as many as are worked on at a time."""
-    step = max(1, _SLAB // max(1, shape[1]) // multiple) * multiple
+    step = max(1, _SLAB // shape[1] // multiple) * multiple
     for start in range(0, shape[0], step):
         yield slice(start, min(start + step, shape[0]))
 
