@@ -1,12 +1,20 @@
 """From a model directory to its weights, dequantised as they are read where they are quantised."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tuneserve.checkpoint._read import open_checkpoint
+from tuneserve.checkpoint._read import Checkpoint, open_checkpoint
 from tuneserve.checkpoint._tensor import WeightReader
 from tuneserve.errors import CheckpointError
+
+_READERS: Mapping[str, str] = {
+    "bitsandbytes": "tuneserve.checkpoint.quantised._bitsandbytes:open_bitsandbytes",
+    "fbgemm_fp8": "tuneserve.checkpoint.quantised._fp8:open_fp8",
+    "fp8": "tuneserve.checkpoint.quantised._fp8:open_fp8",
+    "mxfp4": "tuneserve.checkpoint.quantised._mxfp4:open_mxfp4",
+}
 
 
 def open_weights(directory: Path, config: Mapping[str, Any]) -> WeightReader:
@@ -15,11 +23,36 @@ def open_weights(directory: Path, config: Mapping[str, Any]) -> WeightReader:
     Raises:
         CheckpointError: the weights are missing or malformed, or are quantised in a way that cannot be read.
     """
-    checkpoint = open_checkpoint(directory)
+    method = quantisation_method(config)
+    if method is None:
+        return open_checkpoint(directory)
+    reader = _READERS.get(method)
+    if reader is None:
+        raise CheckpointError(
+            f"{directory} is quantised with {method[:40]!r}, which cannot be read; use the 16-bit model that it was "
+            f"made from (those quantised with {', '.join(sorted(_READERS))} can be read too)."
+        )
+    module, _, function = reader.partition(":")
+    opener: Callable[[Checkpoint, Mapping[str, Any]], WeightReader] = getattr(import_module(module), function)
+    return opener(open_checkpoint(directory), config)
+
+
+def quantisation_method(config: Mapping[str, Any]) -> str | None:
+    """Return how the weights that ``config`` describes are quantised ("bitsandbytes"); None where they are not.
+
+    Raises:
+        CheckpointError: the config says that they are, but not how.
+    """
     quantisation = config.get("quantization_config")
     if quantisation is None:
-        return checkpoint
-    method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
+        return None
+    if isinstance(quantisation, dict):
+        if isinstance(method := quantisation.get("quant_method"), str) and method:
+            return method
+        # Before quant_method existed, bitsandbytes was the only one.
+        if quantisation.get("load_in_4bit") is True or quantisation.get("load_in_8bit") is True:
+            return "bitsandbytes"
     raise CheckpointError(
-        f"{directory} is quantised with {str(method)[:40]!r}, which cannot be read; pass the 16-bit model instead."
+        "the quantization_config in config.json does not say how the weights are quantised (quant_method); "
+        "download the model again."
     )
