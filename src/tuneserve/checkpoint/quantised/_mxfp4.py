@@ -80,12 +80,11 @@ class Mxfp4Experts:
         experts, columns, rows = self.spec.shape
         groups = columns // _BLOCK
         decode = pairs(_E2M1, low_first=True)
-        powers = torch.tensor([2.0 ** (exponent - _BIAS) for exponent in range(256)], dtype=torch.float32)
         out = torch.empty(self.spec.shape, dtype=torch_dtype(self.spec.dtype))
         for expert in range(experts):
             packed = checkpoint.read_rows(blocks, expert * rows * groups, (expert + 1) * rows * groups)
             values = decode[packed.int()].view(torch.float32)
             exponents = checkpoint.read_rows(scales, expert * rows, (expert + 1) * rows)
-            values *= powers[exponents.int()].view(-1, 1)
+            torch.ldexp(values, exponents.view(-1, 1).int() - _BIAS, out=values)
             out[expert] = values.view(rows, columns).t()
         return out
