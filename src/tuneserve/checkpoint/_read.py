@@ -1,6 +1,7 @@
 """A checkpoint directory as a mapping of tensors that are read one at a time."""
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneserve.checkpoint._safetensors import read_headers
-from tuneserve.checkpoint._tensor import TensorHeader
+from tuneserve.checkpoint._tensor import TensorHeader, TensorSpec
 from tuneserve.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -34,24 +35,23 @@ class Checkpoint:
         memory stays at one tensor.
 
         Raises:
-            CheckpointError: the file has become shorter than its header said, or PyTorch lacks the dtype.
+            CheckpointError: the file has become shorter than its header said, it is larger than memory, or PyTorch
+                lacks the dtype.
         """
-        import torch
-
         header = self.tensors[name]
-        dtype = _torch_dtype(header.dtype)
-        if header.nbytes == 0:
-            return torch.empty(header.shape, dtype=dtype)
-        buffer = torch.empty(header.nbytes, dtype=torch.uint8)
-        view = buffer.numpy().data
-        with header.path.open("rb", buffering=0) as file:
-            done = 0
-            while done < header.nbytes:
-                count = os.preadv(file.fileno(), [view[done:]], header.offset + done)
-                if count == 0:
-                    raise CheckpointError(f"{header.path} was truncated while it was read; download or save it again.")
-                done += count
-        return buffer.view(dtype).view(header.shape)
+        return _read_at(header, header.offset, header.shape)
+
+    def read_rows(self, name: str, start: int, stop: int) -> "torch.Tensor":
+        """Read ``[start:stop]`` of the rows of one tensor, all dimensions but its last taken as one.
+
+        Returns:
+            shape ``[stop - start, size of the last dimension]``; errors as in :meth:`read`.
+        """
+        header = self.tensors[name]
+        *rows, columns = header.shape
+        assert 0 <= start <= stop <= math.prod(rows), f"rows {start} to {stop} of {header.shape}"
+        row_bytes = TensorSpec(name, header.dtype, (columns,)).nbytes
+        return _read_at(header, header.offset + start * row_bytes, (stop - start, columns))
 
 
 def open_safetensors(path: Path) -> Checkpoint:
@@ -130,7 +130,37 @@ def _no_weights(directory: Path) -> str:
     return f"{directory} has no {SINGLE_FILE} and no {INDEX_FILE}; point to a directory with the model's weights."
 
 
-def _torch_dtype(name: str) -> "torch.dtype":
+def _read_at(header: TensorHeader, offset: int, shape: tuple[int, ...]) -> "torch.Tensor":
+    import torch
+
+    dtype = torch_dtype(header.dtype)
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes == 0:
+        return torch.empty(shape, dtype=dtype)
+    try:
+        buffer = torch.empty(nbytes, dtype=torch.uint8)
+    except RuntimeError:
+        raise CheckpointError(
+            f"{header.name[:100]!r} in {header.path} has {nbytes} bytes, more than this machine's memory; "
+            "use a machine with more."
+        ) from None
+    view = buffer.numpy().data
+    with header.path.open("rb", buffering=0) as file:
+        done = 0
+        while done < nbytes:
+            count = os.preadv(file.fileno(), [view[done:]], offset + done)
+            if count == 0:
+                raise CheckpointError(f"{header.path} was truncated while it was read; download or save it again.")
+            done += count
+    return buffer.view(dtype).view(shape)
+
+
+def torch_dtype(name: str) -> "torch.dtype":
+    """Return PyTorch's dtype for safetensors' name of it.
+
+    Raises:
+        CheckpointError: PyTorch has none.
+    """
     import torch
 
     known = {

@@ -10,7 +10,11 @@ from tuneserve.checkpoint._tensor import WeightReader
 from tuneserve.errors import CheckpointError
 
 _READERS: Mapping[str, str] = {
+    "bitsandbytes": "tuneserve.checkpoint.quantised._bitsandbytes:open_bitsandbytes",
     "compressed-tensors": "tuneserve.checkpoint.quantised.compressed_tensors:open_compressed_tensors",
+    "fbgemm_fp8": "tuneserve.checkpoint.quantised._fp8:open_fp8",
+    "fp8": "tuneserve.checkpoint.quantised._fp8:open_fp8",
+    "mxfp4": "tuneserve.checkpoint.quantised._mxfp4:open_mxfp4",
 }
 
 
@@ -20,16 +24,36 @@ def open_weights(directory: Path, config: Mapping[str, Any]) -> WeightReader:
     Raises:
         CheckpointError: the weights are missing or malformed, or are quantised in a way that cannot be read.
     """
-    checkpoint = open_checkpoint(directory)
-    quantisation = config.get("quantization_config")
-    if quantisation is None:
-        return checkpoint
-    method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
-    reader = _READERS.get(method) if isinstance(method, str) else None
+    method = quantisation_method(config)
+    if method is None:
+        return open_checkpoint(directory)
+    reader = _READERS.get(method)
     if reader is None:
         raise CheckpointError(
-            f"{directory} is quantised with {str(method)[:40]!r}, which cannot be read; pass the 16-bit model instead."
+            f"{directory} is quantised with {method[:40]!r}, which cannot be read; use the 16-bit model that it was "
+            f"made from (those quantised with {', '.join(sorted(_READERS))} can be read too)."
         )
     module, _, function = reader.partition(":")
     opener: Callable[[Checkpoint, Mapping[str, Any]], WeightReader] = getattr(import_module(module), function)
-    return opener(checkpoint, config)
+    return opener(open_checkpoint(directory), config)
+
+
+def quantisation_method(config: Mapping[str, Any]) -> str | None:
+    """Return how the weights that ``config`` describes are quantised ("bitsandbytes"); None where they are not.
+
+    Raises:
+        CheckpointError: the config says that they are, but not how.
+    """
+    quantisation = config.get("quantization_config")
+    if quantisation is None:
+        return None
+    if isinstance(quantisation, dict):
+        if isinstance(method := quantisation.get("quant_method"), str) and method:
+            return method
+        # Before quant_method existed, bitsandbytes was the only one.
+        if quantisation.get("load_in_4bit") is True or quantisation.get("load_in_8bit") is True:
+            return "bitsandbytes"
+    raise CheckpointError(
+        "the quantization_config in config.json does not say how the weights are quantised (quant_method); "
+        "download the model again."
+    )
