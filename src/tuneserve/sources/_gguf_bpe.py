@@ -16,10 +16,6 @@ _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _TAIL = rf" ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
 _LLAMA3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_TAIL}"
 _QWEN2 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_TAIL}"
-_QWEN35 = (
-    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
-    rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
-)
 _WORD = r"[^\r\n\p{L}\p{N}]?"
 _TEKKEN = rf"{_WORD}{_UPPER}*{_LOWER}+|{_WORD}{_UPPER}+{_LOWER}*|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
 _GPT4O = (
@@ -59,7 +55,6 @@ _KINDS = {
     **dict.fromkeys(("dbrx", "smaug-bpe", "chatglm-bpe"), _Splitting((_LLAMA3,))),
     "glm4": _Splitting((_LLAMA3,), whole_words=True),
     "qwen2": _Splitting((_QWEN2,), composed=True),
-    "qwen35": _Splitting((_QWEN35,), composed=True),
     **dict.fromkeys(
         ("deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan", "solar-open", "grok-2"),
         _Splitting((_QWEN2,)),
