@@ -1,5 +1,7 @@
 """Weights as streams: read one tensor at a time from hostile files, write them so that nothing is ever half-written."""
 
+from tuneserve.checkpoint._gguf import GgufFile, GgufTensor, open_gguf
+from tuneserve.checkpoint._gguf_blocks import read_rows
 from tuneserve.checkpoint._output import AtomicDirectory, write_json
 from tuneserve.checkpoint._read import Checkpoint, open_checkpoint, open_safetensors
 from tuneserve.checkpoint._safetensors import read_headers
@@ -10,12 +12,16 @@ __all__ = [
     "DTYPE_BITS",
     "AtomicDirectory",
     "Checkpoint",
+    "GgufFile",
+    "GgufTensor",
     "SafetensorsWriter",
     "TensorHeader",
     "TensorSpec",
     "WeightReader",
     "open_checkpoint",
+    "open_gguf",
     "open_safetensors",
     "read_headers",
+    "read_rows",
     "write_json",
 ]

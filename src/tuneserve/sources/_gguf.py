@@ -1,116 +1,73 @@
-"""A GGUF file of the Llama family as a Hugging Face directory in bfloat16.
+"""A GGUF file as a source: a directory of what describes the model, made from its metadata, beside the file itself."""
 
-GGUF: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Tensor names and the order of the rows of q and k
-follow llama.cpp's converter, which interleaves each head's two rotary halves.
-"""
-
-from collections.abc import Iterator
+import hashlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from tuneserve.checkpoint import AtomicDirectory, GgufFile, open_gguf, write_json
+from tuneserve.errors import CheckpointError
+from tuneserve.sources._cache import cache_directory, locked
+from tuneserve.sources._gguf_config import gguf_config
+from tuneserve.sources._gguf_tokenizer import end_token_ids, write_tokenizer_files
+from tuneserve.sources._gguf_weights import GgufWeights, gguf_weights
 
-from tuneserve.checkpoint import SafetensorsWriter, TensorSpec, write_json
-from tuneserve.errors import SourceError
-from tuneserve.sources._gguf_tokenizer import write_tokenizer_files
-
-_LAYER_TENSORS = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+# Raised when the description changes, so that an older one is not taken for the new one.
+_DESCRIPTION = 1
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def write_hugging_face_files(gguf: Path, directory: Path) -> None:
-    """Write config, tokenizer, chat template and dequantised weights of ``gguf`` into ``directory``.
+def describe_gguf(path: Path) -> Path:
+    """Return the directory with the configuration, tokenizer and chat template of the model in the file at ``path``.
+
+    It is made at the first call, in the cache, under a name that follows from the file's header, size and time.
 
     Raises:
-        SourceError: the file's architecture is not Llama.
+        CheckpointError: the file is malformed.
+        SourceError: it is no model of a known family, or its tokenizer is of no known kind.
+        SpecError: a field of its configuration is missing or malformed.
     """
-    from gguf import GGUFReader
+    file = open_gguf(path)
+    states = [(part.stat().st_size, part.stat().st_mtime_ns) for part in file.paths]
+    key = hashlib.sha256(f"{_DESCRIPTION} {states} {file.digest}".encode()).hexdigest()[:32]
+    home = cache_directory() / "gguf"
+    target = home / key
+    with locked(home / ".lock"):
+        if not target.is_dir():
+            with AtomicDirectory(target) as output:
+                write_description(file, output.path)
+    return target
 
-    reader = GGUFReader(gguf)
-    metadata = {name: field.contents() for name, field in reader.fields.items()}
-    if metadata.get("general.architecture") != "llama":
-        raise SourceError(f"{gguf} is not of the Llama family; convert it with its own project's tools.")
 
-    config = _config(metadata)
+def write_description(file: GgufFile, directory: Path) -> None:
+    """Write configuration, tokenizer and chat template of ``file`` into ``directory``.
+
+    Raises:
+        InputError: as :func:`describe_gguf`.
+    """
+    config = gguf_config(file)
+    config["dtype"] = _DTYPES[_weights(file, config).dtype]
     write_json(directory / "config.json", config)
-    token_ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    write_json(directory / "generation_config.json", token_ids)
-    write_tokenizer_files(metadata, directory)
-
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    names = list(_names(config["num_hidden_layers"]))
-    # GGUF stores dimensions innermost first.
-    specs = [TensorSpec(name, "BF16", tuple(int(n) for n in reversed(tensors[key].shape))) for key, name in names]
-    with SafetensorsWriter(directory / "model.safetensors", specs) as writer:
-        for key, name in names:
-            writer.write(name, _bfloat16(_dequantised(tensors[key], key, config)).data)
+    ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config}
+    ends = end_token_ids(file.metadata)
+    if len(ends) > 1:
+        ids["eos_token_id"] = ends
+    write_json(directory / "generation_config.json", ids)
+    context: int = config.get("max_position_embeddings") or config["n_positions"]
+    write_tokenizer_files(file, directory, context)
 
 
-def _config(metadata: dict[str, Any]) -> dict[str, Any]:
-    heads = metadata["llama.attention.head_count"]
-    hidden = metadata["llama.embedding_length"]
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": hidden,
-        "intermediate_size": metadata["llama.feed_forward_length"],
-        "num_hidden_layers": metadata["llama.block_count"],
-        "num_attention_heads": heads,
-        "num_key_value_heads": metadata["llama.attention.head_count_kv"],
-        "head_dim": hidden // heads,
-        "vocab_size": metadata["llama.vocab_size"],
-        "max_position_embeddings": metadata["llama.context_length"],
-        "rms_norm_eps": _shortest(metadata["llama.attention.layer_norm_rms_epsilon"]),
-        "rope_theta": _shortest(metadata["llama.rope.freq_base"]),
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": True,
-        "bos_token_id": metadata["tokenizer.ggml.bos_token_id"],
-        "eos_token_id": metadata["tokenizer.ggml.eos_token_id"],
-        "pad_token_id": metadata["tokenizer.ggml.padding_token_id"],
-        "dtype": "bfloat16",
-    }
+def open_gguf_weights(path: Path, config: dict[str, Any]) -> GgufWeights:
+    """Open the weights of the file at ``path``, which ``config`` (from its description) belongs to.
+
+    Raises:
+        CheckpointError: the file is malformed, or its tensors do not go together.
+    """
+    return _weights(open_gguf(path), config)
 
 
-def _names(layers: int) -> Iterator[tuple[str, str]]:
-    yield "token_embd.weight", "model.embed_tokens.weight"
-    for layer in range(layers):
-        for key, name in _LAYER_TENSORS.items():
-            yield f"blk.{layer}.{key}.weight", f"model.layers.{layer}.{name}.weight"
-    yield "output_norm.weight", "model.norm.weight"
-
-
-def _dequantised(tensor: Any, key: str, config: dict[str, Any]) -> npt.NDArray[np.float32]:
-    from gguf import dequantize
-
-    values: npt.NDArray[np.float32] = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
-    for part, count in heads.items():
-        if f".{part}." in key:
-            rows, columns = values.shape
-            pairs = values.reshape(count, rows // count // 2, 2, columns)
-            return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows, columns)
-    return values
-
-
-def _bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Round to nearest, ties to even, as bit patterns; the values are finite."""
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    rounded: npt.NDArray[np.uint16] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    return rounded
-
-
-def _shortest(value: float) -> float:
-    """Undo the widening of a float32: 9.999999747378752e-06 was written as 1e-05."""
-    return float(str(np.float32(value)))
+def _weights(file: GgufFile, config: dict[str, Any]) -> GgufWeights:
+    heads = config.get("num_attention_heads") or config.get("n_head")
+    family = config.get("model_type")
+    if not isinstance(heads, int) or not isinstance(family, str):
+        raise CheckpointError(f"{file.paths[0]} has no configuration; download it again.")
+    return gguf_weights(file, family, heads, config.get("num_key_value_heads", heads))

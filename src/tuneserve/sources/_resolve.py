@@ -7,9 +7,11 @@ from typing import Any
 
 from tuneserve.errors import SourceError
 from tuneserve.sources import _demo, _hub
+from tuneserve.sources._gguf import describe_gguf
 
 ADAPTER_CONFIG = "adapter_config.json"
 MODEL_CONFIG = "config.json"
+_GGUF = ".gguf"
 _MAX_CONFIG_BYTES = 10_000_000
 
 
@@ -19,7 +21,8 @@ class ResolvedSource:
 
     ``model_dir`` holds the weights: the base's when ``adapter_dir`` is set, else the whole model's. ``tokenizer_dir``
     is the adapter's directory where that has a tokenizer of its own (training may have changed it), else the model's.
-    ``base_name`` is what the base was called by whoever named it, None without an adapter.
+    ``base_name`` is what the base was called by whoever named it, None without an adapter. ``weights_file`` is the GGUF
+    file that holds the weights, where one does; ``model_dir`` then has only what describes them.
     """
 
     source: str
@@ -28,35 +31,39 @@ class ResolvedSource:
     adapter_dir: Path | None
     tokenizer_dir: Path
     base_name: str | None
+    weights_file: Path | None = None
 
 
 def resolve(source: str | Path, *, base: str | Path | None = None) -> ResolvedSource:
     """Find the files of ``source``, downloading what is not on this machine yet.
 
     Args:
-        source: a model or adapter directory, a hub id (``org/name`` or ``org/name@revision``), ``demo`` (the built-in
-            base model) or ``demo:tickets`` (the example adapter over it).
+        source: a model or adapter directory, a ``.gguf`` file (of a split one the first part), a hub id (``org/name``
+            or ``org/name@revision``), ``demo`` (the built-in base model) or ``demo:tickets`` (the example adapter over
+            it).
         base: what to use instead of the base that the adapter names.
 
     Raises:
         SourceError: nothing usable is found there; the message says what to do.
+        CheckpointError: a GGUF file is malformed.
+        SpecError: the configuration in a GGUF file is.
     """
     source = str(source)
-    directory = _locate(source)
+    directory, weights_file = _locate(source)
     if not (directory / ADAPTER_CONFIG).is_file():
         if base is not None:
             raise SourceError(f"{source} is a whole model, not an adapter, so it takes no other base; drop the base.")
         if not (directory / MODEL_CONFIG).is_file():
-            raise SourceError(
-                f"{directory} has neither {ADAPTER_CONFIG} nor {MODEL_CONFIG}; "
-                "point to the directory that training or a download wrote."
-            )
-        return ResolvedSource(source, _name(source, directory), directory, None, directory, None)
+            files = sorted(directory.glob(f"*{_GGUF}"))
+            instead = files[0] if files else "the directory that training or a download wrote"
+            raise SourceError(f"{directory} has neither {ADAPTER_CONFIG} nor {MODEL_CONFIG}; point to {instead}.")
+        return ResolvedSource(source, _name(source, directory), directory, None, directory, None, weights_file)
 
-    base_name, model_dir = _base_of(source, directory, base)
+    base_name, model_dir, weights_file = _base_of(source, directory, base)
     own_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     tokenizer_dir = directory if own_tokenizer else model_dir
-    return ResolvedSource(source, _name(source, directory), model_dir, directory, tokenizer_dir, base_name)
+    name = _name(source, directory)
+    return ResolvedSource(source, name, model_dir, directory, tokenizer_dir, base_name, weights_file)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -79,19 +86,24 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _locate(source: str) -> Path:
+def _locate(source: str) -> tuple[Path, Path | None]:
+    """Return the directory of a source, and its GGUF file if it is one."""
     if "\0" in source or not source:
         raise SourceError("the source name is empty or has a NUL character in it; give a directory or a hub id.")
     if source == _demo.BASE:
-        return _demo.base_directory()
+        return _demo.base_directory(), None
     if source == _demo.ADAPTER:
-        return _demo.adapter_directory()
+        return _demo.adapter_directory(), None
     path = Path(source).expanduser()
     try:
         if path.is_dir():
-            return path
+            return path, None
+        if path.exists() and path.suffix == _GGUF:
+            return describe_gguf(path), path
         if path.exists():
-            raise SourceError(f"{source} is a file; point to the directory of the model or adapter.")
+            raise SourceError(
+                f"{source} is a file; point to the directory of the model or adapter, or to a .gguf file."
+            )
     except OSError as error:
         raise SourceError(f"{source[:200]} cannot be looked at ({error.strerror}); give another path.") from None
     if (hub_id := _hub.parse(source)) is None:
@@ -99,10 +111,10 @@ def _locate(source: str) -> Path:
             f"there is no directory {source[:200]!r}, and it is not a hub id (org/name or org/name@revision) either; "
             "check the path."
         )
-    return _hub.download(hub_id)
+    return _hub.download(hub_id), None
 
 
-def _base_of(source: str, directory: Path, override: str | Path | None) -> tuple[str, Path]:
+def _base_of(source: str, directory: Path, override: str | Path | None) -> tuple[str, Path, Path | None]:
     named: Any = override
     if override is None:
         config = read_config(directory / ADAPTER_CONFIG)
@@ -113,7 +125,7 @@ def _base_of(source: str, directory: Path, override: str | Path | None) -> tuple
         if isinstance(revision, str) and revision and (hub_id := _hub.parse(named)) and not hub_id.revision:
             named = named if Path(named).is_dir() else f"{named}@{revision}"
     try:
-        model_dir = _locate(str(named))
+        model_dir, weights_file = _locate(str(named))
     except SourceError as error:
         if override is not None:
             raise
@@ -124,12 +136,14 @@ def _base_of(source: str, directory: Path, override: str | Path | None) -> tuple
         raise SourceError(f"the base of {source}, {named}, is itself an adapter; merge that one first.")
     if not (model_dir / MODEL_CONFIG).is_file():
         raise SourceError(f"the base of {source}, {named}, has no {MODEL_CONFIG}; pass a model directory with --base.")
-    return str(named), model_dir
+    return str(named), model_dir, weights_file
 
 
 def _name(source: str, directory: Path) -> str:
     if source in (_demo.BASE, _demo.ADAPTER):
         return source
+    if source.endswith(_GGUF):
+        return Path(source).name.removesuffix(_GGUF)
     if directory.resolve().is_relative_to(Path.cwd()) or Path(source).is_dir():
         return directory.resolve().name
     return source.partition("@")[0]
