@@ -1,5 +1,6 @@
 """One typed description of a decoder, read from a model's configuration; one module per family."""
 
+from tuneserve.spec._gguf_names import GGUF_ARCHITECTURES, GgufPart, gguf_parts, hf_name
 from tuneserve.spec._read import FAMILIES, read_spec
 from tuneserve.spec._spec import ModelSpec, RopeScaling
 from tuneserve.spec._tensors import EMBEDDING, HEAD, NORM, LayerNames, layer_names, tensor_shapes
@@ -7,11 +8,15 @@ from tuneserve.spec._tensors import EMBEDDING, HEAD, NORM, LayerNames, layer_nam
 __all__ = [
     "EMBEDDING",
     "FAMILIES",
+    "GGUF_ARCHITECTURES",
     "HEAD",
     "NORM",
+    "GgufPart",
     "LayerNames",
     "ModelSpec",
     "RopeScaling",
+    "gguf_parts",
+    "hf_name",
     "layer_names",
     "read_spec",
     "tensor_shapes",

@@ -1,6 +1,6 @@
 """Which tensors of a Hugging Face checkpoint are which tensors of a GGUF file, per family.
 
-GGUF's names are those of llama.cpp (``gguf-py/gguf/constants.py``). What differs beside the names: families that llama.cpp
+GGUF's names are those of llama.cpp (``gguf-py/gguf/constants.py``). What differs beside the names: families that it
 rotates in adjacent pairs have the rows of q and k interleaved, Gemma's norms have one added, Conv1D weights are
 transposed, and the experts of a layer are stacked into one tensor each for gate, up and down.
 """
@@ -12,7 +12,7 @@ from typing import Literal
 
 from tuneserve.errors import SpecError
 
-ARCHITECTURES: Mapping[str, str] = {
+GGUF_ARCHITECTURES: Mapping[str, str] = {
     "llama": "llama",
     "mistral": "llama",
     "mixtral": "llama",
@@ -168,7 +168,7 @@ _BLOCK_NAME = re.compile(r"blk\.(\d{1,4})\.(.+)", re.ASCII)
 def gguf_parts(family: str, name: str) -> tuple[GgufPart, ...]:
     """Return what the Hugging Face tensor ``name`` becomes; empty for buffers and for the towers of wrappers.
 
-    ``family`` is a key of :data:`ARCHITECTURES`; ``name`` may carry the prefix of a multimodal wrapper.
+    ``family`` is a key of :data:`GGUF_ARCHITECTURES`; ``name`` may carry the prefix of a multimodal wrapper.
 
     Raises:
         SpecError: the family has no such tensor.
