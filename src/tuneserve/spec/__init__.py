@@ -1,5 +1,6 @@
 """One typed description of a decoder, read from a model's configuration; one module per family."""
 
+from tuneserve.spec._fields import Fields
 from tuneserve.spec._gguf_names import GGUF_ARCHITECTURES, GgufPart, gguf_parts, hf_name
 from tuneserve.spec._read import FAMILIES, read_spec
 from tuneserve.spec._spec import ModelSpec, RopeScaling
@@ -11,6 +12,7 @@ __all__ = [
     "GGUF_ARCHITECTURES",
     "HEAD",
     "NORM",
+    "Fields",
     "GgufPart",
     "LayerNames",
     "ModelSpec",
