@@ -1,8 +1,17 @@
 """Text on both sides of an engine: tokens, chat templates, incremental detokenising, stop strings."""
 
 from tuneserve.text._detokenizer import Detokenizer
+from tuneserve.text._files import special_tokens
 from tuneserve.text._stops import StopStrings
 from tuneserve.text._template import ChatTemplate, open_chat_template
 from tuneserve.text._tokenizer import Tokenizer, open_tokenizer
 
-__all__ = ["ChatTemplate", "Detokenizer", "StopStrings", "Tokenizer", "open_chat_template", "open_tokenizer"]
+__all__ = [
+    "ChatTemplate",
+    "Detokenizer",
+    "StopStrings",
+    "Tokenizer",
+    "open_chat_template",
+    "open_tokenizer",
+    "special_tokens",
+]
