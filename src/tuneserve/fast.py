@@ -8,7 +8,7 @@ from typing import Any, NoReturn, Protocol
 
 import torch
 
-from tuneserve import artifacts
+from tuneserve.artifacts import SavesArtifacts
 from tuneserve.engines.contract import GenerationRequest, SamplingParams
 from tuneserve.errors import EngineError, InputError, RequestError
 from tuneserve.native import EngineConfig, NativeCore
@@ -100,7 +100,7 @@ class FastLanguageModel:
         raise InputError("get_peft_model is not part of tuneserve, which serves models; train with Unsloth or PEFT.")
 
 
-class NativeModel:
+class NativeModel(SavesArtifacts):
     """A loaded model with the part of Transformers' interface that inference needs."""
 
     def __init__(self, source: ResolvedSource, max_seq_length: int | None, dtype: str) -> None:
@@ -210,21 +210,6 @@ class NativeModel:
         outputs = self._run(requests, stops, streamer)
         repeated = ids.repeat_interleave(num_return_sequences, dim=0)
         return _padded(repeated, outputs, pad if pad is not None else (ends[0] if ends else 0))
-
-    def save_pretrained_merged(
-        self,
-        save_directory: str | Path,
-        tokenizer: object = None,  # noqa: ARG002 - Unsloth's signature; the source's own files are copied
-        save_method: str = "merged_16bit",
-        **unknown: Any,
-    ) -> None:
-        """Export the model with its adapter merged, and verify it; see :func:`tuneserve.artifacts.export`."""
-        _refuse_unknown("save_pretrained_merged", unknown)
-        artifacts.export(self.source, save_directory, method=save_method)
-
-    def save_pretrained_gguf(self, *_arguments: Any, **_options: Any) -> NoReturn:
-        """Refuse, for now."""
-        raise InputError("save_pretrained_gguf is not supported yet; use save_pretrained_merged.")
 
     def _end_tokens(self) -> list[int]:
         return sorted(self._tokenizer.end_token_ids)

@@ -75,8 +75,7 @@ def test_an_export_is_verified_described_and_repeatable(make_llama: Make, make_l
     artifacts.export(adapter, tmp_path / "b", verify=False)
     manifest = artifacts.read_manifest(tmp_path / "a")
     assert manifest is not None
-    assert result.parity is not None
-    assert result.parity.passed
+    assert result.parity["merged_16bit"].passed
     assert manifest["parity"]["passed"] is True
     assert manifest["merged_tensors"] == 14
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()

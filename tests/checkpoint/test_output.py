@@ -88,3 +88,17 @@ def test_two_runs_for_the_same_output_do_not_disturb_each_other(tmp_path: Path) 
             (second.path / "file").write_text("second")
         assert (first.path / "file").read_text() == "first"
     assert (tmp_path / "out" / "file").read_text() == "second"
+
+
+def test_a_killed_run_can_be_resumed(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom tuneserve.checkpoint import AtomicDirectory\n"
+        "with AtomicDirectory(Path(sys.argv[1])) as output:\n"
+        "    (output.path / 'half').write_text('x')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=False)
+    with AtomicDirectory(tmp_path / "out", resume=True) as output:
+        assert (output.path / "half").read_text() == "x"
+        (output.path / "rest").write_text("y")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["half", "rest"]

@@ -1,83 +1,205 @@
-"""Carry out a plan: one tensor in memory at a time, in file order, hashing what is read and what is written."""
+"""Carry out a plan: one pass over the merged model, which reads, encodes and writes at the same time."""
 
-import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from tuneserve.artifacts._plan import ExportPlan, PlannedTensor
-from tuneserve.checkpoint import SafetensorsWriter, write_json
-from tuneserve.errors import CheckpointError
+from tuneserve.artifacts._format import Format
+from tuneserve.artifacts._inputs import InputDigest
+from tuneserve.artifacts._journal import Journal
+from tuneserve.artifacts._plan import ExportPlan
+from tuneserve.artifacts._queue import ByteQueue, ClosedError
+from tuneserve.checkpoint import PlacedFile, TensorSpec
 
-_INDEX_FILE = "model.safetensors.index.json"
-_TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+# Bytes that may wait between two stages; together with the weight at hand this bounds memory.
+_BACKLOG = 1 << 25
+# After so many bytes what was written is put on disk and noted, for a later run to go on from.
+_NOTED_EVERY = 1 << 29
 
 
-def execute(plan: ExportPlan, directory: Path, advance: Callable[[int], None]) -> tuple[dict[str, str], dict[str, str]]:
-    """Write the planned files into ``directory``; ``advance`` is called with the bytes of each tensor written.
+@dataclass(frozen=True, slots=True)
+class _Merged:
+    """Bytes of a merged weight from ``offset`` on; ``tensor`` is all of it or a block of its rows."""
+
+    spec: TensorSpec
+    offset: int
+    tensor: torch.Tensor
+
+    @property
+    def is_last(self) -> bool:
+        return self.offset + self.tensor.nbytes == self.spec.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """Bytes for one file of one method."""
+
+    method: str
+    file: str
+    offset: int
+    data: torch.Tensor
+
+
+def execute(
+    plan: ExportPlan, directory: Path, advance: Callable[[int], None]
+) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """Write the planned weight files into ``directory``, or the rest of them where an earlier run was killed.
+
+    ``advance`` is called with the bytes of each merged weight that is done.
 
     Returns:
-        The sha256 of every weight file read and of every file written, by name.
+        The sha256 of every weight file read, by name, and of every file written, by method and name.
 
     Raises:
-        AdapterError: a merged tensor is not finite.
-        CheckpointError: a base file changed under the hands.
+        InputError: an input cannot be used as it is, or changed meanwhile.
         OSError: ``directory`` cannot be written.
     """
-    read: dict[str, str] = {}
-    written: dict[str, str] = {}
-    for name, tensors in plan.shards.items():
-        read[name], written[name] = _write_shard(plan, directory / name, tensors, advance)
-    if len(plan.shards) > 1:
-        weight_map = {tensor.output.name: name for name, tensors in plan.shards.items() for tensor in tensors}
-        write_json(directory / _INDEX_FILE, {"metadata": {"total_size": plan.weight_bytes}, "weight_map": weight_map})
-    write_json(directory / "config.json", plan.config)
-    for path in plan.copies:
-        shutil.copyfile(path, directory / path.name)
-    for path in sorted(directory.iterdir()):
-        if path.is_file() and path.name not in written and not path.name.startswith("."):
-            written[path.name] = sha256(path)
-    return read, written
+    for format_ in plan.formats.values():
+        for name in format_.observed:
+            format_.observe(name, plan.model.read(name))
+    names = [name for name in plan.model.tensors if any(format_.pieces(name) for format_ in plan.formats.values())]
+    journal = Journal(directory, plan.fingerprint)
+    done = journal.read()
+    if not done:
+        _clear(directory)
+    for name in names[:done]:
+        advance(plan.model.tensors[name].nbytes)
+    with ExitStack() as stack:
+        digest = stack.enter_context(InputDigest(plan.model.files))
+        files = {
+            method: stack.enter_context(_Files(format_, plan.directory(directory, method), names[:done]))
+            for method, format_ in plan.formats.items()
+        }
+        merged: ByteQueue[_Merged] = ByteQueue(_BACKLOG)
+        writes: ByteQueue[_Write | int] = ByteQueue(_BACKLOG)
+        threads = stack.enter_context(ThreadPoolExecutor(2, "export"))
+        stack.callback(merged.abandon)
+        stack.callback(writes.abandon)
+        reading = threads.submit(_read, plan, names[done:], merged)
+        writing = threads.submit(_write, writes, files, journal)
+        count, unnoted = done, 0
+        try:
+            for part in merged:
+                for write in _encoded(plan, part):
+                    writes.put(write, write.data.nbytes)
+                    unnoted += write.data.nbytes
+                if part.is_last:
+                    count += 1
+                    digest.advance(count / len(names))
+                    advance(part.spec.nbytes)
+                    if unnoted >= _NOTED_EVERY:
+                        writes.put(count, 0)
+                        unnoted = 0
+                del part
+        except ClosedError:
+            # The writer has met an error, which its result raises.
+            merged.abandon()
+        reading.result()
+        writes.put(len(names), 0)
+        writes.end()
+        writing.result()
+        return digest.result(), {method: opened.close() for method, opened in files.items()}
 
 
-def _write_shard(
-    plan: ExportPlan, path: Path, tensors: tuple[PlannedTensor, ...], advance: Callable[[int], None]
-) -> tuple[str, str]:
-    source = tensors[0].input.path
-    digest = hashlib.sha256(_file_header(source, tensors[0].input.offset))
-    with SafetensorsWriter(path, [tensor.output for tensor in tensors]) as writer:
-        for planned in tensors:
-            tensor = plan.checkpoint.read(planned.input.name)
-            digest.update(_bytes(tensor))
-            writer.write(planned.output.name, _bytes(_result(plan, planned, tensor)))
-            advance(planned.output.nbytes)
-    return digest.hexdigest(), writer.sha256
+class _Files:
+    """The open files of one format; ``kept`` names the weights that an earlier run has written."""
+
+    def __init__(self, format_: Format, directory: Path, kept: Sequence[str]) -> None:
+        directory.mkdir(exist_ok=True)
+        ends = {file: len(planned.header) for file, planned in format_.files.items()} if kept else {}
+        for name in kept:
+            for piece in format_.pieces(name):
+                ends[piece.file] = max(ends[piece.file], piece.offset + piece.nbytes)
+        self._open = {
+            file: PlacedFile(directory / file, planned.size, ends.get(file, 0))
+            for file, planned in format_.files.items()
+        }
+        if not kept:
+            for file, planned in format_.files.items():
+                self._open[file].put(0, memoryview(planned.header))
+
+    def put(self, write: _Write) -> None:
+        self._open[write.file].put(write.offset, _bytes(write.data))
+
+    def sync(self) -> None:
+        for file in self._open.values():
+            file.sync()
+
+    def close(self) -> dict[str, str]:
+        return {name: self._open.pop(name).close() for name in sorted(self._open)}
+
+    def __enter__(self) -> "_Files":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._open.values():
+            file.discard()
 
 
-def _result(plan: ExportPlan, planned: PlannedTensor, tensor: torch.Tensor) -> torch.Tensor:
-    if planned.output.dtype == planned.input.dtype and not planned.merged:
-        return tensor
-    dtype = _TORCH[planned.output.dtype]
-    if planned.merged and plan.adapter is not None:
-        return plan.adapter.merge(planned.input.name, tensor, dtype)
-    return tensor.to(dtype)
+def _read(plan: ExportPlan, names: Sequence[str], merged: ByteQueue[_Merged]) -> None:
+    """Put merged weights into the queue, in blocks of rows where every format takes them as they are."""
+    # Blocks are small, and the other cores are busy hashing and encoding: more threads here would only spin.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for name in names:
+            spec, offset = plan.model.tensors[name], 0
+            in_blocks = all(format_.copies(name) for format_ in plan.formats.values())
+            for tensor in plan.model.blocks(name) if in_blocks else (plan.model.read(name),):
+                merged.put(_Merged(spec, offset, tensor), tensor.nbytes)
+                offset += tensor.nbytes
+                del tensor
+            assert offset == spec.nbytes, f"{name} has {offset} bytes, planned were {spec.nbytes}"
+    except ClosedError:
+        pass
+    finally:
+        merged.end()
+        torch.set_num_threads(threads)
 
 
-def sha256(path: Path) -> str:
-    """Return the sha256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _encoded(plan: ExportPlan, part: _Merged) -> list[_Write]:
+    name, writes = part.spec.name, []
+    for method, format_ in plan.formats.items():
+        pieces = format_.pieces(name)
+        if not pieces:
+            continue
+        if format_.copies(name):
+            (piece,) = pieces
+            writes.append(_Write(method, piece.file, piece.offset + part.offset, part.tensor))
+            continue
+        for piece, tensor in zip(pieces, format_.encode(name, part.tensor), strict=True):
+            assert tensor.nbytes == piece.nbytes, f"{name} has {tensor.nbytes} bytes, planned were {piece.nbytes}"
+            writes.append(_Write(method, piece.file, piece.offset, tensor))
+    return writes
 
 
-def _file_header(path: Path, length: int) -> bytes:
-    with path.open("rb") as file:
-        header = file.read(length)
-    if len(header) != length:
-        raise CheckpointError(f"{path} was truncated while it was read; download or save it again.")
-    return header
+def _write(writes: ByteQueue[_Write | int], files: dict[str, _Files], journal: Journal) -> None:
+    try:
+        for write in writes:
+            if isinstance(write, _Write):
+                files[write.method].put(write)
+                continue
+            for opened in files.values():
+                opened.sync()
+            journal.write(write)
+    finally:
+        writes.abandon()
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
+    assert tensor.is_contiguous()
+    return tensor.view(-1).view(torch.uint8).numpy().data
+
+
+def _clear(directory: Path) -> None:
+    """Remove what an earlier run left that is not being resumed."""
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != ".lock":
+            path.unlink()

@@ -29,7 +29,7 @@ class PlannedFile:
 
 
 class Format(Protocol):
-    """One method's artifact, planned: pure until :meth:`write_side_files`.
+    """One method's artifact, planned: nothing is written before :meth:`write_side_files`.
 
     Made from what a merged model's tensors are called and shaped like, never from their data.
     """
@@ -38,8 +38,21 @@ class Format(Protocol):
     def files(self) -> Mapping[str, PlannedFile]:
         """The weight files by name."""
 
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """The weights to show to :meth:`observe` before any is encoded."""
+        return ()
+
+    def observe(self, name: str, tensor: torch.Tensor) -> None:
+        """Take from a weight what must be known of it to encode others."""
+        raise AssertionError(f"{name} is not among the observed weights")
+
     def pieces(self, name: str) -> tuple[Piece, ...]:
         """Return where the bytes made from the weight ``name`` go; none if the format has no use for it."""
+
+    def copies(self, name: str) -> bool:
+        """Return whether the weight's own bytes are its only piece, or it has none; it is then not encoded."""
+        return not self.pieces(name)
 
     def encode(self, name: str, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the bytes of each of :meth:`pieces`, in order, as contiguous tensors of whatever dtype."""

@@ -13,6 +13,7 @@ from tuneserve.sources import read_config
 
 MANIFEST_FILE = "tuneserve.json"
 FORMAT = 1
+_LIBRARIES = ("torch", "transformers", "peft", "safetensors")
 
 
 def manifest(
@@ -20,27 +21,32 @@ def manifest(
     method: str,
     read: Mapping[str, str],
     written: Mapping[str, str],
-    adapter_hashes: Mapping[str, str],
+    adapters: Mapping[str, str],
     parity: ParityReport | None,
     seconds: float,
 ) -> dict[str, Any]:
-    """Return the manifest; everything outside ``run`` is the same for the same inputs."""
+    """Return the manifest of one artifact; everything outside ``run`` is the same for the same inputs.
+
+    Args:
+        read, written, adapters: the sha256 of the base's weight files, of the artifact's files, and of the adapter's
+            files, by name.
+    """
     source = plan.source
     return {
         "format": FORMAT,
         "method": method,
         "name": source.name,
-        "base": {"name": source.base_name or source.name, "files": dict(read)},
-        "adapter": {"name": source.name, "files": dict(adapter_hashes)} if source.adapter_dir else None,
-        "merged_tensors": plan.merged,
+        "base": {"name": source.base_name or source.name, "revision": _revision(source.model_dir), "files": dict(read)},
+        "adapter": {"name": source.name, "files": dict(adapters)} if source.adapter_dir else None,
+        "merged_tensors": len(plan.model.changed),
         "files": dict(written),
         "parity": parity.to_dict() if parity else None,
+        "libraries": {"tuneserve": __version__, **{name: version(name) for name in _LIBRARIES}},
         "run": {
             "source": source.source,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 3),
-            "tuneserve": __version__,
-            **{name: version(name) for name in ("torch", "transformers", "peft", "safetensors")},
+            "fingerprint": plan.fingerprint,
         },
     }
 
@@ -53,3 +59,9 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     """
     path = directory / MANIFEST_FILE
     return read_config(path) if path.is_file() else None
+
+
+def _revision(directory: Path) -> str | None:
+    """Return the commit of a snapshot in the hub's cache, whose layout is ``snapshots/COMMIT``."""
+    resolved = directory.resolve()
+    return resolved.name if resolved.parent.name == "snapshots" else None

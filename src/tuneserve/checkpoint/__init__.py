@@ -3,10 +3,11 @@
 from tuneserve.checkpoint._gguf import GgufFile, GgufTensor, open_gguf
 from tuneserve.checkpoint._gguf_blocks import read_rows
 from tuneserve.checkpoint._output import AtomicDirectory, write_json
+from tuneserve.checkpoint._placed import PlacedFile
 from tuneserve.checkpoint._read import Checkpoint, open_checkpoint, open_safetensors
 from tuneserve.checkpoint._safetensors import read_headers
 from tuneserve.checkpoint._tensor import DTYPE_BITS, TensorHeader, TensorSpec, WeightReader
-from tuneserve.checkpoint._write import SafetensorsWriter
+from tuneserve.checkpoint._write import SafetensorsWriter, safetensors_header
 
 __all__ = [
     "DTYPE_BITS",
@@ -14,6 +15,7 @@ __all__ = [
     "Checkpoint",
     "GgufFile",
     "GgufTensor",
+    "PlacedFile",
     "SafetensorsWriter",
     "TensorHeader",
     "TensorSpec",
@@ -23,5 +25,6 @@ __all__ = [
     "open_safetensors",
     "read_headers",
     "read_rows",
+    "safetensors_header",
     "write_json",
 ]

@@ -20,15 +20,16 @@ class AtomicDirectory:
     """A context that fills a temporary sibling of ``target`` and renames it into place when the block succeeds.
 
     On any exception, Ctrl-C included, the temporary directory is removed. One left behind by a killed process is
-    recognised by its free lock and removed by the next run with the same target.
+    recognised by its free lock: the next run with the same target goes on in it if ``resume`` is set, else removes it.
 
     Raises:
         OutputError: ``target`` exists, its parent cannot be written, or the disk is full.
     """
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, *, resume: bool = False) -> None:
         self.target = target
         self.path = target
+        self._resume = resume
 
     def __enter__(self) -> Self:
         self.target = self.target.absolute()
@@ -36,15 +37,11 @@ class AtomicDirectory:
             raise OutputError(f"{self.target} exists already; choose another output directory or remove it first.")
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
-            self._remove_leftovers()
-            prefix = f".{self.target.name[:100]}.partial-"
-            self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=self.target.parent))
-            self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-            # mkdtemp makes it private; the artifact gets the permissions any new directory would.
-            umask = os.umask(0)
-            os.umask(umask)
-            self.path.chmod(0o777 & ~umask)
+            leftover = self._take_leftover()
+            if leftover is None:
+                self._make()
+            else:
+                self.path, self._lock = leftover
         except OSError as error:
             raise _output_error(self.target, error) from None
         return self
@@ -74,19 +71,36 @@ class AtomicDirectory:
         self.path = self.target
         _sync(self.target.parent)
 
-    def _remove_leftovers(self) -> None:
-        for leftover in self.target.parent.glob(f".{_escape(self.target.name[:100])}.partial-*"):
+    def _make(self) -> None:
+        prefix = f".{self.target.name[:100]}.partial-"
+        self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=self.target.parent))
+        self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        # mkdtemp makes it private; the artifact gets the permissions any new directory would.
+        umask = os.umask(0)
+        os.umask(umask)
+        self.path.chmod(0o777 & ~umask)
+
+    def _take_leftover(self) -> tuple[Path, int] | None:
+        """Remove what killed runs left behind; to resume, return the newest of it and its lock instead."""
+        taken = None
+        leftovers = self.target.parent.glob(f".{_escape(self.target.name[:100])}.partial-*")
+        for leftover in sorted(leftovers, key=lambda path: path.lstat().st_mtime, reverse=True):
             try:
-                lock = os.open(leftover / _LOCK, os.O_RDWR)
+                lock = os.open(leftover / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
             except OSError:
                 continue
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(leftover, ignore_errors=True)
             except BlockingIOError:
-                continue
-            finally:
                 os.close(lock)
+                continue
+            if self._resume and taken is None:
+                taken = leftover, lock
+            else:
+                shutil.rmtree(leftover, ignore_errors=True)
+                os.close(lock)
+        return taken
 
 
 def write_json(path: Path, value: object) -> None:

@@ -1,6 +1,5 @@
 """Write a safetensors file tensor by tensor, its header first."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,42 +9,39 @@ from typing import Self
 from tuneserve.checkpoint._tensor import TensorSpec
 
 
-class SafetensorsWriter:
-    """Writes the tensors named at construction, in that order, hashing as it goes.
+def safetensors_header(tensors: Sequence[TensorSpec]) -> bytes:
+    """Return what stands before the data of a safetensors file that holds ``tensors`` in this order, without gaps.
 
-    Leaving the ``with`` block without an exception asserts that each was written; ``sha256`` is then the file's.
+    Format: https://huggingface.co/docs/safetensors, "Format".
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in tensors:
+        end = offset + tensor.nbytes
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    return len(raw).to_bytes(8, "little") + raw
+
+
+class SafetensorsWriter:
+    """Writes the tensors named at construction, in that order.
+
+    Leaving the ``with`` block without an exception asserts that each was written.
     """
 
     def __init__(self, path: Path, tensors: Sequence[TensorSpec]) -> None:
         self._pending = list(reversed(tensors))
-        self._hash = hashlib.sha256()
         self._file = path.open("xb")
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        offset = 0
-        for tensor in tensors:
-            end = offset + tensor.nbytes
-            header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
-            offset = end
-        raw = json.dumps(header, separators=(",", ":")).encode()
-        raw += b" " * (-len(raw) % 8)
-        self._put(len(raw).to_bytes(8, "little"))
-        self._put(raw)
+        self._file.write(safetensors_header(tensors))
 
     def write(self, name: str, data: memoryview) -> None:
         """Write the bytes of the next tensor (C-contiguous, little-endian)."""
         expected = self._pending.pop()
         assert name == expected.name, f"{name} written where {expected.name} was planned"
         assert data.nbytes == expected.nbytes, f"{name} has {data.nbytes} bytes, planned were {expected.nbytes}"
-        self._put(data)
-
-    @property
-    def sha256(self) -> str:
-        """The hash of what was written so far, in hexadecimal."""
-        return self._hash.hexdigest()
-
-    def _put(self, data: bytes | memoryview) -> None:
         self._file.write(data)
-        self._hash.update(data)
 
     def __enter__(self) -> Self:
         return self

@@ -19,17 +19,16 @@ class TerminalProgress(ExportProgress):
 
     def planned(self, plan: ExportPlan) -> None:
         """Show what is about to be written."""
-        megabytes = plan.weight_bytes / 1e6
-        self._line(f"merging {plan.merged} tensors of {plan.source.name} ({megabytes:,.0f} MB)")
-        self._task = self._bar.add_task("writing", total=plan.weight_bytes)
+        self._line(f"merging {len(plan.model.changed)} tensors of {plan.source.name} ({plan.pass_bytes / 1e6:,.0f} MB)")
+        self._task = self._bar.add_task("writing", total=plan.pass_bytes)
 
     def wrote(self, nbytes: int) -> None:
         """Move the bar."""
         self._bar.advance(self._task, nbytes)
 
-    def verifying(self) -> None:
-        """Say that the check begins."""
-        self._line("comparing with the unmerged model")
+    def verifying(self, method: str) -> None:
+        """Say that a check begins."""
+        self._line(f"comparing {method} with the unmerged model")
 
     def _line(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)

@@ -56,8 +56,8 @@ def _artifact() -> Path:
         return directory
     with TerminalProgress(console) as progress:
         result = artifacts.export(source, directory, progress=progress)
-    if result.parity:
-        print_parity(result.parity)
+    for report in result.parity.values():
+        print_parity(report)
     return directory
 
 

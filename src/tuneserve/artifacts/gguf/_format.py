@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tuneserve.artifacts._format import Piece, PlannedFile
+from tuneserve.artifacts._format import Format, Piece, PlannedFile
 from tuneserve.artifacts.gguf._encode import encode, needs_ggml
 from tuneserve.artifacts.gguf._ggml import load_ggml
 from tuneserve.artifacts.gguf._header import StoredTensor, Value, lay_out
@@ -25,7 +25,7 @@ from tuneserve.errors import InputError
 _QUANTISATION_VERSION = 2
 
 
-class GgufFormat:
+class GgufFormat(Format):
     """One GGUF file of a merged model; see :class:`tuneserve.artifacts._format.Format`.
 
     Args:
