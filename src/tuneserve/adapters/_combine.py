@@ -46,8 +46,10 @@ class Averaged:
         lefts, rights = zip(*(part.factors.load() for part in self.parts), strict=True)
         roots = [math.sqrt(abs(part.factor)) for part in self.parts]
         signed = [math.copysign(root, part.factor) for root, part in zip(roots, self.parts, strict=True)]
-        left = sum(matrix * root for matrix, root in zip(lefts, roots, strict=True))
-        right = sum(matrix * root for matrix, root in zip(rights, signed, strict=True))
+        # The signs go with A, which is on the left of a weight stored as (in, out).
+        for_left, for_right = (signed, roots) if self.parts[0].factors.transposed else (roots, signed)
+        left = sum(matrix * factor for matrix, factor in zip(lefts, for_left, strict=True))
+        right = sum(matrix * factor for matrix, factor in zip(rights, for_right, strict=True))
         return left, right
 
 
