@@ -7,6 +7,7 @@ from typing import Any
 
 from tuneserve.errors import SourceError
 from tuneserve.sources import _demo, _hub
+from tuneserve.sources._precision import BasePrecision, check_precision, choose, sixteen_bit_by_name
 
 ADAPTER_CONFIG = "adapter_config.json"
 MODEL_CONFIG = "config.json"
@@ -19,7 +20,8 @@ class ResolvedSource:
 
     ``model_dir`` holds the weights: the base's when ``adapter_dir`` is set, else the whole model's. ``tokenizer_dir``
     is the adapter's directory where that has a tokenizer of its own (training may have changed it), else the model's.
-    ``base_name`` is what the base was called by whoever named it, None without an adapter.
+    ``base_name`` is what the base was called by whoever named it, None without an adapter. ``base_precision`` says
+    which weights stand in for quantised ones, and ``reason`` why, in one sentence to show; None where none do.
     """
 
     source: str
@@ -28,19 +30,27 @@ class ResolvedSource:
     adapter_dir: Path | None
     tokenizer_dir: Path
     base_name: str | None
+    base_precision: BasePrecision | None = None
+    reason: str | None = None
 
 
-def resolve(source: str | Path, *, base: str | Path | None = None) -> ResolvedSource:
+def resolve(
+    source: str | Path, *, base: str | Path | None = None, base_precision: BasePrecision | None = None
+) -> ResolvedSource:
     """Find the files of ``source``, downloading what is not on this machine yet.
 
     Args:
         source: a model or adapter directory, a hub id (``org/name`` or ``org/name@revision``), ``demo`` (the built-in
             base model) or ``demo:tickets`` (the example adapter over it).
         base: what to use instead of the base that the adapter names.
+        base_precision: of quantised weights, ``trained`` uses what they are dequantised, as an adapter's training did,
+            and ``16bit`` the 16-bit model they were made from, which is found by its name. None is ``trained``.
 
     Raises:
         SourceError: nothing usable is found there; the message says what to do.
+        CheckpointError: the weights are quantised in a way that their config does not name.
     """
+    check_precision(base_precision)
     source = str(source)
     directory = _locate(source)
     if not (directory / ADAPTER_CONFIG).is_file():
@@ -51,12 +61,21 @@ def resolve(source: str | Path, *, base: str | Path | None = None) -> ResolvedSo
                 f"{directory} has neither {ADAPTER_CONFIG} nor {MODEL_CONFIG}; "
                 "point to the directory that training or a download wrote."
             )
-        return ResolvedSource(source, _name(source, directory), directory, None, directory, None)
+        choice = choose(source, directory, base_precision, _locate, trained_on=False)
+        name = _name(source, directory)
+        return ResolvedSource(source, name, choice.model_dir, None, directory, None, choice.precision, choice.reason)
 
-    base_name, model_dir = _base_of(source, directory, base)
+    named = _base_name(source, directory) if base is None else str(base)
+    chosen = sixteen_bit_by_name(named, _locate) if base_precision == "16bit" else None
+    if chosen is None:
+        model_dir = _base_directory(source, named, explicit=base is not None)
+        chosen = choose(named, model_dir, base_precision, _locate, trained_on=True)
     own_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
-    tokenizer_dir = directory if own_tokenizer else model_dir
-    return ResolvedSource(source, _name(source, directory), model_dir, directory, tokenizer_dir, base_name)
+    tokenizer_dir = directory if own_tokenizer else chosen.model_dir
+    name = _name(source, directory)
+    return ResolvedSource(
+        source, name, chosen.model_dir, directory, tokenizer_dir, named, chosen.precision, chosen.reason
+    )
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -102,20 +121,22 @@ def _locate(source: str) -> Path:
     return _hub.download(hub_id)
 
 
-def _base_of(source: str, directory: Path, override: str | Path | None) -> tuple[str, Path]:
-    named: Any = override
-    if override is None:
-        config = read_config(directory / ADAPTER_CONFIG)
-        named = config.get("base_model_name_or_path")
-        if not isinstance(named, str) or not named:
-            raise SourceError(f"{source} does not name its base model; pass it with --base.")
-        revision = config.get("revision")
-        if isinstance(revision, str) and revision and (hub_id := _hub.parse(named)) and not hub_id.revision:
-            named = named if Path(named).is_dir() else f"{named}@{revision}"
+def _base_name(source: str, directory: Path) -> str:
+    config = read_config(directory / ADAPTER_CONFIG)
+    named = config.get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise SourceError(f"{source} does not name its base model; pass it with --base.")
+    revision = config.get("revision")
+    if isinstance(revision, str) and revision and (hub_id := _hub.parse(named)) and not hub_id.revision:
+        return named if Path(named).is_dir() else f"{named}@{revision}"
+    return named
+
+
+def _base_directory(source: str, named: str, *, explicit: bool) -> Path:
     try:
-        model_dir = _locate(str(named))
+        model_dir = _locate(named)
     except SourceError as error:
-        if override is not None:
+        if explicit:
             raise
         raise SourceError(
             f"the base of {source} was not found: {str(error).rstrip('.')}; or pass it with --base."
@@ -124,7 +145,7 @@ def _base_of(source: str, directory: Path, override: str | Path | None) -> tuple
         raise SourceError(f"the base of {source}, {named}, is itself an adapter; merge that one first.")
     if not (model_dir / MODEL_CONFIG).is_file():
         raise SourceError(f"the base of {source}, {named}, has no {MODEL_CONFIG}; pass a model directory with --base.")
-    return str(named), model_dir
+    return model_dir
 
 
 def _name(source: str, directory: Path) -> str:
