@@ -47,7 +47,9 @@ class ExportPlan:
             for status in (path.stat(),)
         ]
         outputs = {
-            method: {name: (hashlib.sha256(planned.header).hexdigest(), planned.size) for name, planned in f.files.items()}
+            method: {
+                name: (hashlib.sha256(planned.header).hexdigest(), planned.size) for name, planned in f.files.items()
+            }
             for method, f in self.formats.items()
         }
         decided = [__version__, inputs, outputs, self.model.config]

@@ -30,9 +30,7 @@ class ByteQueue(Generic[_T]):
             ClosedError: nobody will take it any more.
         """
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._abandoned or not self._items or self._bytes + nbytes <= self._limit
-            )
+            self._changed.wait_for(lambda: self._abandoned or not self._items or self._bytes + nbytes <= self._limit)
             if self._abandoned:
                 raise ClosedError
             self._items.append((nbytes, item))

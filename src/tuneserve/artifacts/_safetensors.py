@@ -107,4 +107,6 @@ def _divide(weights: list[tuple[TensorSpec, ...]], limit: int) -> list[list[Tens
 def _named(shards: list[list[TensorSpec]]) -> dict[str, list[TensorSpec]]:
     if len(shards) == 1:
         return {"model.safetensors": shards[0]}
-    return {f"model-{n:05d}-of-{len(shards):05d}.safetensors": specs for n, specs in zip(count(1), shards, strict=False)}
+    return {
+        f"model-{n:05d}-of-{len(shards):05d}.safetensors": specs for n, specs in zip(count(1), shards, strict=False)
+    }

@@ -1,6 +1,5 @@
 """A checkpoint directory as a mapping of tensors that are read one at a time."""
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneserve.checkpoint._json import strict_json
 from tuneserve.checkpoint._safetensors import read_headers
 from tuneserve.checkpoint._tensor import TensorHeader, TensorSpec
 from tuneserve.errors import CheckpointError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _MAX_INDEX_BYTES = 100_000_000
+_MAX_TENSORS = 1_000_000
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -83,6 +84,10 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         if twice := tensors.keys() & headers.keys():
             raise CheckpointError(f"{path} repeats {min(twice)!r} from another shard; download the model again.")
         tensors.update(headers)
+        if len(tensors) > _MAX_TENSORS:
+            raise CheckpointError(
+                f"{directory} has over {_MAX_TENSORS} tensors, more than any model; check what it is."
+            )
     if missing := expected - tensors.keys():
         raise CheckpointError(
             f"{directory / INDEX_FILE} names {len(missing)} tensors that no shard holds, {min(missing)!r} first; "
@@ -93,11 +98,11 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 
 def _read_index(path: Path) -> dict[str, str]:
     bad = CheckpointError(f"{path} is not a safetensors index (a JSON object with weight_map); download it again.")
-    if not path.is_file() or path.stat().st_size > _MAX_INDEX_BYTES:
-        raise bad
     try:
-        index: Any = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        if not path.is_file() or path.stat().st_size > _MAX_INDEX_BYTES:
+            raise bad
+        index: Any = strict_json(path.read_bytes())
+    except (ValueError, OSError):
         raise bad from None
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -110,8 +115,10 @@ def _read_index(path: Path) -> dict[str, str]:
 def _inside(directory: Path, name: str) -> Path:
     """Return the path of the file ``name`` of the directory, which may only link into the hub cache's own blobs."""
     path = directory / name
-    if "\0" in name or Path(name).name != name:
-        raise CheckpointError(f"{directory / INDEX_FILE} names {name!r}, which is not a file beside it; fix the index.")
+    if not name.isprintable() or not 0 < len(name) < 256 or Path(name).name != name or name == "..":
+        raise CheckpointError(
+            f"{directory / INDEX_FILE} names {name[:100]!r}, which is not a file beside it; fix the index."
+        )
     home = directory.resolve()
     target = path.resolve()
     blobs = home.parent.parent / "blobs"
@@ -121,7 +128,10 @@ def _inside(directory: Path, name: str) -> Path:
 
 
 def _no_weights(directory: Path) -> str:
-    pickles = sorted(p.name for p in directory.iterdir() if p.suffix in _PICKLES) if directory.is_dir() else []
+    try:
+        pickles = sorted(path.name for path in directory.iterdir() if path.suffix in _PICKLES)
+    except OSError as error:
+        return f"{directory} cannot be read ({error.strerror}); check the path and its permissions."
     if pickles:
         return (
             f"{directory} has only pickled weights ({pickles[0]}), which are never loaded because they can run code; "

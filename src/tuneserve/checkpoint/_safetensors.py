@@ -3,18 +3,19 @@
 Format: https://huggingface.co/docs/safetensors, "Format".
 """
 
-import json
 import math
 import os
 import stat
 from pathlib import Path
 from typing import Any
 
+from tuneserve.checkpoint._json import strict_json
 from tuneserve.checkpoint._tensor import DTYPE_BITS, TensorHeader
 from tuneserve.errors import CheckpointError
 
 # The reference implementation refuses larger headers too.
 MAX_HEADER_BYTES = 100_000_000
+_MAX_NAME = 1000
 
 
 def read_headers(path: Path) -> dict[str, TensorHeader]:
@@ -55,12 +56,14 @@ def _checked_headers(path: Path) -> dict[str, TensorHeader]:
             raise _MalformedError(f"its header claims {length} bytes, over the format's limit of {MAX_HEADER_BYTES}")
         raw = file.read(length)
     try:
-        header = json.loads(raw, object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError):
-        raise _MalformedError("its header is not JSON") from None
+        header = strict_json(raw)
+    except ValueError as error:
+        raise _MalformedError(f"its header is no usable JSON ({str(error)[:100]})") from None
     if not isinstance(header, dict):
         raise _MalformedError("its header is not a JSON object")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _MalformedError("its metadata is not text")
 
     start = 8 + length
     tensors = [_tensor(name, entry, path, start) for name, entry in header.items()]
@@ -75,22 +78,19 @@ def _checked_headers(path: Path) -> dict[str, TensorHeader]:
     return {tensor.name: tensor for tensor in tensors}
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise _MalformedError("its header names something twice")
-    return result
-
-
 def _tensor(name: str, entry: Any, path: Path, start: int) -> TensorHeader:
+    if len(name) > _MAX_NAME:
+        raise _MalformedError(f"the name {name[:40]!r}... has {len(name)} characters")
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
             pass
         case _:
             raise _MalformedError(f"the header entry of {name!r} is malformed")
     if dtype not in DTYPE_BITS:
-        raise _MalformedError(f"{name!r} has the unknown dtype {dtype!r}")
-    if any(type(size) is not int or not 0 <= size < 2**48 for size in shape) or len(shape) > 16:
+        raise _MalformedError(f"{name!r} has the unknown dtype {dtype[:40]!r}")
+    sizes = all(type(size) is int and 0 <= size < 2**48 for size in shape)
+    # The product without zeros, as strides are computed from those of an empty tensor too.
+    if len(shape) > 16 or not sizes or math.prod(size or 1 for size in shape) >= 2**60:
         raise _MalformedError(f"{name!r} has an impossible shape")
     bits = math.prod(shape) * DTYPE_BITS[dtype]
     if bits % 8 or not 0 <= begin <= end or end - begin != bits // 8:

@@ -15,7 +15,8 @@ def export(
     ],
     out: Annotated[Path, typer.Argument(help="The directory to make; it must not exist yet.")],
     method: Annotated[
-        list[str] | None, typer.Option(help="What to make; repeat it for several in one pass. merged_16bit if left out.")
+        list[str] | None,
+        typer.Option(help="What to make; repeat it for several in one pass. merged_16bit if left out."),
     ] = None,
     base: Annotated[str | None, typer.Option(help="Use this base instead of the one the adapter names.")] = None,
     dtype: Annotated[
@@ -84,6 +85,4 @@ def _print_plan(plan: "ExportPlan", as_json: bool) -> None:
     for method, format_ in plan.formats.items():
         for name, planned in format_.files.items():
             output.print(f"{method}  {name}  {planned.size:,} bytes", markup=False, soft_wrap=True)
-    output.print(
-        f"{sum(plan.output_bytes.values()):,} bytes of weight files, {len(plan.model.changed)} tensors merged"
-    )
+    output.print(f"{sum(plan.output_bytes.values()):,} bytes of weight files, {len(plan.model.changed)} tensors merged")

@@ -8,6 +8,7 @@ from typing import Any
 from tuneserve.errors import SourceError
 from tuneserve.sources import _demo, _hub
 from tuneserve.sources._gguf import describe_gguf
+from tuneserve.sources._precision import BasePrecision, check_precision, choose, sixteen_bit_by_name
 
 ADAPTER_CONFIG = "adapter_config.json"
 MODEL_CONFIG = "config.json"
@@ -22,7 +23,8 @@ class ResolvedSource:
     ``model_dir`` holds the weights: the base's when ``adapter_dir`` is set, else the whole model's. ``tokenizer_dir``
     is the adapter's directory where that has a tokenizer of its own (training may have changed it), else the model's.
     ``base_name`` is what the base was called by whoever named it, None without an adapter. ``weights_file`` is the GGUF
-    file that holds the weights, where one does; ``model_dir`` then has only what describes them.
+    file that holds the weights, where one does; ``model_dir`` then has only what describes them. ``base_precision`` says
+    which weights stand in for quantised ones, and ``reason`` why, in one sentence to show; None where none do.
     """
 
     source: str
@@ -32,9 +34,13 @@ class ResolvedSource:
     tokenizer_dir: Path
     base_name: str | None
     weights_file: Path | None = None
+    base_precision: BasePrecision | None = None
+    reason: str | None = None
 
 
-def resolve(source: str | Path, *, base: str | Path | None = None) -> ResolvedSource:
+def resolve(
+    source: str | Path, *, base: str | Path | None = None, base_precision: BasePrecision | None = None
+) -> ResolvedSource:
     """Find the files of ``source``, downloading what is not on this machine yet.
 
     Args:
@@ -42,12 +48,15 @@ def resolve(source: str | Path, *, base: str | Path | None = None) -> ResolvedSo
             or ``org/name@revision``), ``demo`` (the built-in base model) or ``demo:tickets`` (the example adapter over
             it).
         base: what to use instead of the base that the adapter names.
+        base_precision: of quantised weights, ``trained`` uses what they are dequantised, as an adapter's training did,
+            and ``16bit`` the 16-bit model they were made from, which is found by its name. None is ``trained``.
 
     Raises:
         SourceError: nothing usable is found there; the message says what to do.
-        CheckpointError: a GGUF file is malformed.
-        SpecError: the configuration in a GGUF file is.
+        CheckpointError: a GGUF file is malformed, or weights are quantised in a way that their config does not name.
+        SpecError: the configuration in a GGUF file is malformed.
     """
+    check_precision(base_precision)
     source = str(source)
     directory, weights_file = _locate(source)
     if not (directory / ADAPTER_CONFIG).is_file():
@@ -57,13 +66,36 @@ def resolve(source: str | Path, *, base: str | Path | None = None) -> ResolvedSo
             files = sorted(directory.glob(f"*{_GGUF}"))
             instead = files[0] if files else "the directory that training or a download wrote"
             raise SourceError(f"{directory} has neither {ADAPTER_CONFIG} nor {MODEL_CONFIG}; point to {instead}.")
-        return ResolvedSource(source, _name(source, directory), directory, None, directory, None, weights_file)
+        choice = choose(source, directory, base_precision, _locate_directory, trained_on=False)
+        return ResolvedSource(
+            source=source,
+            name=_name(source, directory),
+            model_dir=choice.model_dir,
+            adapter_dir=None,
+            tokenizer_dir=directory,
+            base_name=None,
+            weights_file=weights_file,
+            base_precision=choice.precision,
+            reason=choice.reason,
+        )
 
-    base_name, model_dir, weights_file = _base_of(source, directory, base)
+    named = _base_name(source, directory) if base is None else str(base)
+    chosen = sixteen_bit_by_name(named, _locate_directory) if base_precision == "16bit" else None
+    if chosen is None:
+        model_dir, weights_file = _base_files(source, named, explicit=base is not None)
+        chosen = choose(named, model_dir, base_precision, _locate_directory, trained_on=True)
     own_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
-    tokenizer_dir = directory if own_tokenizer else model_dir
-    name = _name(source, directory)
-    return ResolvedSource(source, name, model_dir, directory, tokenizer_dir, base_name, weights_file)
+    return ResolvedSource(
+        source=source,
+        name=_name(source, directory),
+        model_dir=chosen.model_dir,
+        adapter_dir=directory,
+        tokenizer_dir=directory if own_tokenizer else chosen.model_dir,
+        base_name=named,
+        weights_file=weights_file,
+        base_precision=chosen.precision,
+        reason=chosen.reason,
+    )
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -114,20 +146,26 @@ def _locate(source: str) -> tuple[Path, Path | None]:
     return _hub.download(hub_id), None
 
 
-def _base_of(source: str, directory: Path, override: str | Path | None) -> tuple[str, Path, Path | None]:
-    named: Any = override
-    if override is None:
-        config = read_config(directory / ADAPTER_CONFIG)
-        named = config.get("base_model_name_or_path")
-        if not isinstance(named, str) or not named:
-            raise SourceError(f"{source} does not name its base model; pass it with --base.")
-        revision = config.get("revision")
-        if isinstance(revision, str) and revision and (hub_id := _hub.parse(named)) and not hub_id.revision:
-            named = named if Path(named).is_dir() else f"{named}@{revision}"
+def _locate_directory(source: str) -> Path:
+    return _locate(source)[0]
+
+
+def _base_name(source: str, directory: Path) -> str:
+    config = read_config(directory / ADAPTER_CONFIG)
+    named = config.get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise SourceError(f"{source} does not name its base model; pass it with --base.")
+    revision = config.get("revision")
+    if isinstance(revision, str) and revision and (hub_id := _hub.parse(named)) and not hub_id.revision:
+        return named if Path(named).is_dir() else f"{named}@{revision}"
+    return named
+
+
+def _base_files(source: str, named: str, *, explicit: bool) -> tuple[Path, Path | None]:
     try:
-        model_dir, weights_file = _locate(str(named))
+        model_dir, weights_file = _locate(named)
     except SourceError as error:
-        if override is not None:
+        if explicit:
             raise
         raise SourceError(
             f"the base of {source} was not found: {str(error).rstrip('.')}; or pass it with --base."
@@ -136,7 +174,7 @@ def _base_of(source: str, directory: Path, override: str | Path | None) -> tuple
         raise SourceError(f"the base of {source}, {named}, is itself an adapter; merge that one first.")
     if not (model_dir / MODEL_CONFIG).is_file():
         raise SourceError(f"the base of {source}, {named}, has no {MODEL_CONFIG}; pass a model directory with --base.")
-    return str(named), model_dir, weights_file
+    return model_dir, weights_file
 
 
 def _name(source: str, directory: Path) -> str:

@@ -1,10 +1,10 @@
 """The ``quant_state`` tensor that bitsandbytes stores beside each 4-bit weight: JSON as bytes."""
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
 
+from tuneserve.checkpoint._json import strict_json
 from tuneserve.checkpoint._read import Checkpoint
 from tuneserve.checkpoint.quantised._codes4 import CODES
 from tuneserve.checkpoint.quantised._dequantising import DTYPES, malformed
@@ -43,8 +43,8 @@ def read_state(checkpoint: Checkpoint, name: str, quant_type: str) -> QuantState
     if header.dtype != "U8" or len(header.shape) != 1 or header.nbytes > _MAX_BYTES:
         raise malformed(name, f"is no JSON in up to {_MAX_BYTES} bytes")
     try:
-        state: Any = json.loads(bytes(checkpoint.read(name).tolist()).decode())
-    except (ValueError, RecursionError):
+        state: Any = strict_json(bytes(checkpoint.read(name).tolist()))
+    except ValueError:
         raise malformed(name, "is not JSON") from None
     match state:
         case {"quant_type": str(kind), "blocksize": int(block_size), "dtype": str(dtype), "shape": list(shape)}:
