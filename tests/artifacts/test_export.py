@@ -85,16 +85,19 @@ def test_an_export_is_verified_described_and_repeatable(make_llama: Make, make_l
 def test_a_failed_check_leaves_nothing(
     make_llama: Make, make_lora: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tuneserve.adapters import LoraAdapter
+    from tuneserve.adapters import MergedModel
 
     adapter = make_lora(make_llama(), scale=0.3)
-    plain = LoraAdapter.merge
+    plain = MergedModel.read
 
-    def without_one(self: LoraAdapter, weight: str, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> Any:
-        skipped = weight == "model.layers.1.self_attn.v_proj.weight"
-        return tensor if skipped else plain(self, weight, tensor, dtype)
+    def without_one(self: MergedModel, name: str) -> torch.Tensor:
+        if name != "model.layers.1.self_attn.v_proj.weight":
+            return plain(self, name)
+        recipe = self.recipes[name]
+        assert recipe.reader is not None
+        return recipe.reader.read(name)
 
-    monkeypatch.setattr(LoraAdapter, "merge", without_one)
+    monkeypatch.setattr(MergedModel, "read", without_one)
     with pytest.raises(ParityError, match="nothing was written"):
         artifacts.export(adapter, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
@@ -146,9 +149,9 @@ def test_a_base_that_is_missing_is_named(make_llama: Make, make_lora: Make, tmp_
     ("change", "named"),
     [
         ({"use_dora": True}, "DoRA"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"bias": "all"}, "bias"),
-        ({"peft_type": "IA3"}, "IA3"),
+        ({"modules_to_save": ["norm"]}, "modules_to_save"),
+        ({"bias": "some"}, "bias"),
+        ({"peft_type": "PREFIX_TUNING"}, "PREFIX_TUNING"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"never_heard_of": 1}, "never_heard_of"),
         ({"r": "8"}, "r "),

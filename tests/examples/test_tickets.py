@@ -28,7 +28,7 @@ from tickets import (
     score,
 )
 
-from tuneserve.adapters import open_adapter
+from tuneserve.adapters import LoraAdapter, WeightedAdapter, merge_model, open_adapter
 from tuneserve.checkpoint import open_checkpoint
 from tuneserve.sources import resolve
 
@@ -154,6 +154,7 @@ def test_conversations_have_system_shots_and_message_in_order() -> None:
 
 def test_the_adapter_is_one_that_tuneserve_reads() -> None:
     adapter = open_adapter(ADAPTER_DIR)
+    assert isinstance(adapter, LoraAdapter)
     assert (adapter.config.r, adapter.config.alpha) == (8, 16)
     config = json.loads((ADAPTER_DIR / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "demo"
@@ -164,8 +165,10 @@ def test_the_adapter_is_one_that_tuneserve_reads() -> None:
 def test_the_adapter_is_found_by_its_name_and_fits_the_base() -> None:
     source = resolve("demo:tickets")
     assert source.adapter_dir == ADAPTER_DIR
-    headers = open_checkpoint(source.model_dir).tensors
-    open_adapter(ADAPTER_DIR).check({name: header.shape for name, header in headers.items()})
+    adapter = open_adapter(ADAPTER_DIR)
+    config = json.loads((source.model_dir / "config.json").read_text())
+    merged = merge_model(open_checkpoint(source.model_dir), config, [WeightedAdapter(adapter)])
+    assert merged.changed == {f"{module}.weight" for module in adapter.modules}
 
 
 def test_the_results_are_those_of_the_committed_adapter_and_data(results: Any) -> None:

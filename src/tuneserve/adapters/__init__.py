@@ -1,6 +1,20 @@
-"""Trained deltas over a base: their configuration, and their arithmetic one tensor at a time."""
+"""Trained changes of a base: what an adapter is, and the merged model, one tensor at a time."""
 
+from tuneserve.adapters._combine import Combination
 from tuneserve.adapters._config import LoraConfig, read_lora_config
-from tuneserve.adapters._lora import LoraAdapter, open_adapter
+from tuneserve.adapters._merge import merge_model
+from tuneserve.adapters._merged import MergedModel
+from tuneserve.adapters._open import Adapter, LoraAdapter, PeftAdapter, WeightedAdapter, open_adapter
 
-__all__ = ["LoraAdapter", "LoraConfig", "open_adapter", "read_lora_config"]
+__all__ = [
+    "Adapter",
+    "Combination",
+    "LoraAdapter",
+    "LoraConfig",
+    "MergedModel",
+    "PeftAdapter",
+    "WeightedAdapter",
+    "merge_model",
+    "open_adapter",
+    "read_lora_config",
+]

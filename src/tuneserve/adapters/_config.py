@@ -1,50 +1,40 @@
-"""``adapter_config.json`` as PEFT writes it; whatever is not understood is refused by name.
+"""What a LoRA adapter's ``adapter_config.json`` says; whatever is not understood is refused by name.
 
 Semantics follow PEFT (https://github.com/huggingface/peft, ``LoraConfig`` and ``LoraModel``).
 """
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tuneserve.adapters._match import layer_index, matches, pattern_value
+from tuneserve.adapters._fields import (
+    CONFIG_FILE,
+    MAX_KINDS,
+    MalformedError,
+    read_adapter_config,
+    read_flag,
+    read_indices,
+    read_mapping,
+    read_modules,
+    read_number,
+    read_rank,
+    read_strings,
+)
+from tuneserve.adapters._refusals import RESIDUAL, refusals
 from tuneserve.errors import AdapterError
 
-CONFIG_FILE = "adapter_config.json"
-ALL_LINEAR = "all-linear"
-_MAX_CONFIG_BYTES = 10_000_000
-_MAX_RANK = 65_536
-
-# Settings for training only, or that describe the file; whatever their value, the trained delta is the same.
-_WITHOUT_EFFECT = frozenset({
-    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "inference_mode",
-    "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core", "peft_version", "qalora_group_size", "revision",
-    "runtime_config", "task_type", "unsloth_fixed", "velora_config",
-})  # fmt: skip
-_UNDERSTOOD = frozenset({
-    "alpha_pattern", "bias", "exclude_modules", "fan_in_fan_out", "init_lora_weights", "layers_pattern",
-    "layers_to_transform", "lora_alpha", "peft_type", "r", "rank_pattern", "target_modules", "use_rslora",
-})  # fmt: skip
-# Initialisations after which the frozen base is still the one that was downloaded.
-_PLAIN_INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal", None)
-_MEANING = {
-    "use_dora": "DoRA",
-    "lora_bias": "biases in the LoRA layers",
-    "modules_to_save": "modules trained in full",
-    "trainable_token_indices": "trained token embeddings",
-    "target_parameters": "LoRA on bare parameters (mixture-of-experts weights)",
-    "alora_invocation_tokens": "activated LoRA, which must not be merged",
-    "layer_replication": "replicated layers",
-    "use_qalora": "QALoRA",
-}
+LORA = "LORA"
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """What determines the delta of a LoRA adapter."""
+    """What determines the change that a LoRA adapter makes.
+
+    ``trained_tokens`` maps modules (None: the input embedding) to token ids. ``residual`` names the initialisation that
+    has moved part of the base into the adapter, "pissa" (arXiv:2404.02948) or "olora" (arXiv:2406.01775); it is empty
+    where the base was left alone.
+    """
 
     r: int
     alpha: float
@@ -55,29 +45,15 @@ class LoraConfig:
     layers_pattern: tuple[str, ...] = ()
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-
-    def rank(self, module: str) -> int:
-        """Return the rank of the delta of ``module`` (a dotted path in the base)."""
-        return pattern_value(self.rank_pattern, module, self.r)
-
-    def scaling(self, module: str) -> float:
-        """Return the factor of B @ A for ``module``: alpha/r, or alpha/sqrt(r) for rsLoRA (arXiv:2312.03732)."""
-        alpha, rank = pattern_value(self.alpha_pattern, module, self.alpha), self.rank(module)
-        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
-
-    def is_target(self, module: str) -> bool:
-        """Return whether training put a delta on ``module``."""
-        if self.exclude_modules and matches(self.exclude_modules, module):
-            return False
-        if self.target_modules is None:
-            return False
-        if self.target_modules == ALL_LINEAR:
-            return layer_index(module, ()) is not None
-        if not matches(self.target_modules, module):
-            return False
-        if self.layers_to_transform is None or isinstance(self.target_modules, str) or module in self.target_modules:
-            return True
-        return layer_index(module, self.layers_pattern) in self.layers_to_transform
+    use_dora: bool = False
+    lora_bias: bool = False
+    bias: str = "none"
+    fan_in_fan_out: bool = False
+    modules_to_save: tuple[str, ...] = ()
+    trained_tokens: Mapping[str | None, tuple[int, ...]] = field(default_factory=dict)
+    target_parameters: tuple[str, ...] = ()
+    ensure_weight_tying: bool = False
+    residual: str = ""
 
 
 def read_lora_config(directory: Path) -> LoraConfig:
@@ -86,115 +62,57 @@ def read_lora_config(directory: Path) -> LoraConfig:
     Raises:
         AdapterError: it is missing, malformed, or sets anything that is not understood; every reason is named.
     """
-    path = directory / CONFIG_FILE
-    config = _read_object(path)
-    if config.get("peft_type") != "LORA":
-        raise AdapterError(f"{path} is of PEFT type {config.get('peft_type')!r}; only LORA adapters can be merged yet.")
-    if reasons := _refusals(config):
-        raise AdapterError(f"{path} has {'; '.join(reasons)}; merge such an adapter with PEFT and use the result.")
+    return parse_lora_config(read_adapter_config(directory), directory / CONFIG_FILE)
+
+
+def parse_lora_config(config: Mapping[str, Any], path: Path) -> LoraConfig:
+    """Read the configuration ``config``, which was read from ``path``.
+
+    Raises:
+        AdapterError: as :func:`read_lora_config`.
+    """
+    if config.get("peft_type") != LORA:
+        raise AdapterError(f"{path} is of PEFT type {str(config.get('peft_type'))[:50]!r}, not {LORA}.")
+    if reasons := refusals(config):
+        raise AdapterError(f"{path} has what cannot be merged: {'; '.join(reasons[:8])}.")
     try:
         return _parse(config)
-    except _MalformedError as error:
+    except MalformedError as error:
         raise AdapterError(f"{path} is malformed: {error}; save the adapter again.") from None
 
 
-def _refusals(config: Mapping[str, Any]) -> list[str]:
-    reasons = []
-    for key, value in config.items():
-        if key in _WITHOUT_EFFECT or key in _UNDERSTOOD or value in (None, False, [], {}, ""):
-            continue
-        meaning = f" ({_MEANING[key]})" if key in _MEANING else ""
-        reasons.append(f"{key}{meaning}, which is not supported")
-    if config.get("bias", "none") != "none":
-        reasons.append(f"bias={config['bias']!r}, which is not supported")
-    if config.get("fan_in_fan_out"):
-        reasons.append("fan_in_fan_out, which is not supported")
-    if (init := config.get("init_lora_weights", True)) not in _PLAIN_INITIALISATIONS:
-        reasons.append(f"init_lora_weights={init!r}, which alters the base and is not supported")
-    return reasons
-
-
-class _MalformedError(Exception):
-    pass
-
-
 def _parse(config: Mapping[str, Any]) -> LoraConfig:
-    rank_pattern = {key: _rank(value, key) for key, value in _mapping(config, "rank_pattern").items()}
-    alpha_pattern = {key: _number(value, key) for key, value in _mapping(config, "alpha_pattern").items()}
     layers = config.get("layers_to_transform")
-    if layers in (None, []):
-        indices = None
-    else:
-        indices = tuple(layers) if isinstance(layers, list) else (layers,)
-        if not all(type(index) is int for index in indices):
-            raise _MalformedError("layers_to_transform is not a list of integers")
+    layers = [layers] if type(layers) is int else layers
+    init = config.get("init_lora_weights", True)
     return LoraConfig(
-        r=_rank(config.get("r"), "r"),
-        alpha=_number(config.get("lora_alpha"), "lora_alpha"),
-        use_rslora=_flag(config, "use_rslora"),
-        target_modules=_modules(config, "target_modules"),
-        exclude_modules=_modules(config, "exclude_modules"),
-        layers_to_transform=indices,
-        layers_pattern=_strings(config.get("layers_pattern"), "layers_pattern"),
-        rank_pattern=rank_pattern,
-        alpha_pattern=alpha_pattern,
+        r=read_rank(config.get("r"), "r"),
+        alpha=read_number(config.get("lora_alpha"), "lora_alpha"),
+        use_rslora=read_flag(config, "use_rslora"),
+        target_modules=read_modules(config, "target_modules"),
+        exclude_modules=read_modules(config, "exclude_modules"),
+        layers_to_transform=read_indices(layers, "layers_to_transform") if layers else None,
+        layers_pattern=read_strings(config.get("layers_pattern"), "layers_pattern", MAX_KINDS),
+        rank_pattern={key: read_rank(value, key) for key, value in read_mapping(config, "rank_pattern").items()},
+        alpha_pattern={key: read_number(value, key) for key, value in read_mapping(config, "alpha_pattern").items()},
+        use_dora=read_flag(config, "use_dora"),
+        lora_bias=read_flag(config, "lora_bias"),
+        bias=config.get("bias") or "none",
+        fan_in_fan_out=read_flag(config, "fan_in_fan_out"),
+        modules_to_save=read_strings(config.get("modules_to_save"), "modules_to_save", MAX_KINDS),
+        trained_tokens=_trained_tokens(config.get("trainable_token_indices")),
+        target_parameters=read_strings(config.get("target_parameters"), "target_parameters", MAX_KINDS),
+        ensure_weight_tying=read_flag(config, "ensure_weight_tying"),
+        residual=init if init in RESIDUAL else "",
     )
 
 
-def _rank(value: Any, name: str) -> int:
-    if type(value) is not int or not 1 <= value <= _MAX_RANK:
-        raise _MalformedError(f"the rank {name}={str(value)[:50]} is not an integer from 1 to {_MAX_RANK}")
-    return value
-
-
-def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
-        raise _MalformedError(f"{name}={str(value)[:50]} is not a number of a usable size")
-    return float(value)
-
-
-def _flag(config: Mapping[str, Any], name: str) -> bool:
-    value = config.get(name, False)
-    if not isinstance(value, bool):
-        raise _MalformedError(f"{name} is neither true nor false")
-    return value
-
-
-def _mapping(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = config.get(name) or {}
-    if not isinstance(value, dict):
-        raise _MalformedError(f"{name} is not an object")
-    return value
-
-
-def _modules(config: Mapping[str, Any], name: str) -> str | tuple[str, ...] | None:
-    value = config.get(name)
-    if value is None or isinstance(value, str):
-        return value or None
-    return _strings(value, name)
-
-
-def _strings(value: Any, name: str) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    if isinstance(value, str):
-        return (value,)
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise _MalformedError(f"{name} is not a list of strings")
-    return tuple(value)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise AdapterError(f"{path} is missing; point to the directory that training wrote.")
-    if path.stat().st_size > _MAX_CONFIG_BYTES:
-        raise AdapterError(
-            f"{path} is over {_MAX_CONFIG_BYTES} bytes, which no adapter configuration is; save it again."
-        )
-    try:
-        config = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        config = None
-    if not isinstance(config, dict):
-        raise AdapterError(f"{path} is not a JSON object; save the adapter again.")
-    return config
+def _trained_tokens(value: Any) -> dict[str | None, tuple[int, ...]]:
+    name = "trainable_token_indices"
+    if not value:
+        return {}
+    if isinstance(value, dict):
+        if len(value) > MAX_KINDS:
+            raise MalformedError(f"{name} has {len(value)} entries, over {MAX_KINDS}")
+        return {module: read_indices(indices, name) for module, indices in value.items()}
+    return {None: read_indices(value, name)}

@@ -1,48 +1,113 @@
 """PEFT's rules for which module a pattern means. Patterns come from adapter files, so matching is bounded in time."""
 
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+import re
+import time
+from collections.abc import Iterator, Mapping
+from typing import Generic, TypeVar
 
 import regex
 
 from tuneserve.errors import AdapterError
 
 _T = TypeVar("_T")
-# Module paths are short, so an honest pattern matches in microseconds.
-_TIMEOUT_SECONDS = 1.0
+# Module paths are short: the patterns of an honest adapter match all modules of the largest models in far less.
+_BUDGET_SECONDS = 20.0
+_LITERAL = re.compile(r"[\w.-]*")
+_MAX_PATTERNS = 256
 
 
-def matches(modules: str | Iterable[str], module: str) -> bool:
-    """Return whether ``module`` is meant by a regular expression (a string) or a list of names or name endings."""
-    if isinstance(modules, str):
-        return _full_match(modules, module) is not None
-    return any(module == name or module.endswith(f".{name}") for name in modules)
+class Matcher:
+    """Matches regular expressions within one budget of time for all calls together."""
+
+    def __init__(self) -> None:
+        self._seconds = _BUDGET_SECONDS
+
+    def full_match(self, pattern: str, text: str) -> "regex.Match[str] | None":
+        """Match ``pattern`` against the whole of ``text``.
+
+        Raises:
+            AdapterError: the pattern is no regular expression, or the budget is spent.
+        """
+        started = time.monotonic()
+        try:
+            return regex.fullmatch(pattern, text, timeout=max(self._seconds, 0.001))
+        except TimeoutError:
+            problem = "takes too long to match"
+        except (regex.error, RecursionError):
+            problem = "is not a regular expression"
+        finally:
+            self._seconds -= time.monotonic() - started
+        raise AdapterError(f"the adapter's pattern {pattern[:100]!r} {problem}; write the module names out instead.")
 
 
-def pattern_value(patterns: Mapping[str, _T], module: str, default: _T) -> _T:
-    """Return the value of the first pattern that matches the end of ``module`` from a dot on."""
-    for pattern, value in patterns.items():
-        if _full_match(rf"(.*\.)?({pattern})", module):
-            return value
-    return default
+class Modules:
+    """What ``target_modules`` means: a regular expression (a string), or a list of names or endings of names."""
+
+    def __init__(self, modules: str | tuple[str, ...], matcher: Matcher) -> None:
+        self._pattern = modules if isinstance(modules, str) else None
+        self._names = frozenset(() if isinstance(modules, str) else modules)
+        self._matcher = matcher
+
+    def __contains__(self, module: str) -> bool:
+        if self._pattern is not None:
+            return self._matcher.full_match(self._pattern, module) is not None
+        return any(ending in self._names for ending in endings(module))
+
+    def names_whole(self, module: str) -> bool:
+        """Return whether a list names ``module`` with its whole path, or a regular expression decides."""
+        return self._pattern is not None or module in self._names
 
 
-def layer_index(module: str, layer_patterns: tuple[str, ...]) -> int | None:
+class PatternValues(Generic[_T]):
+    """``rank_pattern`` and ``alpha_pattern``: the first entry that matches the end of a module from a dot on decides.
+
+    Entries without special characters (adapters can have one for each module) are looked up, not matched.
+
+    Raises:
+        AdapterError: there are too many regular expressions among them.
+    """
+
+    def __init__(self, patterns: Mapping[str, _T], matcher: Matcher) -> None:
+        self._values = tuple(patterns.values())
+        self._literals: dict[str, int] = {}
+        self._expressions: list[tuple[int, str]] = []
+        self._matcher = matcher
+        for index, pattern in enumerate(patterns):
+            if _LITERAL.fullmatch(pattern):
+                self._literals[pattern] = index
+            else:
+                self._expressions.append((index, rf"(.*\.)?({pattern})"))
+        if len(self._expressions) > _MAX_PATTERNS:
+            raise AdapterError(
+                f"the adapter has {len(self._expressions)} patterns for ranks or alphas, over {_MAX_PATTERNS}; "
+                "write the module names out instead."
+            )
+
+    def get(self, module: str, default: _T) -> _T:
+        """Return the value for ``module``."""
+        found = min((self._literals[end] for end in endings(module) if end in self._literals), default=None)
+        for index, expression in self._expressions:
+            if found is not None and index > found:
+                break
+            if self._matcher.full_match(expression, module):
+                found = index
+        return default if found is None else self._values[found]
+
+
+def endings(path: str) -> Iterator[str]:
+    """Yield a dotted path and each of its endings from a dot on, the longest first."""
+    yield path
+    while "." in path:
+        path = path.partition(".")[2]
+        yield path
+
+
+def layer_index(module: str, layer_patterns: tuple[str, ...], matcher: Matcher) -> int | None:
     """Return the number of the layer that ``module`` is in, None outside the layers."""
     patterns = [rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\..*" for pattern in layer_patterns] or [
         r".*?\.[^.]*\.(?P<idx>\d+)\..*"
     ]
     for pattern in patterns:
-        if found := _full_match(pattern, module):
+        if found := matcher.full_match(pattern, module):
             return int(found["idx"])
     return None
-
-
-def _full_match(pattern: str, text: str) -> "regex.Match[str] | None":
-    try:
-        return regex.fullmatch(pattern, text, timeout=_TIMEOUT_SECONDS)
-    except TimeoutError:
-        problem = "takes too long to match"
-    except regex.error:
-        problem = "is not a regular expression"
-    raise AdapterError(f"the adapter's pattern {pattern[:100]!r} {problem}; write the module names out instead.")

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneserve.adapters import LoraAdapter
-from tuneserve.checkpoint import Checkpoint, TensorHeader, TensorSpec
-from tuneserve.errors import AdapterError, CheckpointError
+from tuneserve.adapters import Adapter, MergedModel, WeightedAdapter, merge_model
+from tuneserve.checkpoint import Checkpoint, TensorSpec
+from tuneserve.errors import CheckpointError
 from tuneserve.sources import ResolvedSource
 
-_SIXTEEN_BIT = ("BF16", "F16")
 _MODEL_FILES = ("config.json", "generation_config.json")
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -26,100 +25,52 @@ _TOKENIZER_FILES = (
 
 
 @dataclass(frozen=True)
-class PlannedTensor:
-    """One output tensor: read ``input``, add the adapter's delta if ``merged``, write as ``output``."""
-
-    input: TensorHeader
-    output: TensorSpec
-    merged: bool
-
-
-@dataclass(frozen=True)
 class ExportPlan:
     """Everything an export reads and writes; ``shards`` maps output file names to their tensors in order."""
 
     source: ResolvedSource
-    checkpoint: Checkpoint
-    adapter: LoraAdapter | None
-    config: Mapping[str, Any]
+    model: MergedModel
+    adapter: Adapter | None
     copies: tuple[Path, ...]
-    shards: Mapping[str, tuple[PlannedTensor, ...]]
+    shards: Mapping[str, tuple[TensorSpec, ...]]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The ``config.json`` that will be written."""
+        return self.model.config
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of tensor data that will be written."""
-        return sum(tensor.output.nbytes for shard in self.shards.values() for tensor in shard)
+        return sum(tensor.nbytes for shard in self.shards.values() for tensor in shard)
 
     @property
     def merged(self) -> int:
-        """How many tensors take a delta."""
-        return sum(tensor.merged for shard in self.shards.values() for tensor in shard)
+        """How many tensors the adapter changes or adds."""
+        return len(self.model.changed)
 
 
 def plan_merged_16bit(
-    source: ResolvedSource, checkpoint: Checkpoint, adapter: LoraAdapter | None, config: Mapping[str, Any]
+    source: ResolvedSource, checkpoint: Checkpoint, adapter: Adapter | None, config: Mapping[str, Any]
 ) -> ExportPlan:
     """Plan a merge into 16-bit safetensors, with the base's own division into files.
 
-    A base in float32 becomes bfloat16; in a 16-bit base every tensor keeps its dtype (some keep a few in float32 on
-    purpose).
-
     Raises:
-        AdapterError: the adapter is not for this base, or trains a tied output head.
-        CheckpointError: the base is quantised.
+        AdapterError: the adapter is not for this base.
+        CheckpointError: the base is quantised, or holds an unmerged adapter.
     """
     if "quantization_config" in config:
         raise CheckpointError(
             f"{source.model_dir} is quantised, and merging into quantised weights is not supported yet; "
             "pass the 16-bit base that it was made from with --base."
         )
-    if adapter is not None:
-        _refuse_tied_head(adapter, config)
-        adapter.check({name: header.shape for name, header in checkpoint.tensors.items()})
-    else:
-        _refuse_unmerged_leftovers(source, checkpoint)
-
-    widened = _mostly_float32(checkpoint)
-    shards: dict[str, list[PlannedTensor]] = {path.name: [] for path in checkpoint.files}
-    for header in checkpoint.tensors.values():
-        dtype = "BF16" if widened and header.dtype == "F32" else header.dtype
-        merged = adapter is not None and header.name in adapter.pairs
-        if merged and dtype not in (*_SIXTEEN_BIT, "F32"):
-            raise CheckpointError(f"{header.name} of the base is {dtype}, which takes no delta; pass a 16-bit --base.")
-        output = TensorSpec(header.name, dtype, header.shape)
-        shards[header.path.name].append(PlannedTensor(header, output, merged))
-
-    output_config = dict(config)
-    if widened:
-        output_config.pop("torch_dtype", None)
-        output_config["dtype"] = "bfloat16"
+    model = merge_model(checkpoint, config, [WeightedAdapter(adapter)] if adapter else [])
+    shards: dict[str, list[TensorSpec]] = {path.name: [] for path in checkpoint.files}
+    file = checkpoint.files[0].name
+    for name, spec in model.tensors.items():
+        if name in checkpoint.tensors:
+            file = checkpoint.tensors[name].path.name
+        shards[file].append(spec)
     copies = [path for name in _MODEL_FILES[1:] if (path := source.model_dir / name).is_file()]
     copies += [path for name in _TOKENIZER_FILES if (path := source.tokenizer_dir / name).is_file()]
-    return ExportPlan(
-        source, checkpoint, adapter, output_config, tuple(copies), {name: tuple(t) for name, t in shards.items()}
-    )
-
-
-def _refuse_tied_head(adapter: LoraAdapter, config: Mapping[str, Any]) -> None:
-    text_config = config.get("text_config")
-    tied = config.get("tie_word_embeddings", isinstance(text_config, dict) and text_config.get("tie_word_embeddings"))
-    for weight in adapter.pairs:
-        if tied and weight.endswith(("lm_head.weight", "embed_tokens.weight")):
-            raise AdapterError(
-                f"{adapter.directory} trains {weight.removesuffix('.weight')}, which shares its weights with the "
-                "embedding in this base, and that is not supported yet; train without it."
-            )
-
-
-def _refuse_unmerged_leftovers(source: ResolvedSource, checkpoint: Checkpoint) -> None:
-    for name in checkpoint.tensors:
-        if ".lora_" in name or ".base_layer." in name:
-            raise CheckpointError(
-                f"{source.model_dir} holds an unmerged adapter inside its weights ({name}); "
-                "save the adapter alone with PEFT's save_pretrained and export that."
-            )
-
-
-def _mostly_float32(checkpoint: Checkpoint) -> bool:
-    total = sum(header.nbytes for header in checkpoint.tensors.values())
-    return 2 * sum(header.nbytes for header in checkpoint.tensors.values() if header.dtype == "F32") > total
+    return ExportPlan(source, model, adapter, tuple(copies), {name: tuple(t) for name, t in shards.items()})

@@ -61,10 +61,10 @@ def _print_plan(plan: "ExportPlan", as_json: bool) -> None:
                 "tensors": [
                     {
                         "file": shard,
-                        "name": tensor.output.name,
-                        "dtype": tensor.output.dtype,
-                        "shape": tensor.output.shape,
-                        "merged": tensor.merged,
+                        "name": tensor.name,
+                        "dtype": tensor.dtype,
+                        "shape": tensor.shape,
+                        "merged": tensor.name in plan.model.changed,
                     }
                     for shard, tensor in tensors
                 ],
@@ -73,9 +73,7 @@ def _print_plan(plan: "ExportPlan", as_json: bool) -> None:
         )
         return
     for shard, tensor in tensors:
-        shape = "×".join(map(str, tensor.output.shape))
-        mark = "merged" if tensor.merged else ""
-        output.print(
-            f"{shard}  {tensor.output.name}  {tensor.output.dtype} {shape}  {mark}", markup=False, soft_wrap=True
-        )
+        shape = "×".join(map(str, tensor.shape))
+        mark = "merged" if tensor.name in plan.model.changed else ""
+        output.print(f"{shard}  {tensor.name}  {tensor.dtype} {shape}  {mark}", markup=False, soft_wrap=True)
     output.print(f"{plan.weight_bytes:,} bytes of weights, {plan.merged} tensors merged")

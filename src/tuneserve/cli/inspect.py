@@ -65,13 +65,11 @@ def _adapter(source: "ResolvedSource") -> dict[str, Any]:
         adapter = open_adapter(source.adapter_dir)
     except AdapterError as error:
         return {"adapter": f"not mergeable: {error}"}
-    pairs = adapter.pairs.values()
-    ranks = sorted({adapter.checkpoint.tensors[a].shape[0] for a, _ in pairs})
     return {
-        "adapter": "LoRA",
-        "ranks": ranks,
-        "adapted_modules": len(adapter.pairs),
-        "targets": sorted({weight.removesuffix(".weight").rpartition(".")[2] for weight in adapter.pairs}),
+        "adapter": adapter.kind,
+        "ranks": list(adapter.ranks) or None,
+        "adapted_modules": len(adapter.modules),
+        "targets": sorted({module.rpartition(".")[2] for module in adapter.modules}),
     }
 
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from tuneserve.adapters import LoraAdapter
-from tuneserve.checkpoint import Checkpoint
+from tuneserve.checkpoint import WeightReader
 from tuneserve.errors import CheckpointError
 from tuneserve.spec import EMBEDDING, HEAD, NORM, ModelSpec, layer_names, tensor_shapes
 
@@ -47,30 +46,22 @@ class Weights:
         return sum(tensor.nbytes for tensor in tensors)
 
 
-def load_weights(
-    spec: ModelSpec, checkpoint: Checkpoint, adapter: LoraAdapter | None, dtype: torch.dtype, device: torch.device
-) -> Weights:
-    """Read the weights one tensor at a time, folding ``adapter`` in with the arithmetic of a merge.
+def load_weights(spec: ModelSpec, reader: WeightReader, dtype: torch.dtype, device: torch.device) -> Weights:
+    """Read the weights one tensor at a time.
 
     Raises:
         CheckpointError: tensors are missing, left over, or of the wrong shape or dtype; or the head differs from the
             embedding that it is said to be tied to.
-        AdapterError: the adapter was not made for this base, or a merged weight is not finite.
+        AdapterError: a merged weight is not finite.
     """
     shapes = tensor_shapes(spec)
-    _check(spec, checkpoint, shapes)
-    if adapter is not None:
-        adapter.check(shapes)
-
-    def read(name: str) -> torch.Tensor:
-        tensor = checkpoint.read(name)
-        return adapter.merge(name, tensor, dtype) if adapter else tensor.to(dtype)
+    _check(spec, reader, shapes)
 
     def fused(*names: str) -> torch.Tensor:
         rows = [shapes[name][0] for name in names]
         weight = torch.empty((sum(rows), *shapes[names[0]][1:]), dtype=dtype, device=device)
         for name, part in zip(names, torch.split(weight, rows), strict=True):
-            part.copy_(read(name))
+            part.copy_(reader.read(name))
         return weight
 
     embedding = fused(EMBEDDING)
@@ -91,10 +82,10 @@ def _load_layer(layer: int, fused: Callable[..., torch.Tensor]) -> LayerWeights:
     )
 
 
-def _check(spec: ModelSpec, checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> None:
+def _check(spec: ModelSpec, reader: WeightReader, shapes: dict[str, tuple[int, ...]]) -> None:
     problems = []
     for name, shape in shapes.items():
-        header = checkpoint.tensors.get(name)
+        header = reader.tensors.get(name)
         if header is None:
             problems.append(f"{name} is missing")
         elif header.shape != shape:
@@ -102,16 +93,16 @@ def _check(spec: ModelSpec, checkpoint: Checkpoint, shapes: dict[str, tuple[int,
         elif header.dtype not in _FLOATS:
             problems.append(f"{name} is {header.dtype}, not a 16- or 32-bit float")
     tied_head = {HEAD} if spec.tied else set()
-    left_over = [n for n in checkpoint.tensors if n not in shapes and n not in tied_head and not n.endswith(_COMPUTED)]
+    left_over = [n for n in reader.tensors if n not in shapes and n not in tied_head and not n.endswith(_COMPUTED)]
     problems += [f"{name} is not part of such a model" for name in left_over]
     if problems:
         more = f" and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
         raise CheckpointError(
-            f"the weights in {checkpoint.files[0].parent} do not fit its config.json: "
+            f"the weights in {reader.files[0].parent} do not fit its config.json: "
             f"{'; '.join(problems[:_LISTED])}{more}; download or save the model again."
         )
-    if tied_head & checkpoint.tensors.keys() and not torch.equal(checkpoint.read(HEAD), checkpoint.read(EMBEDDING)):
+    if tied_head & reader.tensors.keys() and not torch.equal(reader.read(HEAD), reader.read(EMBEDDING)):
         raise CheckpointError(
-            f"{HEAD} in {checkpoint.files[0].parent} differs from the embedding that config.json ties it to; "
+            f"{HEAD} in {reader.files[0].parent} differs from the embedding that config.json ties it to; "
             "set tie_word_embeddings to false there."
         )

@@ -1,11 +1,12 @@
 """From directories to a decoder, and how many sequences its cache has room for."""
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import torch
 
-from tuneserve.adapters import open_adapter
+from tuneserve.adapters import WeightedAdapter, merge_model, open_adapter
 from tuneserve.checkpoint import open_checkpoint
 from tuneserve.errors import InputError
 from tuneserve.hardware import available_memory
@@ -14,7 +15,8 @@ from tuneserve.native._cache import bytes_per_token
 from tuneserve.sources import read_config
 from tuneserve.spec import read_spec
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DtypeName = Literal["float32", "bfloat16", "float16"]
+_DTYPES: dict[DtypeName, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Where the model allows more, more is reserved only when asked for.
 _DEFAULT_CONTEXT = 8192
 _DEFAULT_RUNNING = 64
@@ -43,16 +45,18 @@ def load_decoder(config: EngineConfig) -> Decoder:
         InputError: something in the directories or the configuration cannot be used as it is.
     """
     directory = Path(config.model_dir)
-    spec = read_spec(read_config(directory / "config.json"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = _dtype(config.dtype, device)
+    adapters = [WeightedAdapter(open_adapter(Path(config.adapter_dir)))] if config.adapter_dir else []
+    model = merge_model(open_checkpoint(directory), read_config(directory / "config.json"), adapters, dtype)
+    spec = read_spec(model.config)
     context = config.context_length or min(spec.context_length, _DEFAULT_CONTEXT)
     if not 2 <= context <= spec.context_length:
         raise InputError(
             f"a context of {context} tokens was asked for and the model has {spec.context_length}; "
             f"choose one from 2 to {spec.context_length}."
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    adapter = open_adapter(Path(config.adapter_dir)) if config.adapter_dir else None
-    weights = load_weights(spec, open_checkpoint(directory), adapter, _dtype(config.dtype, device), device)
+    weights = load_weights(spec, model, _DTYPES[dtype], device)
     return Decoder(spec, weights, context)
 
 
@@ -77,10 +81,11 @@ def running_limit(config: EngineConfig, decoder: Decoder) -> int:
     return wanted
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def _dtype(name: str, device: torch.device) -> DtypeName:
     if name == "auto":
         fast = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return torch.bfloat16 if fast else torch.float32
-    if name not in _DTYPES:
-        raise InputError(f"the dtype {name!r} is not known; choose auto, {', '.join(_DTYPES)}.")
-    return _DTYPES[name]
+        return "bfloat16" if fast else "float32"
+    for known in _DTYPES:
+        if name == known:
+            return known
+    raise InputError(f"the dtype {name!r} is not known; choose auto, {', '.join(_DTYPES)}.")
