@@ -173,3 +173,116 @@ def demo_base() -> Path:
     from tuneserve.sources import resolve
 
     return resolve("demo").model_dir
+
+
+GGUF_LAYERS, GGUF_HIDDEN, GGUF_VOCABULARY = 3, 64, 300
+# Per architecture: its metadata beyond the common, and the shapes (outermost first) of its tensors beside the common.
+GGUF_MODELS: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]]]] = {
+    "llama": (
+        {"rope.freq_base": 500000.0},
+        {
+            "output": (GGUF_VOCABULARY, 64), "attn_q": (64, 64), "attn_k": (32, 64), "attn_v": (32, 64),
+            "attn_output": (64, 64), "ffn_gate": (96, 64), "ffn_up": (96, 64), "ffn_down": (64, 96),
+        },
+    ),
+    "qwen3moe": (
+        {
+            "expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 32,
+            "attention.key_length": 32, "attention.value_length": 32,
+        },
+        {
+            "attn_q": (128, 64), "attn_k": (64, 64), "attn_v": (64, 64), "attn_output": (64, 128),
+            "attn_q_norm": (32,), "attn_k_norm": (32,), "ffn_gate_inp": (4, 64),
+            "ffn_gate_exps": (4, 32, 64), "ffn_up_exps": (4, 32, 64), "ffn_down_exps": (4, 64, 32),
+        },
+    ),
+    "gemma2": (
+        {"attention.sliding_window": 4, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        {
+            "attn_q": (64, 64), "attn_k": (32, 64), "attn_v": (32, 64), "attn_output": (64, 64),
+            "ffn_gate": (96, 64), "ffn_up": (96, 64), "ffn_down": (64, 96),
+            "post_attention_norm": (64,), "post_ffw_norm": (64,),
+        },
+    ),
+}  # fmt: skip
+
+
+def write_gguf(path: Path, architecture: str = "llama", *, kind: str = "F32", seed: int = 0, **metadata: Any) -> Path:
+    """Write a random model as a GGUF file with the gguf package, in llama.cpp's own layout, with a byte tokenizer."""
+    import gguf
+    import numpy as np
+
+    more, shapes = GGUF_MODELS[architecture]
+    writer = gguf.GGUFWriter(path, architecture)
+    values: dict[str, Any] = {
+        "context_length": 128,
+        "embedding_length": GGUF_HIDDEN,
+        "block_count": GGUF_LAYERS,
+        "feed_forward_length": 96,
+        "attention.head_count": 4,
+        "attention.head_count_kv": 2,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        **more,
+    }
+    alphabet = [chr(code) for code in gguf_byte_alphabet()]
+    tokens = [*alphabet, "he", "ll", "<|im_start|>", "<|im_end|>"]
+    tokens += [f"[PAD{index}]" for index in range(len(tokens), GGUF_VOCABULARY)]
+    kinds = [1] * 258 + [3, 3] + [5] * (GGUF_VOCABULARY - 260)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges(["h e", "l l"])
+    ids = {"tokenizer.ggml.bos_token_id": 258, "tokenizer.ggml.eos_token_id": 259}
+    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    for name, value in ({f"{architecture}.{name}": value for name, value in values.items()} | ids | metadata).items():
+        add[type(value)](name, value)
+    generator = np.random.default_rng(seed)
+    names: dict[str, tuple[int, ...]] = {"token_embd": (GGUF_VOCABULARY, GGUF_HIDDEN), "output_norm": (GGUF_HIDDEN,)}
+    layer: dict[str, tuple[int, ...]] = {"attn_norm": (GGUF_HIDDEN,), "ffn_norm": (GGUF_HIDDEN,)}
+    for name, shape in shapes.items():
+        (names if name == "output" else layer)[name] = shape
+    names |= {f"blk.{index}.{name}": shape for index in range(GGUF_LAYERS) for name, shape in layer.items()}
+    for name, shape in names.items():
+        data = generator.standard_normal(shape).astype(np.float32) * 0.2 + (1 if len(shape) == 1 else 0)
+        raw = gguf.GGMLQuantizationType[kind if len(shape) > 1 and shape[-1] % 32 == 0 else "F32"]
+        writer.add_tensor(f"{name}.weight", gguf.quants.quantize(data, raw), raw_dtype=raw)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def gguf_byte_alphabet() -> list[int]:
+    """Return the code points that stand for the 256 bytes in byte-level vocabularies."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [*printable, *range(256, 256 + 256 - len(printable))]
+
+
+def llama_cpp_logits(path: Path, ids: list[int], lora: Path | None = None) -> torch.Tensor:
+    """Return llama.cpp's logits (tokens, vocabulary) for ``ids``, with float32 caches."""
+    import llama_cpp
+    import numpy as np
+
+    model = llama_cpp.Llama(
+        str(path), n_ctx=64, logits_all=True, verbose=False, type_k=0, type_v=0, n_threads=1,
+        lora_path=str(lora) if lora else None,
+    )  # fmt: skip
+    try:
+        model.eval(ids)
+        return torch.from_numpy(np.array(model.scores[: len(ids)], dtype=np.float32))
+    finally:
+        model.close()
+
+
+@pytest.fixture(scope="session")
+def write_gguf_model() -> Callable[..., Path]:
+    """Return :func:`write_gguf`."""
+    return write_gguf
+
+
+@pytest.fixture(scope="session")
+def llama_logits() -> Callable[..., torch.Tensor]:
+    """Return :func:`llama_cpp_logits`."""
+    return llama_cpp_logits

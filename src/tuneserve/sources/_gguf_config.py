@@ -86,10 +86,10 @@ def _family(file: GgufFile) -> tuple[str, str]:
     architecture = file.metadata.get("general.architecture")
     family = _FAMILIES.get(architecture) if isinstance(architecture, str) else None
     if file.metadata.get("general.type", "model") != "model" or family is None or not isinstance(architecture, str):
+        kind = file.metadata.get("general.type", "model")
         raise SourceError(
-            f"{file.paths[0]} holds a {str(file.metadata.get('general.type', 'model'))[:40]} of the architecture "
-            f"{str(architecture)[:40]!r}, and only models of {', '.join(_FAMILIES)} can be read; "
-            "use the model's original directory."
+            f"{file.paths[0]} is of the type {str(kind)[:40]!r} and architecture {str(architecture)[:40]!r}, and only "
+            f"models of {', '.join(_FAMILIES)} can be read; use the model's original directory."
         )
     if family == "llama" and file.metadata.get("llama.expert_count"):
         family = "mixtral"
