@@ -1,5 +1,6 @@
 """A model with adapters merged in: what its tensors are, and each of them computed when it is read."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from tuneserve.adapters._dtypes import torch_dtype
 from tuneserve.adapters._edits import Blocks, Edit
-from tuneserve.checkpoint import TensorSpec, WeightReader
+from tuneserve.checkpoint import RowReader, TensorSpec, WeightReader
 from tuneserve.errors import AdapterError
 
 if TYPE_CHECKING:
     import torch
 
-# 64 MB in float32.
-_BLOCK_ELEMENTS = 1 << 24
+# So much of a weight at a time stays in the processor's cache: merging is then as fast as hashing.
+_BLOCK_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class MergedModel:
     def read(self, name: str) -> "torch.Tensor":
         """Compute one tensor: in float32, rounded once.
 
-        Beside the tensor, the adapter's own tensors for it and 64 MB of blocks are in memory; in full float32 it is
-        only where the base was altered before training.
+        Beside the tensor, the adapter's own tensors for it and a few blocks are in memory; in full float32 it is only
+        where the base was altered before training.
 
         Raises:
             AdapterError: the result is not finite, or too large for its dtype.
@@ -66,24 +67,46 @@ class MergedModel:
         import torch
 
         recipe = self.recipes[name]
-        if recipe.reader is None:
-            tensor = torch.zeros(recipe.spec.shape, dtype=torch_dtype(recipe.spec.dtype))
-        else:
-            tensor = recipe.reader.read(recipe.name)
-            if not recipe.changed and recipe.reader.tensors[recipe.name].dtype == recipe.spec.dtype:
-                return tensor
+        if recipe.reader is not None and not recipe.edits and recipe.reader.tensors[recipe.name] == recipe.spec:
+            return recipe.reader.read(recipe.name)
+        result = torch.empty(recipe.spec.shape, dtype=torch_dtype(recipe.spec.dtype))
+        flat, done = result.view(-1), 0
+        for block in self.blocks(name):
+            flat[done : done + block.numel()] = block.view(-1)
+            done += block.numel()
+        return result
+
+    def blocks(self, name: str) -> Iterator["torch.Tensor"]:
+        """Compute one tensor in blocks of consecutive rows, which together are what :meth:`read` returns.
+
+        Each is contiguous and in memory of its own; of a plain checkpoint no more than a block is read at a time.
+
+        Raises:
+            AdapterError: the result is not finite, or too large for its dtype.
+            InputError: a file cannot be read.
+        """
+        import torch
+
+        recipe = self.recipes[name]
         dtype = torch_dtype(recipe.spec.dtype)
+        stored = _stored_blocks(recipe)
         if not recipe.edits:
-            return _converted(tensor, recipe, dtype)
-        result = tensor if tensor.dtype == dtype else torch.empty(recipe.spec.shape, dtype=dtype)
-        blocks = _blocks(tensor)
+            for _, block in stored():
+                yield _converted(block, recipe, dtype)
+            return
+
+        def copies() -> Iterator[tuple[int, torch.Tensor]]:
+            for start, block in stored():
+                yield start, block.to(torch.float32, copy=True)
+
+        blocks: Blocks = copies
         for edit in recipe.edits:
             blocks = edit.apply(blocks)
-        for start, block in blocks():
-            rounded = result[start : start + len(block)].copy_(block)
-            if not torch.isfinite(rounded).all():
+        for _, block in blocks():
+            rounded = block.to(dtype)
+            if not _is_finite(rounded):
                 raise _not_finite(recipe)
-        return result
+            yield rounded
 
 
 def _converted(tensor: "torch.Tensor", recipe: Recipe, dtype: "torch.dtype") -> "torch.Tensor":
@@ -91,22 +114,45 @@ def _converted(tensor: "torch.Tensor", recipe: Recipe, dtype: "torch.dtype") -> 
 
     result = tensor.to(dtype)
     narrowed = dtype == torch.float16 and tensor.dtype != dtype
-    suspect = (recipe.changed or narrowed) and not torch.isfinite(result).all()
-    if suspect and (recipe.changed or torch.isfinite(tensor).all()):
+    suspect = (recipe.changed or narrowed) and not _is_finite(result)
+    if suspect and (recipe.changed or _is_finite(tensor)):
         raise _not_finite(recipe)
     return result
 
 
-def _blocks(tensor: "torch.Tensor") -> Blocks:
+def _stored_blocks(recipe: Recipe) -> Blocks:
+    """Return the blocks of what is on the disk, in its own dtype."""
     import torch
 
-    rows = max(1, _BLOCK_ELEMENTS * len(tensor) // max(1, tensor.numel()))
+    shape = recipe.spec.shape
+    if recipe.reader is None:
+        zeros = torch.zeros(shape, dtype=torch_dtype(recipe.spec.dtype))
+        return lambda: iter([(0, zeros)])
+    inner = math.prod(shape[1:-1])
+    rows = max(1, _BLOCK_ELEMENTS // max(1, math.prod(shape[1:])))
+    reader = recipe.reader
+    if len(shape) < 2 or shape[0] <= rows:
+        return lambda: iter([(0, reader.read(recipe.name))])
 
-    def copies() -> Iterator[tuple[int, torch.Tensor]]:
-        for start in range(0, len(tensor), rows):
-            yield start, tensor[start : start + rows].to(torch.float32, copy=True)
+    def read() -> Iterator[tuple[int, torch.Tensor]]:
+        whole = None if isinstance(reader, RowReader) else reader.read(recipe.name)
+        for start in range(0, shape[0], rows):
+            stop = min(start + rows, shape[0])
+            if isinstance(reader, RowReader):
+                block = reader.read_rows(recipe.name, start * inner, stop * inner).view(stop - start, *shape[1:])
+            else:
+                assert whole is not None, "read above"
+                block = whole[start:stop].clone()
+            yield start, block
 
-    return copies
+    return read
+
+
+def _is_finite(tensor: "torch.Tensor") -> bool:
+    import torch
+
+    # A sum is several times faster than a mask, and rarely wrong the other way: then the mask decides.
+    return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
 
 
 def _not_finite(recipe: Recipe) -> AdapterError:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneserve import parity
-from tuneserve.adapters import merge_model, open_adapter
+from tuneserve.adapters import WeightedAdapter, merge_model, open_adapter
 from tuneserve.artifacts._execute import execute
 from tuneserve.artifacts._journal import Journal
 from tuneserve.artifacts._manifest import MANIFEST_FILE, manifest, read_manifest
@@ -123,7 +123,7 @@ def plan_export(
     if max_shard_bytes is not None and max_shard_bytes < 1:
         raise InputError(f"the shard size {max_shard_bytes} is not positive; give it in bytes, or as 5GB.")
     resolved = source if isinstance(source, ResolvedSource) else resolve(source, base=base)
-    adapters = [open_adapter(resolved.adapter_dir)] if resolved.adapter_dir else []
+    adapters = [WeightedAdapter(open_adapter(resolved.adapter_dir))] if resolved.adapter_dir else []
     _refuse_merging_twice(resolved)
     weights, config = open_model(resolved)
     model = merge_model(weights, config, adapters, dtype)

@@ -6,7 +6,7 @@ from tuneserve.checkpoint._output import AtomicDirectory, write_json
 from tuneserve.checkpoint._placed import PlacedFile
 from tuneserve.checkpoint._read import Checkpoint, open_checkpoint, open_safetensors
 from tuneserve.checkpoint._safetensors import read_headers
-from tuneserve.checkpoint._tensor import DTYPE_BITS, TensorHeader, TensorSpec, WeightReader
+from tuneserve.checkpoint._tensor import DTYPE_BITS, RowReader, TensorHeader, TensorSpec, WeightReader
 from tuneserve.checkpoint._write import SafetensorsWriter, safetensors_header
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "GgufFile",
     "GgufTensor",
     "PlacedFile",
+    "RowReader",
     "SafetensorsWriter",
     "TensorHeader",
     "TensorSpec",

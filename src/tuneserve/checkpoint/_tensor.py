@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -55,4 +55,16 @@ class WeightReader(Protocol):
 
         Raises:
             InputError: what it is made from cannot be used as it is.
+        """
+
+
+@runtime_checkable
+class RowReader(WeightReader, Protocol):
+    """A reader that need not read all of a tensor for some of its rows."""
+
+    def read_rows(self, name: str, start: int, stop: int) -> "torch.Tensor":
+        """Read ``[start:stop]`` of the rows of one tensor, all dimensions but its last taken as one.
+
+        Returns:
+            shape ``[stop - start, size of the last dimension]``; errors as in :meth:`read`.
         """
