@@ -3,6 +3,7 @@
 import typer
 
 from tuneserve._version import __version__
+from tuneserve.cli import engines
 from tuneserve.cli._run import output, run
 from tuneserve.cli.chat import chat
 from tuneserve.cli.check import check
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 for verb in (demo, inspect, export, verify, serve, generate, chat, check):
     app.command()(verb)
+app.add_typer(engines.app, name="engines")
 
 
 def _show_version(asked: bool) -> None:

@@ -16,9 +16,12 @@ def cache_directory() -> Path:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock named ``path`` across processes."""
+def locked(path: Path) -> Iterator[int]:
+    """Hold an exclusive lock named ``path`` across processes; yields its descriptor.
+
+    A child process that inherits the descriptor holds the lock too, even after this process was killed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()
