@@ -86,7 +86,7 @@ def test_a_resized_vocabulary(lab: Lab, fields: dict[str, Any], save: dict[str, 
 def test_half_a_resized_vocabulary_is_refused(lab: Lab) -> None:
     base = lab.base("llama", tie_word_embeddings=False)
     adapter = lab.adapter(base, lora(target_modules=["embed_tokens"]), resize=45)
-    with pytest.raises(AdapterError, match="embedding has 45 rows and the head 40.*save_embedding_layers"):
+    with pytest.raises(AdapterError, match=r"embedding has 45 rows and the head 40.*save_embedding_layers"):
         lab.merge(base, adapter)
 
 

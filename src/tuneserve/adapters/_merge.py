@@ -6,8 +6,8 @@ from typing import Any, Literal
 from tuneserve.adapters._combine import Combination, add_combined
 from tuneserve.adapters._draft import Draft, Slot
 from tuneserve.adapters._merged import MergedModel, Recipe
-from tuneserve.adapters._open import LoraAdapter, WeightedAdapter, listed
-from tuneserve.adapters._peft import refuse_kind
+from tuneserve.adapters._open import LoraAdapter, PeftAdapter, WeightedAdapter, listed
+from tuneserve.adapters._peft import PeftMerged, check_bounded
 from tuneserve.adapters._plan import add_adapter
 from tuneserve.adapters._vocabulary import settle_vocabulary
 from tuneserve.checkpoint import TensorSpec, WeightReader
@@ -37,7 +37,6 @@ def merge_model(
     _refuse_leftovers(weights)
     draft = Draft(weights, config)
     _add(draft, adapters, combination or Combination())
-    settle_vocabulary(draft)
     widened = dtype is None and _mostly_float32(weights)
     target = _NAMES[dtype] if dtype is not None else "BF16" if widened else None
     recipes = _recipes(draft, target, widened)
@@ -53,14 +52,32 @@ def merge_model(
 
 
 def _add(draft: Draft, adapters: Sequence[WeightedAdapter], combination: Combination) -> None:
-    for each in adapters:
-        if not isinstance(each.adapter, LoraAdapter):
-            raise refuse_kind(each.adapter)
-    if len(adapters) == 1:
-        assert isinstance(adapters[0].adapter, LoraAdapter), "checked above"
-        add_adapter(draft, adapters[0].adapter, adapters[0].weight)
-    elif adapters:
-        add_combined(draft, adapters, combination)
+    others = [each for each in adapters if isinstance(each.adapter, PeftAdapter)]
+    if others and (len(adapters) > 1 or adapters[0].weight != 1.0):
+        kinds = ", ".join(each.adapter.kind for each in others)
+        raise AdapterError(f"adapters of PEFT type {kinds} cannot be combined; merge each by itself, with weight 1.")
+    match [each.adapter for each in adapters]:
+        case [PeftAdapter() as other]:
+            _add_other(draft, other)
+        case [LoraAdapter() as adapter]:
+            add_adapter(draft, adapter, adapters[0].weight)
+            settle_vocabulary(draft)
+        case [_, *_]:
+            add_combined(draft, adapters, combination)
+            settle_vocabulary(draft)
+
+
+def _add_other(draft: Draft, adapter: PeftAdapter) -> None:
+    check_bounded(adapter)
+    merged = PeftMerged(draft, adapter)
+    if not merged.changed:
+        draft.problems.append(f"nothing in {adapter.directory.name} is about a weight of the base")
+    for name in merged.changed:
+        if name not in draft.weights.tensors:
+            draft.problems.append(f"{name} is tied to the embedding, which a merge by PEFT would change too")
+            continue
+        slot = draft.slot_named(name)
+        slot.reader, slot.changed = merged, True
 
 
 def _recipes(draft: Draft, target: str | None, widened: bool) -> dict[str, Recipe]:
