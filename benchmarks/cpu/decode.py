@@ -120,7 +120,7 @@ def main() -> None:
     model.generation_config.eos_token_id = None
     measure(core, model, 1, seed=0)
     context, results = about(), []
-    with RESULTS.open("a") as file:
+    with RESULTS.open("a", buffering=1) as file:
         for number in range(ROUNDS):
             for batch in BATCHES:
                 results.append(measure(core, model, batch, seed=number))
