@@ -25,7 +25,7 @@ from tuneserve.native import EngineConfig, NativeCore
 from tuneserve.sources import resolve
 
 BATCHES = (1, 8, 16)
-ROUNDS = 5
+ROUNDS = 3
 PROMPT, NEW = 32, 128
 RESULTS = Path(__file__).with_suffix(".jsonl")
 
