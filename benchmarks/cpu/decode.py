@@ -86,7 +86,7 @@ def about() -> dict[str, Any]:
         "cpu": cpu.partition(":")[2].strip(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "dtype": "bfloat16",
