@@ -9,15 +9,11 @@ from typing import Any, NoReturn, Protocol
 import torch
 
 from tuneserve.artifacts import SavesArtifacts
-from tuneserve.engines.contract import GenerationRequest, SamplingParams
-from tuneserve.errors import EngineError, InputError, RequestError
-from tuneserve.native import EngineConfig, NativeCore
+from tuneserve.engines.contract import GenerationRequest
+from tuneserve.errors import EngineError, InputError
+from tuneserve.native import EngineConfig, NativeCore, read_generation_settings
 from tuneserve.sources import ResolvedSource, read_config, resolve
 from tuneserve.text import Detokenizer, StopStrings, open_tokenizer
-
-# What Transformers falls back to where neither the call nor generation_config.json says.
-_DEFAULT_NEW_TOKENS = 20
-_DEFAULT_TOP_K = 50
 
 
 class Streamer(Protocol):
@@ -119,7 +115,7 @@ class NativeModel(SavesArtifacts):
             )
         )
         self._tokenizer = open_tokenizer(source.tokenizer_dir, source.model_dir)
-        self._defaults = _generation_defaults(source)
+        self._defaults = read_generation_settings(source.model_dir)
 
     @property
     def device(self) -> torch.device:
@@ -143,7 +139,7 @@ class NativeModel(SavesArtifacts):
         inputs: torch.Tensor | None = None,
         max_new_tokens: int | None = None,
         max_length: int | None = None,
-        min_new_tokens: int = 0,
+        min_new_tokens: int | None = None,
         do_sample: bool | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -181,54 +177,48 @@ class NativeModel(SavesArtifacts):
         _refuse_unknown("generate", unknown)
         if not use_cache:
             raise InputError("use_cache=False is not supported; leave it out.")
+        if input_ids is not None and inputs is not None:
+            raise InputError("input_ids and inputs are two names for one argument; pass one of them.")
         ids = input_ids if input_ids is not None else inputs
         rows = _rows(ids, attention_mask)
         if num_return_sequences < 1:
             raise InputError(f"num_return_sequences is {num_return_sequences}; choose 1 or more.")
-        ends = _token_list(eos_token_id) if eos_token_id is not None else self._end_tokens()
-        pad = pad_token_id if pad_token_id is not None else self._defaults.get("pad_token_id")
-        given = {
-            "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-            "repetition_penalty": repetition_penalty,
-        }  # fmt: skip
-        settings = self._defaults | {name: value for name, value in given.items() if value is not None}
-        sampled = bool(self._defaults.get("do_sample", False) if do_sample is None else do_sample)
-        if num_return_sequences > 1 and not sampled:
+        ends = self._ends(eos_token_id)
+        settings = self._defaults.with_given(
+            do_sample=do_sample, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty, min_new_tokens=min_new_tokens, max_new_tokens=max_new_tokens,
+            max_length=max_length, pad_token_id=pad_token_id,
+        )  # fmt: skip
+        if num_return_sequences > 1 and not settings.do_sample:
             raise InputError("num_return_sequences above 1 would repeat the greedy answer; pass do_sample=True.")
         if streamer is not None and len(rows) * num_return_sequences != 1:
             raise InputError("a streamer takes a single row; pass one prompt.")
         assert ids is not None
         # In Transformers the padded width counts towards max_length.
-        room = self._room(ids.shape[1], max_new_tokens, max_length)
+        room = settings.room(ids.shape[1])
         first_seed = int(torch.randint(2**62, ())) if seed is None else seed
         requests = []
         for index in range(len(rows) * num_return_sequences):
+            params = settings.params(room, tuple(ends), first_seed + index)
             prompt = rows[index // num_return_sequences]
-            params = _params(settings, sampled, room, min_new_tokens, tuple(ends), first_seed + index)
             requests.append(GenerationRequest(id=str(index), prompt_ids=prompt, params=params))
         stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings or ())
         outputs = self._run(requests, stops, streamer)
-        repeated = ids.repeat_interleave(num_return_sequences, dim=0)
-        return _padded(repeated, outputs, pad if pad is not None else (ends[0] if ends else 0))
+        pad = settings.pad_token_id if settings.pad_token_id is not None else next(iter(ends), 0)
+        return _padded(ids.repeat_interleave(num_return_sequences, dim=0), outputs, pad)
 
-    def _end_tokens(self) -> list[int]:
-        return sorted(self._tokenizer.end_token_ids)
-
-    def _room(self, width: int, max_new_tokens: int | None, max_length: int | None) -> int:
-        if max_new_tokens is None and max_length is None:
-            max_new_tokens = self._defaults.get("max_new_tokens")
-            max_length = self._defaults.get("max_length")
-        if max_new_tokens is None:
-            max_new_tokens = max_length - width if max_length is not None else _DEFAULT_NEW_TOKENS
-        if max_new_tokens < 1:
-            raise RequestError(f"there is no room for a new token after {width}; raise max_new_tokens or max_length.")
-        return max_new_tokens
+    def _ends(self, given: int | Sequence[int] | None) -> list[int]:
+        if given is not None:
+            return [given] if isinstance(given, int) else list(given)
+        return sorted(token for token in self._tokenizer.end_token_ids if token < self._core.info.vocab_size)
 
     def _run(
         self, requests: list[GenerationRequest], stops: list[str], streamer: Streamer | None
     ) -> dict[str, list[int]]:
         outputs: dict[str, list[int]] = {request.id: [] for request in requests}
         watchers = {request.id: (Detokenizer(self._tokenizer), StopStrings(stops)) for request in requests if stops}
+        # The text that the watchers see has no special tokens in it.
+        stop_ids = self._tokenizer.special_ids & {self._tokenizer.backend.token_to_id(stop) for stop in stops}
         try:
             for request in requests:
                 self._core.add(request)
@@ -241,7 +231,7 @@ class NativeModel(SavesArtifacts):
                     outputs[output.id].append(output.token)
                     if streamer is not None:
                         streamer.put(torch.tensor([output.token]))
-                    if watchers and _hits(watchers[output.id], output.token):
+                    if watchers and (output.token in stop_ids or _hits(watchers[output.id], output.token)):
                         self._core.cancel(output.id)
         finally:
             for request in requests:
@@ -256,40 +246,9 @@ def _hits(watcher: tuple[Detokenizer, StopStrings], token: int) -> bool:
     return stops.push(detokenizer.push([token]))[1] is not None
 
 
-def _params(
-    settings: dict[str, Any], sampled: bool, room: int, min_new_tokens: int, ends: tuple[int, ...], seed: int
-) -> SamplingParams:
-    def number(name: str, neutral: float) -> Any:
-        value = settings.get(name)
-        return neutral if value is None else value
-
-    if not sampled:
-        penalty = number("repetition_penalty", 1.0)
-        params = SamplingParams(
-            max_tokens=room, min_tokens=min_new_tokens, temperature=0.0, repetition_penalty=penalty, stop_token_ids=ends
-        )
-    else:
-        temperature = number("temperature", 1.0)
-        if not temperature > 0:
-            raise RequestError("temperature must be above 0 when do_sample is true; pass do_sample=False for greedy.")
-        params = SamplingParams(
-            max_tokens=room,
-            min_tokens=min_new_tokens,
-            temperature=temperature,
-            top_p=number("top_p", 1.0),
-            top_k=number("top_k", _DEFAULT_TOP_K),
-            min_p=number("min_p", 0.0),
-            repetition_penalty=number("repetition_penalty", 1.0),
-            seed=seed,
-            stop_token_ids=ends,
-        )
-    params.check()
-    return params
-
-
 def _rows(ids: torch.Tensor | None, mask: torch.Tensor | None) -> list[list[int]]:
-    if ids is None or not isinstance(ids, torch.Tensor) or ids.dim() != 2 or ids.is_floating_point():
-        raise InputError("generate needs input_ids, an integer tensor (rows, length); make it with the tokenizer.")
+    if not isinstance(ids, torch.Tensor) or ids.dim() != 2 or ids.is_floating_point() or not len(ids):
+        raise InputError("generate needs input_ids, integers (rows, length) of a row or more; tokenize a prompt.")
     if mask is None:
         return [row.tolist() for row in ids]
     if mask.shape != ids.shape:
@@ -303,15 +262,6 @@ def _padded(ids: torch.Tensor, outputs: dict[str, list[int]], pad: int) -> torch
     longest = max(map(len, outputs.values()))
     rows = [tokens + [pad] * (longest - len(tokens)) for tokens in outputs.values()]
     return torch.cat((ids, torch.tensor(rows, dtype=ids.dtype, device=ids.device)), dim=1)
-
-
-def _token_list(value: int | Sequence[int]) -> list[int]:
-    return [value] if isinstance(value, int) else list(value)
-
-
-def _generation_defaults(source: ResolvedSource) -> dict[str, Any]:
-    path = source.model_dir / "generation_config.json"
-    return read_config(path) if path.is_file() else {}
 
 
 def _dtype_name(dtype: torch.dtype | str | None) -> str:

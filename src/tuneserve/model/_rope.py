@@ -10,9 +10,14 @@ from tuneserve.spec import ModelSpec, RopeScaling
 def rope_tables(
     spec: ModelSpec, length: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return cos and sin of every position below ``length``, each (length, head_dim / 2), computed in float32."""
+    """Return cos and signed sin of every position below ``length``, as ``rotate`` takes them, computed in float32.
+
+    Each is (length, 1, head_dim).
+    """
     angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies(spec))
-    return angles.cos().to(dtype=dtype, device=device), angles.sin().to(dtype=dtype, device=device)
+    cos, sin = angles.cos(), angles.sin()
+    cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+    return cos.unsqueeze(1).to(dtype=dtype, device=device), sin.unsqueeze(1).to(dtype=dtype, device=device)
 
 
 def frequencies(spec: ModelSpec) -> torch.Tensor:

@@ -3,5 +3,14 @@
 from tuneserve.native._engine import NativeCore, Output
 from tuneserve.native._llm import LLM, Completion
 from tuneserve.native._load import EngineConfig
+from tuneserve.native._settings import GenerationSettings, read_generation_settings
 
-__all__ = ["LLM", "Completion", "EngineConfig", "NativeCore", "Output"]
+__all__ = [
+    "LLM",
+    "Completion",
+    "EngineConfig",
+    "GenerationSettings",
+    "NativeCore",
+    "Output",
+    "read_generation_settings",
+]
