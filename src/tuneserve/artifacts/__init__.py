@@ -1,9 +1,10 @@
 """Artifacts: what an engine can load, made from a source, checked, described and put in place whole."""
 
-from tuneserve.artifacts._export import ExportProgress, ExportResult, export, plan_export
+from tuneserve.artifacts._export import ExportProgress, ExportResult, export
 from tuneserve.artifacts._manifest import MANIFEST_FILE, read_manifest
 from tuneserve.artifacts._methods import METHODS
 from tuneserve.artifacts._plan import ExportPlan
+from tuneserve.artifacts._planning import plan_export
 from tuneserve.artifacts._saving import SavesArtifacts
 from tuneserve.artifacts._size import parse_size
 

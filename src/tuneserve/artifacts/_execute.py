@@ -47,13 +47,13 @@ class _Write:
 
 def execute(
     plan: ExportPlan, directory: Path, advance: Callable[[int], None]
-) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+) -> tuple[dict[Path, str], dict[str, dict[str, str]]]:
     """Write the planned weight files into ``directory``, or the rest of them where an earlier run was killed.
 
     ``advance`` is called with the bytes of each merged weight that is done.
 
     Returns:
-        The sha256 of every weight file read, by name, and of every file written, by method and name.
+        The sha256 of every file read, and of every file written, by method and name.
 
     Raises:
         InputError: an input cannot be used as it is, or changed meanwhile.
@@ -70,7 +70,7 @@ def execute(
     for name in names[:done]:
         advance(plan.model.tensors[name].nbytes)
     with ExitStack() as stack:
-        digest = stack.enter_context(InputDigest(plan.model.files))
+        digest = stack.enter_context(InputDigest(plan.inputs))
         files = {
             method: stack.enter_context(_Files(format_, plan.directory(directory, method), names[:done]))
             for method, format_ in plan.formats.items()

@@ -43,7 +43,7 @@ class Format(Protocol):
         """The weights to show to :meth:`observe` before any is encoded."""
         return ()
 
-    def observe(self, name: str, tensor: torch.Tensor) -> None:
+    def observe(self, name: str, tensor: torch.Tensor) -> None:  # noqa: ARG002
         """Take from a weight what must be known of it to encode others."""
         raise AssertionError(f"{name} is not among the observed weights")
 
@@ -59,3 +59,6 @@ class Format(Protocol):
 
     def write_side_files(self, directory: Path) -> None:
         """Write what else belongs to the artifact (configuration, tokenizer, template) into ``directory``."""
+
+    def candidate(self, directory: Path) -> Path | None:
+        """Return what of the artifact in ``directory`` is to be compared with the reference; None if nothing can be."""

@@ -51,5 +51,5 @@ def upload(directory: Path, where: HubUpload) -> None:
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).partition("\n")[0][:200].rstrip(".")
         raise OutputError(
-            f"{directory} could not be uploaded to {where.repo_id} ({reason}); check the name, the token and the network."
+            f"{directory} could not be uploaded to {where.repo_id} ({reason}); check the name, token and network."
         ) from error

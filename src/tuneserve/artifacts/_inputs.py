@@ -1,4 +1,4 @@
-"""Hashing the base's files while its tensors are read, a little ahead of them so that each byte leaves the disk once."""
+"""Hashing files while their tensors are read, a little ahead of them so that each byte leaves the disk once."""
 
 import hashlib
 import threading
@@ -23,7 +23,7 @@ class InputDigest:
         self._allowed = threading.Condition()
         self._share = 0.0
         self._error: OSError | None = None
-        self._hashes: dict[str, str] = {}
+        self._hashes: dict[Path, str] = {}
         self._thread = threading.Thread(target=self._run, name="input-digest", daemon=True)
 
     def advance(self, share: float) -> None:
@@ -32,8 +32,8 @@ class InputDigest:
             self._share = share
             self._allowed.notify()
 
-    def result(self) -> dict[str, str]:
-        """Wait for the end and return the sha256 of each file by its name.
+    def result(self) -> dict[Path, str]:
+        """Wait for the end and return the sha256 of each file.
 
         Raises:
             CheckpointError: a file could not be read to its end.
@@ -68,7 +68,7 @@ class InputDigest:
                         self._wait(done, total)
                         if not self._files:
                             return
-                self._hashes[path.name] = digest.hexdigest()
+                self._hashes[path] = digest.hexdigest()
         except OSError as error:
             self._error = error
 

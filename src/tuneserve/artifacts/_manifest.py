@@ -1,6 +1,7 @@
 """``tuneserve.json``: what an artifact was made from, by what, and how it was checked."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,25 +20,38 @@ _LIBRARIES = ("torch", "transformers", "peft", "safetensors")
 def manifest(
     plan: ExportPlan,
     method: str,
-    read: Mapping[str, str],
+    read: Mapping[Path, str],
     written: Mapping[str, str],
-    adapters: Mapping[str, str],
     parity: ParityReport | None,
     seconds: float,
 ) -> dict[str, Any]:
     """Return the manifest of one artifact; everything outside ``run`` is the same for the same inputs.
 
     Args:
-        read, written, adapters: the sha256 of the base's weight files, of the artifact's files, and of the adapter's
-            files, by name.
+        read, written: the sha256 of every file read, and of the artifact's files by name.
     """
     source = plan.source
+    by_directory = {
+        directory: {path.name: digest for path, digest in read.items() if path.parent == directory}
+        for directory in plan.adapter_dirs
+    }
+    adapters = [
+        {**described, "files": by_directory[directory]}
+        for directory, described in zip(plan.adapter_dirs, plan.adapters, strict=True)
+    ]
+    base_files = {path.name: digest for path, digest in read.items() if path.parent not in by_directory}
     return {
         "format": FORMAT,
         "method": method,
         "name": source.name,
-        "base": {"name": source.base_name or source.name, "revision": _revision(source.model_dir), "files": dict(read)},
-        "adapter": {"name": source.name, "files": dict(adapters)} if source.adapter_dir else None,
+        "base": {
+            "name": source.base_name or source.name,
+            "revision": _revision(source.model_dir),
+            "precision": source.base_precision,
+            "files": base_files,
+        },
+        "adapters": adapters,
+        "combination": asdict(plan.blend.combination) if plan.blend else None,
         "merged_tensors": len(plan.model.changed),
         "files": dict(written),
         "parity": parity.to_dict() if parity else None,

@@ -3,12 +3,15 @@
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tuneserve.adapters import MergedModel
+from tuneserve.artifacts._adapter_formats import GgufLoraFormat, LoraFormat
 from tuneserve.artifacts._format import Format
 from tuneserve.artifacts._linear import linear_weights
 from tuneserve.artifacts._safetensors import SafetensorsFormat
 from tuneserve.artifacts._side_files import side_files
+from tuneserve.artifacts.calibrated import CALIBRATED
 from tuneserve.artifacts.gguf import PRESETS, GgufFormat, Imatrix, gguf_type
 from tuneserve.checkpoint.quantised import CT_ENCODERS, Bnb4bitEncoder, Encoder
 from tuneserve.errors import InputError
@@ -20,6 +23,8 @@ _ALIASES = {
     "merged_4bit_forced": "merged_4bit",
     "fp8_dynamic": "fp8", "dynamic_fp8": "fp8", "w8a8_fp8": "fp8",
     "block_fp8": "fp8_block",
+    "static_fp8": "fp8_static",
+    "w4a4_nvfp4": "nvfp4",
     "w8a8": "int8", "w8a8_int8": "int8",
     "int8_weight": "w8a16",
     "w4a16": "int4", "int4_weight": "int4",
@@ -28,7 +33,7 @@ _ALIASES = {
     "w4a16_mxfp4": "mxfp4a16",
     "w4a16_nvfp4": "nvfp4a16",
 }  # fmt: skip
-_GGUF = "gguf:"
+GGUF = "gguf:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +62,7 @@ _ENCODERS: Mapping[str, Callable[[MergedModel], Encoder]] = {
     "merged_4bit": _bitsandbytes,
     **{name: _compressed_tensors(name) for name in CT_ENCODERS},
 }
-METHODS = ("merged_16bit", *_ENCODERS, *(_GGUF + preset for preset in PRESETS))
+METHODS = ("merged_16bit", *_ENCODERS, *CALIBRATED, *(GGUF + preset for preset in PRESETS), "lora", "gguf_lora")
 
 
 def canonical(method: str) -> str:
@@ -67,8 +72,8 @@ def canonical(method: str) -> str:
         InputError: there is no such method.
     """
     name = method.lower().strip().replace("-", "_")
-    if name.startswith(_GGUF):
-        return _GGUF + gguf_type(name.removeprefix(_GGUF))
+    if name.startswith(GGUF):
+        return GGUF + gguf_type(name.removeprefix(GGUF))
     name = _ALIASES.get(name, name)
     if name in METHODS:
         return name
@@ -76,21 +81,27 @@ def canonical(method: str) -> str:
     raise InputError(f"the method {method[:60]!r} is not known; choose one like {', '.join(near)}.")
 
 
-def make_format(method: str, source: ResolvedSource, model: MergedModel, options: MethodOptions) -> Format:
-    """Plan what ``method``, by its canonical name, makes of ``model``.
+def make_format(
+    method: str, source: ResolvedSource, config: Mapping[str, Any], model: MergedModel, options: MethodOptions
+) -> Format:
+    """Plan what ``method``, by its canonical name, makes of ``model``, whose base has the ``config``.
 
     Raises:
         InputError: it cannot be made of this model.
     """
-    if method.startswith(_GGUF):
+    if method.startswith(GGUF):
         return GgufFormat(
             model.tensors,
             model.config,
             source.tokenizer_dir,
             source.name,
-            method.removeprefix(_GGUF),
+            method.removeprefix(GGUF),
             imatrix=options.imatrix,
             model_dir=source.model_dir,
         )
+    if method == "lora":
+        return LoraFormat(source)
+    if method == "gguf_lora":
+        return GgufLoraFormat(source, config)
     encoder = _ENCODERS[method](model) if method in _ENCODERS else None
     return SafetensorsFormat(model.tensors, model.config, side_files(source), encoder, options.max_shard_bytes)

@@ -87,6 +87,10 @@ class SafetensorsFormat(Format):
         write_json(directory / "config.json", self._config)
         copy_files(self._copies, directory)
 
+    def candidate(self, directory: Path) -> Path | None:
+        """Return the directory."""
+        return directory
+
     def _stored(self, spec: TensorSpec) -> tuple[TensorSpec, ...]:
         return self._encoder.stored(spec) if self._encoder else (spec,)
 

@@ -96,8 +96,8 @@ class SavesArtifacts:
         """Export as GGUF in one or several quantisations, or with ``save_method="lora"`` the adapter alone; verify.
 
         One quantisation goes into ``save_directory`` itself, several into directories of it by method.
-        ``first_conversion`` is refused: all are made from the merged 16-bit weights. ``imatrix_file`` is text to compute
-        an importance matrix from, or a ready one.
+        ``first_conversion`` is refused: all are made from the merged 16-bit weights. ``imatrix_file`` is text that an
+        importance matrix is computed from.
 
         Raises:
             InputError: an argument is refused, or the export is.

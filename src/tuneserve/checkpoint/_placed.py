@@ -30,7 +30,7 @@ class PlacedFile:
 
     def put(self, offset: int, data: memoryview) -> None:
         """Write ``data`` at ``offset``."""
-        assert 0 <= offset and offset + data.nbytes <= self._size, f"{self._path} has no byte {offset + data.nbytes}"
+        assert offset >= 0 and offset + data.nbytes <= self._size, f"{self._path} has no byte {offset + data.nbytes}"
         done = 0
         while done < data.nbytes:
             done += os.pwrite(self._file, data[done:], offset + done)

@@ -19,12 +19,18 @@ class TerminalProgress(ExportProgress):
 
     def planned(self, plan: ExportPlan) -> None:
         """Show what is about to be written."""
+        if plan.source.reason:
+            self._line(plan.source.reason)
         self._line(f"merging {len(plan.model.changed)} tensors of {plan.source.name} ({plan.pass_bytes / 1e6:,.0f} MB)")
         self._task = self._bar.add_task("writing", total=plan.pass_bytes)
 
     def wrote(self, nbytes: int) -> None:
         """Move the bar."""
         self._bar.advance(self._task, nbytes)
+
+    def calibrating(self, text: str) -> None:
+        """Say how far calibration is."""
+        self._line(text)
 
     def verifying(self, method: str) -> None:
         """Say that a check begins."""

@@ -1,7 +1,7 @@
 """``tuneserve export``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def export(
     source: Annotated[
-        str, typer.Argument(help="Adapter or model: a directory, org/name@revision, demo, demo:tickets.")
+        str, typer.Argument(help="Adapter or model: a directory, a .gguf file, org/name@revision, demo, demo:tickets.")
     ],
     out: Annotated[Path, typer.Argument(help="The directory to make; it must not exist yet.")],
     method: Annotated[
@@ -19,10 +19,32 @@ def export(
         typer.Option(help="What to make; repeat it for several in one pass. merged_16bit if left out."),
     ] = None,
     base: Annotated[str | None, typer.Option(help="Use this base instead of the one the adapter names.")] = None,
+    base_precision: Annotated[
+        Literal["16bit", "trained"] | None,
+        typer.Option(help="Of a quantised base: its 16-bit original, or what training saw; trained if left out."),
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="PATH=WEIGHT, a further adapter to merge; repeatable.", metavar="PATH=WEIGHT"),
+    ] = None,
+    weight: Annotated[float, typer.Option(help="The factor of SOURCE's own delta.")] = 1.0,
+    combination: Annotated[
+        Literal["cat", "linear", "svd"], typer.Option(help="How several adapters become one, as in PEFT.")
+    ] = "cat",
     dtype: Annotated[
-        str | None, typer.Option(help="bfloat16 or float16 for the merged weights; the base's own if left out.")
+        Literal["bfloat16", "float16"] | None,
+        typer.Option(help="Of the merged weights; a 16-bit base's own if left out, else bfloat16."),
     ] = None,
     max_shard_size: Annotated[str, typer.Option(help="The largest safetensors file.")] = "5GB",
+    imatrix_from: Annotated[
+        Path | None, typer.Option(help="Text of yours that says which weights matter, for gguf types.")
+    ] = None,
+    calibrate_with: Annotated[
+        Path | None, typer.Option(help="Text of yours (.txt, .jsonl) for awq, gptq, fp8_static and nvfp4.")
+    ] = None,
+    engine_python: Annotated[
+        Path | None, typer.Option(help="A Python with llmcompressor, instead of the installed environment's.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be written, and stop.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed export into OUT was.")] = False,
     no_verify: Annotated[
@@ -35,41 +57,50 @@ def export(
     [dim]tuneserve export outputs/my-adapter serving_model --method merged_16bit --method gguf:q4_k_m[/dim]
     """
     from tuneserve import artifacts
+    from tuneserve.adapters import Combination
     from tuneserve.cli._progress import TerminalProgress
     from tuneserve.cli._run import console, print_json
     from tuneserve.cli.verify import print_parity
 
-    methods = method or ["merged_16bit"]
-    shard_bytes = artifacts.parse_size(max_shard_size)
+    options = {
+        "method": method or ["merged_16bit"],
+        "base": base,
+        "base_precision": base_precision,
+        "weight": weight,
+        "more_adapters": dict(map(_weighted, adapter or [])),
+        "combination": Combination(combination),
+        "dtype": dtype,
+        "max_shard_bytes": artifacts.parse_size(max_shard_size),
+        "imatrix_from": imatrix_from,
+        "calibrate_with": calibrate_with,
+        "engine_python": engine_python,
+    }
     if dry_run:
-        plan = artifacts.plan_export(source, method=methods, base=base, dtype=dtype, max_shard_bytes=shard_bytes)
-        _print_plan(plan, as_json)
+        _print_plan(artifacts.plan_export(source, **options), as_json)  # type: ignore[arg-type]
         return
     with TerminalProgress(console) as progress:
-        result = artifacts.export(
-            source,
-            out,
-            method=methods,
-            base=base,
-            dtype=dtype,
-            max_shard_bytes=shard_bytes,
-            resume=resume,
-            verify=not no_verify,
-            progress=progress,
-        )
+        result = artifacts.export(source, out, resume=resume, verify=not no_verify, progress=progress, **options)
     plan = result.plan
     if as_json:
-        print_json({name: artifacts.read_manifest(plan.directory(result.directory, name)) for name in plan.formats})
+        print_json({name: artifacts.read_manifest(plan.directory(result.directory, name)) for name in plan.methods})
         return
     for report in result.parity.values():
         print_parity(report)
-    for name, nbytes in plan.output_bytes.items():
-        console.print(
-            f"wrote {plan.directory(result.directory, name)} ({name}, {nbytes / 1e6:,.0f} MB)",
-            markup=False,
-            soft_wrap=True,
-        )
+    for name in plan.methods:
+        where = plan.directory(result.directory, name)
+        nbytes = sum(path.stat().st_size for path in where.iterdir() if path.is_file())
+        console.print(f"wrote {where} ({name}, {nbytes / 1e6:,.0f} MB)", markup=False, soft_wrap=True)
     console.print(f"{len(plan.model.changed)} tensors merged, {result.seconds:.1f} s")
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    from tuneserve.errors import InputError
+
+    path, _, weight = text.rpartition("=")
+    try:
+        return (path, float(weight)) if path else (text, 1.0)
+    except ValueError:
+        raise InputError(f"--adapter {text[:200]!r} does not end in a weight; write it as PATH=0.5.") from None
 
 
 def _print_plan(plan: "ExportPlan", as_json: bool) -> None:

@@ -78,6 +78,10 @@ class GgufFormat(Format):
         """The one file, by name."""
         return MappingProxyType(self._files)
 
+    def candidate(self, directory: Path) -> Path | None:
+        """Return the file."""
+        return directory / self._file
+
     def pieces(self, name: str) -> tuple[Piece, ...]:
         """Return where the bytes made from the weight ``name`` go; none for buffers, and for a tied model's head."""
         found = []

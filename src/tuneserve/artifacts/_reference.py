@@ -1,0 +1,45 @@
+"""What an export's results are compared with."""
+
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tuneserve.artifacts._plan import ExportPlan
+from tuneserve.sources import ResolvedSource
+
+
+@contextmanager
+def reference(plan: ExportPlan) -> Iterator[ResolvedSource]:
+    """Yield the source that was trained: the export's own, or for several or weighted adapters PEFT's combination.
+
+    PEFT combines what the adapters hold, on a base without data, so this takes no more memory than they do and shares
+    nothing with the merge that is to be checked.
+    """
+    if plan.blend is None:
+        yield plan.source
+        return
+    import torch
+    from peft import PeftModel
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with (
+        tempfile.TemporaryDirectory(prefix="tuneserve-blend-") as scratch,
+        warnings.catch_warnings(action="ignore"),
+    ):
+        with torch.device("meta"):
+            config = AutoConfig.from_pretrained(plan.source.model_dir, local_files_only=True, trust_remote_code=False)
+            base: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        names = [f"adapter{index}" for index in range(len(plan.adapter_dirs))]
+        model = PeftModel.from_pretrained(base, str(plan.adapter_dirs[0]), adapter_name=names[0])
+        for name, directory in zip(names[1:], plan.adapter_dirs[1:], strict=True):
+            model.load_adapter(str(directory), adapter_name=name)
+        kind, rank = plan.blend.combination.kind, plan.blend.combination.rank
+        model.add_weighted_adapter(
+            names, list(plan.blend.weights), "combined", combination_type=kind, **({"svd_rank": rank} if rank else {})
+        )
+        model.save_pretrained(scratch, selected_adapters=["combined"])
+        yield replace(plan.source, adapter_dir=Path(scratch) / "combined")
