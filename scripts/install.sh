@@ -24,5 +24,12 @@ if ! "$venv/bin/python" -c 'import torch' 2>/dev/null && [ "$(uname -s)" = Linux
     $pip install "torch==$torch_version+cpu" 2>/dev/null ||
         $pip install "torch==$torch_version+cpu" --index-url https://download.pytorch.org/whl/cpu
 fi
+wheels=${XDG_CACHE_HOME:-$HOME/.cache}/tuneserve/wheels
+mkdir -p "$wheels"
+if [ "$extra" = "[dev]" ]; then
+    # PyPI has llama-cpp-python as source only: compiled once for all clones, which takes minutes.
+    echo "building llama-cpp-python, unless $wheels has it"
+    $pip wheel --no-deps --constraint constraints.txt --find-links "$wheels" --wheel-dir "$wheels" llama-cpp-python
+fi
 echo "installing tuneserve and what it needs"
-$pip install --constraint constraints.txt --editable ".$extra"
+$pip install --constraint constraints.txt --find-links "$wheels" --editable ".$extra"

@@ -1,5 +1,6 @@
 """Byte-level BPE (GPT-2, Llama 3, Qwen, ...) as GGUF metadata."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import tokenizers
@@ -25,7 +26,7 @@ def bytelevel_metadata(definition: dict[str, Any], tokens: Tokens, path: str) ->
         )
     return {
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": _pretokenizer(definition, merges, path),
+        "tokenizer.ggml.pre": _pretokenizer(definition, merges, tokens.merged, path),
         "tokenizer.ggml.tokens": tokens.texts,
         "tokenizer.ggml.token_type": [int(kind) for kind in tokens.kinds],
         "tokenizer.ggml.merges": [f"{left} {right}" for left, right in merges],
@@ -37,11 +38,11 @@ def merge_pairs(definition: dict[str, Any]) -> list[tuple[str, str]]:
     return [(left, right) for left, right in definition["model"]["merges"]]
 
 
-def _pretokenizer(definition: dict[str, Any], merges: list[tuple[str, str]], path: str) -> str:
+def _pretokenizer(definition: dict[str, Any], merges: list[tuple[str, str]], merged: Iterable[str], path: str) -> str:
     whole_words, merged_words = pretokenizer_names(definition, path)
     ignores_merges = definition["model"].get("ignore_merges", False)
     name = whole_words if ignores_merges else merged_words
-    if name is None and _same_either_way(definition["model"]["vocab"], merges):
+    if name is None and _same_either_way(definition["model"]["vocab"], merges, merged):
         name = merged_words if ignores_merges else whole_words
     if name is None:
         raise TextError(
@@ -51,7 +52,7 @@ def _pretokenizer(definition: dict[str, Any], merges: list[tuple[str, str]], pat
     return name
 
 
-def _same_either_way(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> bool:
+def _same_either_way(vocabulary: dict[str, int], merges: list[tuple[str, str]], merged: Iterable[str]) -> bool:
     """Return whether merging finds each token by itself, so that looking it up first changes nothing."""
     model = tokenizers.models.BPE(vocab=vocabulary, merges=merges)
-    return all(len(model.tokenize(left + right)) == 1 for left, right in merges)
+    return all(len(model.tokenize(text)) == 1 for text in merged)

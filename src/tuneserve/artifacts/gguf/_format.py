@@ -59,7 +59,7 @@ class GgufFormat(Format):
         plan = plan_parts(self._model, specs)
         self._parts = plan.parts
         self._importance = dict(imatrix.values) if imatrix else {}
-        types = tensor_types(preset, plan.shapes, self._model.shape, imatrix=imatrix is not None)
+        types = tensor_types(preset, plan.shapes, self._model.shape, imatrix.values if imatrix else None)
         self._check_importance(plan.shapes)
         if any(needs_ggml(kind, tensor in self._importance) for tensor, kind in types.items()):
             load_ggml()

@@ -4,7 +4,7 @@ As of the version that llama-cpp-python 0.3.36 carries. Layers near both ends an
 bits; so do values and the down projection, and more still where many heads share a value, or of eight experts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from tuneserve.artifacts.gguf._types import PRESETS, UNQUANTISED, tensor_type
@@ -57,14 +57,17 @@ class Shape:
 
 
 def tensor_types(
-    preset: str, shapes: Mapping[str, tuple[int, ...]], model: Shape, *, imatrix: bool = False
+    preset: str, shapes: Mapping[str, tuple[int, ...]], model: Shape, importance: Collection[str] | None = None
 ) -> dict[str, str]:
     """Return the type of each tensor of ``shapes`` (GGUF names; the last dimension is that of a row).
 
+    ``importance`` names the tensors that an importance matrix is about, None without one.
+
     Raises:
-        InputError: the preset needs an importance matrix, and ``imatrix`` says that there is none.
+        InputError: the preset needs an importance matrix and there is none, or none about a tensor.
     """
     base = PRESETS[preset].base
+    imatrix = importance is not None
     mix = _Mix(preset, model, imatrix, tied=_OUTPUT not in shapes, values=sum(_category(n) == "value" for n in shapes))
     types: dict[str, str] = {}
     # The counters of the rules run in this order.
@@ -76,9 +79,9 @@ def tensor_types(
             types[name] = base
         else:
             types[name] = _fitting(mix.choose(name, shape), shape[-1])
-            if not imatrix and _needs_imatrix(preset, name, types[name]):
+            if name not in (importance or ()) and _needs_imatrix(preset, name, types[name]):
                 raise InputError(
-                    f"the GGUF type {preset} is garbage without an importance matrix; "
+                    f"the GGUF type {preset} is garbage without an importance matrix, and there is none for {name}; "
                     "compute one from text of your own with --imatrix-from FILE, or use q2_k or larger."
                 )
     return types

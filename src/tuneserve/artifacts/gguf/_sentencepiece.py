@@ -5,8 +5,10 @@ the same where all pairs that make a token are merges, ranked together, as in ev
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import tokenizers
 
 from tuneserve.artifacts.gguf._bytelevel import merge_pairs
 from tuneserve.artifacts.gguf._header import Value
@@ -20,6 +22,7 @@ _PREPEND = {"type": "Prepend", "prepend": _SPACE}
 # Nothing to divide is left once spaces are escaped.
 _NO_SPLIT = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
 _LOWEST = -1_000_000.0
+_MAX_RUN = 200
 
 
 def sentencepiece_metadata(definition: dict[str, Any], tokens: Tokens, path: str) -> dict[str, Value]:
@@ -64,26 +67,63 @@ def _space_prefix(definition: Mapping[str, Any], path: str) -> bool:
 
 
 def _scores(definition: dict[str, Any], tokens: Tokens, path: str) -> list[float]:
-    pairs = merge_pairs(definition)
-    order: dict[str, int] = {}
-    last = ""
-    for left, right in pairs:
-        made = left + right
-        if made != last and made in order and made in tokens.merged:
-            raise _unlike(path, f"its merges into {made[:30]!r} are not ranked together")
-        order.setdefault(made, len(order))
-        last = made
-    known, vocabulary = set(pairs), definition["model"]["vocab"]
+    pairs, vocabulary = merge_pairs(definition), definition["model"]["vocab"]
+    known = set(pairs)
     for text in tokens.merged:
         for cut in range(1, len(text)):
             pair = text[:cut], text[cut:]
             if pair[0] in vocabulary and pair[1] in vocabulary and pair not in known and not _BYTE.fullmatch(text):
                 raise _unlike(path, f"it never merges {pair[0][:30]!r} and {pair[1][:30]!r}")
+    by_text: dict[str, float] = {}
+    for number, group in enumerate(_ranked_together([left + right for left, right in pairs])):
+        by_text |= dict.fromkeys(group, -float(number))
+        merged = [text for text in group if text in tokens.merged]
+        if len(merged) > 1 and not _are_runs(merged, definition):
+            raise _unlike(path, f"its merges into {merged[0][:30]!r} and {merged[1][:30]!r} are ranked in between")
     scores = [_LOWEST] * len(tokens.texts)
-    for text, rank in order.items():
-        if (number := vocabulary.get(text)) is not None and number < len(scores):
-            scores[number] = -float(rank)
+    for text, score in by_text.items():
+        if (number := vocabulary.get(text, len(scores))) < len(scores):
+            scores[number] = score
     return scores
+
+
+def _ranked_together(made: list[str]) -> Iterator[list[str]]:
+    """Divide what merges make, in their order, into the smallest groups that share no ranks."""
+    last = {text: rank for rank, text in enumerate(made)}
+    group: dict[str, None] = {}
+    end = 0
+    for rank, text in enumerate(made):
+        group[text] = None
+        end = max(end, last[text])
+        if rank == end:
+            yield list(group)
+            group.clear()
+
+
+def _are_runs(texts: list[str], definition: dict[str, Any]) -> bool:
+    """Return whether ``texts`` repeat one character and may all score the same, as the runs of spaces in Llama 2.
+
+    Of equals llama.cpp joins the leftmost; whether the ranks do the same is tried out.
+    """
+    character = texts[0][0]
+    if {*"".join(texts)} != {character} or character not in definition["model"]["vocab"]:
+        return False
+    pairs = merge_pairs(definition)
+    runs = [(left, right) for left, right in pairs if {*left, *right} == {character}]
+    names = {character, *(left + right for left, right in runs)}
+    model = tokenizers.models.BPE(vocab={text: number for number, text in enumerate(sorted(names))}, merges=runs)
+    longest = 2 * max(map(len, names)) + 2
+    return longest < _MAX_RUN and all(
+        [token.value for token in model.tokenize(character * count)] == _leftmost_first(character * count, names)
+        for count in range(1, longest)
+    )
+
+
+def _leftmost_first(text: str, names: set[str]) -> list[str]:
+    parts = list(text)
+    while (found := next((i for i in range(len(parts) - 1) if parts[i] + parts[i + 1] in names), None)) is not None:
+        parts[found : found + 2] = [parts[found] + parts[found + 1]]
+    return parts
 
 
 def _unlike(path: str, reason: str) -> TextError:
