@@ -82,8 +82,9 @@ def test_a_resumed_pass_does_not_read_again_what_is_written(
         return plain(self, name)  # type: ignore[arg-type]
 
     monkeypatch.setattr(type(plan.model), "read", counted)
-    options = {"verify": False, "max_shard_bytes": 30_000, "resume": True}
-    artifacts.export(adapter, tmp_path / "out", method=["merged_16bit", "fp8"], **options)
+    artifacts.export(
+        adapter, tmp_path / "out", method=["merged_16bit", "fp8"], verify=False, max_shard_bytes=30_000, resume=True
+    )
     assert 0 < len(read) < len(plan.model.tensors)
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ DEFAULT_SHARD_BYTES = 5_000_000_000
 # The same thing under the names that Unsloth has for it.
 _ALIASES = {
     "merged_4bit_forced": "merged_4bit",
+    "gguf_lora": "gguf-lora",
     "fp8_dynamic": "fp8", "dynamic_fp8": "fp8", "w8a8_fp8": "fp8",
     "block_fp8": "fp8_block",
     "static_fp8": "fp8_static",
@@ -62,7 +64,7 @@ _ENCODERS: Mapping[str, Callable[[MergedModel], Encoder]] = {
     "merged_4bit": _bitsandbytes,
     **{name: _compressed_tensors(name) for name in CT_ENCODERS},
 }
-METHODS = ("merged_16bit", *_ENCODERS, *CALIBRATED, *(GGUF + preset for preset in PRESETS), "lora", "gguf_lora")
+METHODS = ("merged_16bit", *_ENCODERS, *CALIBRATED, *(GGUF + preset for preset in PRESETS), "lora", "gguf-lora")
 
 
 def canonical(method: str) -> str:
@@ -77,6 +79,8 @@ def canonical(method: str) -> str:
     name = _ALIASES.get(name, name)
     if name in METHODS:
         return name
+    with suppress(InputError):
+        return GGUF + gguf_type(name)
     near = difflib.get_close_matches(name, (*METHODS, *_ALIASES), n=3, cutoff=0.5) or ("merged_16bit", "gguf:q4_k_m")
     raise InputError(f"the method {method[:60]!r} is not known; choose one like {', '.join(near)}.")
 
@@ -101,7 +105,7 @@ def make_format(
         )
     if method == "lora":
         return LoraFormat(source)
-    if method == "gguf_lora":
+    if method == "gguf-lora":
         return GgufLoraFormat(source, config)
     encoder = _ENCODERS[method](model) if method in _ENCODERS else None
     return SafetensorsFormat(model.tensors, model.config, side_files(source), encoder, options.max_shard_bytes)
