@@ -114,6 +114,12 @@ def test_configs_from_before_quant_method_are_bitsandbytes(write_weights: Callab
     assert torch.equal(open_weights(write_weights(stored), config).read("w"), expected)
 
 
+def test_the_quantisation_of_a_text_model_inside_another_is_found(write_weights: Callable[[Tensors], Path]) -> None:
+    stored, expected = _four_bit(torch.randn(8, 64).half(), quant_type="nf4")
+    config = {"model_type": "outer", "text_config": CONFIG}
+    assert torch.equal(open_weights(write_weights(stored), config).read("w"), expected)
+
+
 def _change_state(stored: Tensors, **changes: Any) -> None:
     key = next(name for name in stored if "quant_state" in name)
     state = {**json.loads(bytes(stored[key].tolist())), **changes}
