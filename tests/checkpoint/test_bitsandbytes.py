@@ -45,11 +45,14 @@ def test_four_bit_weights_are_bitwise_what_the_library_dequantises(
     assert torch.equal(reader.read("other"), torch.ones(3))
 
 
-# Rows of which none is whole blocks, a last block that is not full, and more than one slab.
-@pytest.mark.parametrize("shape", [(7, 10), (40, 24), (1024, 1540)])
+# Rows of which none is whole blocks, a last block that is not full, and more than one slab. bitsandbytes is asked for a
+# single row, because its AVX-512 kernel scales the values of such rows by other blocks' scales (0.50.2).
+@pytest.mark.parametrize("shape", [(7, 10), (40, 24), (64, 96), (1024, 1552)])
 def test_blocks_run_across_rows_and_slabs(write_weights: Callable[[Tensors], Path], shape: tuple[int, int]) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(4), dtype=torch.float32).bfloat16()
-    stored, expected = _four_bit(weight, quant_type="nf4", compress_statistics=True)
+    stored, _ = _four_bit(weight, quant_type="nf4", compress_statistics=True)
+    row, state = functional.quantize_4bit(weight.view(1, -1), quant_type="nf4", compress_statistics=True)
+    expected = functional.dequantize_4bit(row, state).view(shape)
     assert torch.equal(open_weights(write_weights(stored), CONFIG).read("w"), expected)
 
 
