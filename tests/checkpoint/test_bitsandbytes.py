@@ -45,11 +45,14 @@ def test_four_bit_weights_are_bitwise_what_the_library_dequantises(
     assert torch.equal(reader.read("other"), torch.ones(3))
 
 
-# Rows of which none is whole blocks, a last block that is not full, and more than one slab.
-@pytest.mark.parametrize("shape", [(7, 10), (40, 24), (1024, 1540)])
+# Rows of which none is whole blocks, a last block that is not full, and more than one slab. bitsandbytes is asked for a
+# single row, because its AVX-512 kernel scales the values of such rows by other blocks' scales (0.50.2).
+@pytest.mark.parametrize("shape", [(7, 10), (40, 24), (64, 96), (1024, 1552)])
 def test_blocks_run_across_rows_and_slabs(write_weights: Callable[[Tensors], Path], shape: tuple[int, int]) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(4), dtype=torch.float32).bfloat16()
-    stored, expected = _four_bit(weight, quant_type="nf4", compress_statistics=True)
+    stored, _ = _four_bit(weight, quant_type="nf4", compress_statistics=True)
+    row, state = functional.quantize_4bit(weight.view(1, -1), quant_type="nf4", compress_statistics=True)
+    expected = functional.dequantize_4bit(row, state).view(shape)
     assert torch.equal(open_weights(write_weights(stored), CONFIG).read("w"), expected)
 
 
@@ -111,6 +114,12 @@ def test_conv1d_weights_return_to_the_orientation_of_their_checkpoint(tmp_path: 
 def test_configs_from_before_quant_method_are_bitsandbytes(write_weights: Callable[[Tensors], Path]) -> None:
     stored, expected = _four_bit(torch.randn(8, 64).half(), quant_type="nf4")
     config = {"torch_dtype": "float16", "quantization_config": {"load_in_4bit": True}}
+    assert torch.equal(open_weights(write_weights(stored), config).read("w"), expected)
+
+
+def test_the_quantisation_of_a_text_model_inside_another_is_found(write_weights: Callable[[Tensors], Path]) -> None:
+    stored, expected = _four_bit(torch.randn(8, 64).half(), quant_type="nf4")
+    config = {"model_type": "outer", "text_config": CONFIG}
     assert torch.equal(open_weights(write_weights(stored), config).read("w"), expected)
 
 

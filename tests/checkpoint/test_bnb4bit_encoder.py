@@ -63,6 +63,12 @@ def test_every_byte_is_the_librarys(shape: tuple[int, int], dtype: torch.dtype) 
         _assert_same(_encode(weight), _library(weight))
 
 
+def test_sizes_are_known_before_the_values() -> None:
+    for exponent in range(-44, 37):
+        weight = torch.rand(4, 64, generator=torch.Generator().manual_seed(exponent + 44)) * 10.0**exponent
+        _assert_same(_encode(weight), _library(weight))
+
+
 def test_values_halfway_between_two_codes_round_as_the_librarys() -> None:
     code = functional.get_4bit_type("nf4", device="cpu")
     halfway = (code[:-1] + code[1:]) / 2

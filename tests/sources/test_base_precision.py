@@ -168,6 +168,16 @@ def test_offline_without_the_sixteen_bit_model_says_what_was_tried(tmp_path: Pat
         resolve(adapter, base_precision="16bit")
 
 
+@pytest.mark.parametrize("precision", ["16bit", "trained", None])
+@pytest.mark.parametrize("name", ["~nobody-here/Foo-bnb-4bit", "x" * 100_000 + "-bnb-4bit", "x\0-bnb-4bit", "../-FP8"])
+def test_hostile_names_of_bases_are_typed_errors(tmp_path: Path, hub: list[str], name: str, precision: Any) -> None:
+    adapter = _adapter(tmp_path / "adapter", name)
+    with pytest.raises(SourceError) as caught:
+        resolve(adapter, base_precision=precision)
+    assert len(str(caught.value)) < 1000
+    assert hub == []
+
+
 def test_unknown_precisions_are_refused(make_llama: Callable[..., Path]) -> None:
     with pytest.raises(SourceError, match="use 16bit or trained"):
         resolve(make_llama(), base_precision="8bit")  # type: ignore[arg-type]

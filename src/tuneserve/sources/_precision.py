@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 from tuneserve.checkpoint.quantised import quantisation_method
 from tuneserve.errors import SourceError
+from tuneserve.sources import _hub
 
 BasePrecision = Literal["16bit", "trained"]
 Locate = Callable[[str], Path]
@@ -50,14 +51,14 @@ def sixteen_bit_names(named: str) -> tuple[str, ...]:
     A local directory has its sibling without the suffix, a hub id the same name of the same owner, by Unsloth's naming.
     Empty where the name does not end in what quantised models end in.
     """
-    path = Path(named).expanduser()
-    if path.is_dir():
-        match = _QUANTISED.fullmatch(path.absolute().name)
-        return (str(path.absolute().with_name(match["stem"])),) if match else ()
-    repo = named.partition("@")[0]
-    if match := _GPT_OSS.fullmatch(repo):
+    if (path := _local(named)) is not None:
+        match = _QUANTISED.fullmatch(path.name)
+        return (str(path.with_name(match["stem"])),) if match else ()
+    if (hub_id := _hub.parse(named)) is None:
+        return ()
+    if match := _GPT_OSS.fullmatch(hub_id.repo):
         return (f"unsloth/{match['model']}-BF16",)
-    if not (match := _QUANTISED.fullmatch(repo)):
+    if not (match := _QUANTISED.fullmatch(hub_id.repo)):
         return ()
     names = [match["stem"]]
     owner, _, model = match["stem"].partition("/")
@@ -78,7 +79,7 @@ def sixteen_bit_by_name(named: str, locate: Locate) -> Choice | None:
     Raises:
         SourceError: the name says so, but no 16-bit model is to be had.
     """
-    if Path(named).expanduser().is_dir() or not (names := sixteen_bit_names(named)):
+    if _local(named) is not None or not (names := sixteen_bit_names(named)):
         return None
     return _sixteen_bit(named, names, None, locate)
 
@@ -145,6 +146,14 @@ def _sixteen_bit(named: str, names: tuple[str, ...], quantised: Mapping[str, Any
         f"no 16-bit model was found for the quantised {named} ({', and '.join(problems)}); "
         "name that model itself, or use --base-precision trained."
     )
+
+
+def _local(named: str) -> Path | None:
+    try:
+        path = Path(named).expanduser().absolute()
+        return path if path.is_dir() else None
+    except (OSError, RuntimeError):
+        return None
 
 
 def _sizes(config: Mapping[str, Any]) -> list[Any]:

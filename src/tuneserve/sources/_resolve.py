@@ -126,8 +126,8 @@ def _locate(source: str) -> tuple[Path, Path | None]:
         return _demo.base_directory(), None
     if source == _demo.ADAPTER:
         return _demo.adapter_directory(), None
-    path = Path(source).expanduser()
     try:
+        path = Path(source).expanduser()
         if path.is_dir():
             return path, None
         if path.exists() and path.suffix == _GGUF:
@@ -138,6 +138,8 @@ def _locate(source: str) -> tuple[Path, Path | None]:
             )
     except OSError as error:
         raise SourceError(f"{source[:200]} cannot be looked at ({error.strerror}); give another path.") from None
+    except RuntimeError:
+        raise SourceError(f"{source[:200]} begins with the home of no known user; write the path out.") from None
     if (hub_id := _hub.parse(source)) is None:
         raise SourceError(
             f"there is no directory {source[:200]!r}, and it is not a hub id (org/name or org/name@revision) either; "

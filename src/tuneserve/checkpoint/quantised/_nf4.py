@@ -21,12 +21,13 @@ def quantise_blocks(values: torch.Tensor, size: int) -> tuple[torch.Tensor, torc
         the codes, the first of each two in the high bits, ``[ceil(n / 2)]`` U8; the largest magnitude of each block,
         ``[ceil(n / size)]`` fp32.
     """
-    bounds = _midpoints(torch.tensor(NF4))
-    packed, scales = [], []
+    bounds = _midpoints(torch.tensor(NF4)).tolist()
+    packed = torch.empty((len(values) + 1) // 2, dtype=torch.uint8)
+    scales = torch.empty(-(-len(values) // size))
     for start in range(0, len(values), SLAB):
-        slab = values[start : start + SLAB]
+        slab = values[start : start + SLAB].float()
         whole = len(slab) // size * size
-        blocks, rest = slab[:whole].view(-1, size).float(), slab[whole:].float()
+        blocks, rest = slab[:whole].view(-1, size), slab[whole:]
         largest = blocks.abs().amax(dim=1)
         scaled = (blocks * largest.clamp(min=_TINY).reciprocal_()[:, None]).flatten()
         if len(rest):
@@ -34,10 +35,13 @@ def quantise_blocks(values: torch.Tensor, size: int) -> tuple[torch.Tensor, torc
             last = rest.abs().amax(dim=0, keepdim=True).clamp_(min=_TINY)
             largest = torch.cat((largest, last))
             scaled = torch.cat((scaled, rest / last, torch.zeros(len(rest) % 2)))
-        codes = torch.bucketize(scaled, bounds, out_int32=True).to(torch.uint8).view(-1, 2)
-        packed.append(codes[:, 0] << 4 | codes[:, 1])
-        scales.append(largest)
-    return torch.cat(packed), torch.cat(scales)
+        # Fifteen comparisons of all values take a sixth of the time of a binary search for each.
+        codes = torch.zeros(scaled.shape, dtype=torch.uint8)
+        for bound in bounds:
+            codes += (scaled > bound).view(torch.uint8)
+        packed[start // 2 : (start + len(codes)) // 2] = codes[::2] << 4 | codes[1::2]
+        scales[start // size : start // size + len(largest)] = largest
+    return packed, scales
 
 
 def quantise_scales(scales: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,7 +53,7 @@ def quantise_scales(scales: torch.Tensor, size: int) -> tuple[torch.Tensor, torc
     """
     blocks = torch.nn.functional.pad(scales, (0, -len(scales) % size)).view(-1, size)
     largest = blocks.abs().amax(dim=1)
-    scaled = (blocks * largest.reciprocal()[:, None]).clamp_(-1, 1).nan_to_num_()
+    scaled = (blocks * largest.reciprocal()[:, None]).clamp_(-1, 1).nan_to_num_(-1)
     bins = ((scaled + 1) * 0.5 * (_BINS - 1) + 0.5).int()
     centres = 2 * torch.arange(_BINS, dtype=torch.float32) / (_BINS - 1) - 1
     nearest = torch.bucketize(centres, _midpoints(dynamic_code()))

@@ -35,7 +35,7 @@ def open_weights(directory: Path, config: Mapping[str, Any]) -> WeightReader:
         )
     module, _, function = reader.partition(":")
     opener: Callable[[Checkpoint, Mapping[str, Any]], WeightReader] = getattr(import_module(module), function)
-    return opener(open_checkpoint(directory), config)
+    return opener(open_checkpoint(directory), {**config, "quantization_config": _quantisation(config)})
 
 
 def quantisation_method(config: Mapping[str, Any]) -> str | None:
@@ -44,7 +44,7 @@ def quantisation_method(config: Mapping[str, Any]) -> str | None:
     Raises:
         CheckpointError: the config says that they are, but not how.
     """
-    quantisation = config.get("quantization_config")
+    quantisation = _quantisation(config)
     if quantisation is None:
         return None
     if isinstance(quantisation, dict):
@@ -57,3 +57,10 @@ def quantisation_method(config: Mapping[str, Any]) -> str | None:
         "the quantization_config in config.json does not say how the weights are quantised (quant_method); "
         "download the model again."
     )
+
+
+def _quantisation(config: Mapping[str, Any]) -> Any:
+    """Return the ``quantization_config``, which multimodal models may have in that of their text model."""
+    text = config.get("text_config")
+    found = config.get("quantization_config")
+    return text.get("quantization_config") if found is None and isinstance(text, dict) else found
