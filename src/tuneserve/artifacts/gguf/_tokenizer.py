@@ -59,6 +59,9 @@ def tokenizer_metadata(
     template = open_chat_template(directory)
     if template is not None:
         metadata["tokenizer.chat_template"] = template.source
+        if template.tool_source is not None:
+            metadata["tokenizer.chat_template.tool_use"] = template.tool_source
+            metadata["tokenizer.chat_templates"] = ["tool_use"]
     return metadata
 
 
