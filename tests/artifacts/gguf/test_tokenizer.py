@@ -141,6 +141,22 @@ def test_each_sentencepiece_tokenizer_divides_text_the_same(
     assert differing(tmp_path, metadata, llama_cpp_file) == []
 
 
+def test_a_space_that_goes_only_before_the_first_text_goes_before_none_in_conversations(
+    llama_cpp_file: Make, tmp_path: Path
+) -> None:
+    write_sentencepiece(tmp_path, None, pre_tokenizers.Metaspace(prepend_scheme="first", split=False))
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    texts = [text.strip() for text in TEXTS if text.strip()]
+    ours = opened(tokenizer_metadata(tmp_path, "m", ROWS, {}), tmp_path, llama_cpp_file)
+    assert [ours.encode(text) for text in texts if text[0] != "▁" and "<" not in text] == [
+        theirs.encode(text, add_special_tokens=False).ids for text in texts if text[0] != "▁" and "<" not in text
+    ]
+    (tmp_path / "chat_template.jinja").write_text("<s>{{ messages[0].content }}")
+    ours = opened(tokenizer_metadata(tmp_path, "m", ROWS, {}), tmp_path, llama_cpp_file)
+    for text in (f"<s>{text}</s> {text}" for text in TEXTS):
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
+
+
 def test_bos_ends_and_padding_are_those_of_the_model(
     make_tokenizer: Make, llama_cpp_file: Make, tmp_path: Path
 ) -> None:
