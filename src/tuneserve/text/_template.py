@@ -27,6 +27,7 @@ class ChatTemplate:
     template: Template
     tool_template: Template | None
     special_tokens: Mapping[str, str]
+    tool_source: str | None = None
 
     def render(
         self,
@@ -89,7 +90,7 @@ def open_chat_template(directory: Path) -> ChatTemplate | None:
     default = sources["default"]
     tool_source = sources.get("tool_use")
     tool_template = _compile(tool_source, directory) if tool_source else None
-    return ChatTemplate(default, _compile(default, directory), tool_template, special_tokens(directory))
+    return ChatTemplate(default, _compile(default, directory), tool_template, special_tokens(directory), tool_source)
 
 
 def _sources(directory: Path) -> dict[str, str]:

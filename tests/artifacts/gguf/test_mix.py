@@ -140,11 +140,11 @@ def stored(path: Path) -> dict[str, tuple[str, bytes]]:
 @pytest.mark.parametrize(
     ("family", "changes"),
     [
-        ("llama", {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 8, "num_key_value_heads": 1}),
+        ("llama", {"hidden_size": 256, "intermediate_size": 32, "num_hidden_layers": 8, "num_key_value_heads": 1}),
         ("mixtral", {"hidden_size": 256, "num_local_experts": 8, "intermediate_size": 32}),
     ],
 )
-@pytest.mark.parametrize("preset", ["q2_k", "q3_k_m", "q4_k_m", "q4_0", "q5_1", "iq4_xs"])
+@pytest.mark.parametrize("preset", ["q2_k", "q4_k_m", "q4_0", "iq4_xs"])
 def test_the_file_is_what_llama_cpp_quantises(
     family: str,
     changes: dict[str, Any],

@@ -25,10 +25,11 @@ _LOWEST = -1_000_000.0
 _MAX_RUN = 200
 
 
-def sentencepiece_metadata(definition: dict[str, Any], tokens: Tokens, path: str) -> dict[str, Value]:
+def sentencepiece_metadata(definition: dict[str, Any], tokens: Tokens, path: str, *, chats: bool) -> dict[str, Value]:
     """Return the vocabulary with scores, and whether a space goes before a text.
 
-    Where the tokenizer puts that space before the first text only, llama.cpp also does so after each special token.
+    A tokenizer may put that space only where a text begins, llama.cpp does so after each special token or never. A
+    conversation begins with a special token and so has none: never, then, if the model ``chats``.
 
     Raises:
         TextError: llama.cpp would divide text into other tokens.
@@ -49,20 +50,20 @@ def sentencepiece_metadata(definition: dict[str, Any], tokens: Tokens, path: str
         "tokenizer.ggml.tokens": tokens.texts,
         "tokenizer.ggml.scores": scores,
         "tokenizer.ggml.token_type": [int(kind) for kind in tokens.kinds],
-        "tokenizer.ggml.add_space_prefix": _space_prefix(definition, path),
+        "tokenizer.ggml.add_space_prefix": _space_prefix(definition, path, chats),
     }
 
 
-def _space_prefix(definition: Mapping[str, Any], path: str) -> bool:
+def _space_prefix(definition: Mapping[str, Any], path: str, chats: bool) -> bool:
     normalizer, pre_tokenizer = definition.get("normalizer"), definition.get("pre_tokenizer")
     if normalizer == {"type": "Sequence", "normalizers": [_PREPEND, _ESCAPE]} and pre_tokenizer is None:
         return True
     if normalizer == _ESCAPE and pre_tokenizer in (None, _NO_SPLIT):
         return False
     if normalizer is None and isinstance(pre_tokenizer, dict) and pre_tokenizer.get("type") == "Metaspace":
-        scheme = pre_tokenizer.get("prepend_scheme")
-        if pre_tokenizer.get("replacement") == _SPACE and pre_tokenizer.get("split") is False:
-            return bool(scheme != "never")
+        scheme, escaped = pre_tokenizer.get("prepend_scheme"), pre_tokenizer.get("replacement") == _SPACE
+        if scheme in ("first", "never") and escaped and pre_tokenizer.get("split") is False:
+            return scheme == "first" and not chats
     raise _unlike(path, "it changes or divides text before merging in its own way")
 
 

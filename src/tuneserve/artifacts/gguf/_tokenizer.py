@@ -52,13 +52,18 @@ def tokenizer_metadata(
         )
     names = special_tokens(directory)
     tokens = token_list(definition, rows, names.get("unk_token"), str(directory))
-    kind = sentencepiece_metadata if model["byte_fallback"] else bytelevel_metadata
-    metadata = kind(definition, tokens, str(directory))
+    template = open_chat_template(directory)
+    if model["byte_fallback"]:
+        metadata = sentencepiece_metadata(definition, tokens, str(directory), chats=template is not None)
+    else:
+        metadata = bytelevel_metadata(definition, tokens, str(directory))
     metadata["general.name"] = _name(name, definition, tokens.texts)
     metadata |= _special(tokenizer, names, rows, config, directory)
-    template = open_chat_template(directory)
     if template is not None:
         metadata["tokenizer.chat_template"] = template.source
+        if template.tool_source is not None:
+            metadata["tokenizer.chat_template.tool_use"] = template.tool_source
+            metadata["tokenizer.chat_templates"] = ["tool_use"]
     return metadata
 
 
