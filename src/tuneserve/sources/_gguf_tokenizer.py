@@ -53,9 +53,18 @@ def end_token_ids(metadata: Mapping[str, Any]) -> list[int]:
     return list(dict.fromkeys(index for index in ids if type(index) is int))
 
 
+def adds_bos(file: GgufFile) -> bool:
+    """Return whether llama.cpp puts a BOS before text that it tokenizes for the model in ``file``."""
+    given = file.metadata.get("tokenizer.ggml.add_bos_token")
+    if isinstance(given, bool):
+        return given
+    model = file.metadata.get("tokenizer.ggml.model")
+    return model == "llama" or begins_with_bos(file.metadata.get("tokenizer.ggml.pre"), file.paths[0])
+
+
 class _Reader:
     def __init__(self, file: GgufFile) -> None:
-        self._metadata = file.metadata
+        self._file, self._metadata = file, file.metadata
         self._path = file.paths[0]
         self._model = self._metadata.get("tokenizer.ggml.model")
         self._pre = self._metadata.get("tokenizer.ggml.pre")
@@ -92,7 +101,6 @@ class _Reader:
         if self._model == "gpt2":
             merges = self._list("merges", str)
             tokenizer = bytelevel_tokenizer(self._pre, self._tokens, merges, self._path)
-            bos = begins_with_bos(self._pre, self._path)
         else:
             architecture = str(self._metadata.get("general.architecture"))
             tokenizer = sentencepiece_tokenizer(
@@ -104,9 +112,8 @@ class _Reader:
                 unknown=self.special.get("unk_token"),
                 path=self._path,
             )
-            bos = True
         tokenizer.add_tokens(self._added())
-        self._add_ends(tokenizer, bos=self._flag("add_bos_token", bos), eos=self._flag("add_eos_token", False))
+        self._add_ends(tokenizer, bos=adds_bos(self._file), eos=self._flag("add_eos_token", False))
         return tokenizer
 
     def _added(self) -> list[AddedToken]:

@@ -1,0 +1,5 @@
+"""Modelfiles for Ollama, whose template, stops and parameters come from the model's own files."""
+
+from tuneserve.artifacts.ollama._modelfile import ollama_modelfile, write_modelfile
+
+__all__ = ["ollama_modelfile", "write_modelfile"]
