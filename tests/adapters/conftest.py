@@ -98,7 +98,7 @@ class Lab:
         """Save an adapter of ``base`` with PEFT, moved as by training; ``config`` is PEFT's own."""
         from peft import get_peft_model
 
-        model = self._load(base, resize, base_dtype)
+        model = self.load(base, resize, base_dtype)
         directory = self._save(train(get_peft_model(model, config)), "adapter", **save)
         path = directory / "adapter_model.safetensors"
         tensors = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
@@ -117,7 +117,7 @@ class Lab:
         """Load PEFT's own unmerged model; the first adapter is active."""
         from peft import PeftModel
 
-        tuned = PeftModel.from_pretrained(self._load(base, resize, dtype), str(adapters[0]), adapter_name="a0")
+        tuned = PeftModel.from_pretrained(self.load(base, resize, dtype), str(adapters[0]), adapter_name="a0")
         for index, adapter in enumerate(adapters[1:], 1):
             tuned.load_adapter(str(adapter), adapter_name=f"a{index}")
         return tuned.eval().float()
@@ -131,13 +131,13 @@ class Lab:
 
     def load_merged(self, merged: MergedModel) -> Any:
         """Load a merged model with Transformers."""
-        directory = self._new("merged")
+        directory = self.new("merged")
         tensors = {name: merged.read(name).contiguous() for name in merged.tensors}
         for name, spec in merged.tensors.items():
             assert tuple(tensors[name].shape) == spec.shape, name
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
         (directory / "config.json").write_text(json.dumps(dict(merged.config)))
-        return self._load(directory)
+        return self.load(directory)
 
     def check(self, base: Path, adapter: Path, resize: int | None = None) -> MergedModel:
         """Check that the merged model's logits are those of the unmerged one, and differ from the base's."""
@@ -150,10 +150,20 @@ class Lab:
         """Compare logits: the same sums in another order differ by a few float32 roundings of the largest terms."""
         expected, ours = logits(reference), logits(self.load_merged(merged))
         assert expected.shape == ours.shape
-        assert (expected - ours).abs().max() <= 2e-5 * expected.abs().max().clamp(min=1.0)
+        error = float((expected - ours).abs().max() / expected.abs().max().clamp(min=1.0))
+        assert error <= 2e-5
         assert merged.changed
 
-    def _load(self, directory: Path, resize: int | None = None, dtype: torch.dtype = torch.float32) -> Any:
+    def train(self, model: Any) -> Any:
+        """Move every trainable parameter, as training would."""
+        return train(model)
+
+    def logits(self, model: Any) -> torch.Tensor:
+        """Return the logits of a fixed sequence."""
+        return logits(model)
+
+    def load(self, directory: Path, resize: int | None = None, dtype: torch.dtype = torch.float32) -> Any:
+        """Load a model with Transformers; every weight must be there, and no other."""
         from transformers import AutoModelForCausalLM
 
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -166,12 +176,13 @@ class Lab:
         return model.eval()
 
     def _save(self, model: Any, kind: str, **options: Any) -> Path:
-        directory = self._new(kind)
+        directory = self.new(kind)
         model.save_pretrained(directory, **options)
         return directory
 
-    def _new(self, kind: str) -> Path:
-        directory = self.home / f"{kind}{sum(1 for _ in self.home.iterdir())}"
+    def new(self, kind: str) -> Path:
+        """Make a directory."""
+        directory = self.home / f"{kind}{len(list(self.home.iterdir()))}"
         directory.mkdir()
         return directory
 

@@ -78,8 +78,11 @@ def _add_pair(draft: Draft, adapter: LoraAdapter, module: str, pair: Pair, weigh
     scaling = rules.scaling(f"{module}.weight" if rules.is_target_parameter(f"{module}.weight") else module)
     delta = AddLowRank(factors, scaling * weight)
     edits: list[Edit] = [delta]
-    if config.residual:
-        if pair.is_embedding or len(slot.shape) != 2:
+    # PEFT initialises embeddings as ever, and a copy of the base in the file is what the initialisation left of it.
+    if config.residual and not pair.is_embedding and f"{module}.weight" not in adapter.keys.base:
+        tied = draft.tied and slot.name in (draft.embedding, draft.head)
+        turned = config.residual == "olora" and factors.transposed and slot.shape[0] != slot.shape[1]
+        if len(slot.shape) != 2 or tied or turned:
             draft.problems.append(f"{module} cannot have been initialised with {config.residual}")
             return
         edits.insert(0, Residual(config.residual, rules.rank(module), scaling, slot.dtype, factors.transposed))

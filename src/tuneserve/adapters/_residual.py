@@ -16,8 +16,8 @@ class Residual:
     """What PEFT leaves of a base weight when it loads such an adapter: W - scaling * B0 @ A0.
 
     For "pissa" (arXiv:2404.02948) the product is the best approximation of W of that rank; for "olora"
-    (arXiv:2406.01775), scaling times the first columns of Q and rows of R. The rest is rounded to the base's ``dtype``,
-    as it was while the adapter was trained.
+    (arXiv:2406.01775), scaling times the first columns of Q and rows of R, of W as it is stored. The rest is rounded to
+    the base's ``dtype``, as it was while the adapter was trained.
     """
 
     kind: str
@@ -31,14 +31,15 @@ class Residual:
         import torch
 
         weight = torch.cat([block for _, block in blocks()])
-        rows = weight.T if self.transposed else weight
+        # In PEFT's order of operations, so that the rounding below falls the same way.
         if self.kind == "pissa":
-            u, s, vh = torch.linalg.svd(rows, full_matrices=False)
-            part = (u[:, : self.rank] * s[: self.rank]) @ vh[: self.rank]
+            u, s, vh = torch.linalg.svd(weight.T if self.transposed else weight, full_matrices=False)
+            roots = (s[: self.rank] / self.scaling).sqrt()
+            part = self.scaling * (u[:, : self.rank] * roots) @ (roots[:, None] * vh[: self.rank])
+            weight -= part.T if self.transposed else part
         else:
-            q, r = torch.linalg.qr(rows)
-            part = self.scaling * (q[:, : self.rank] @ r[: self.rank])
-        weight -= part.T if self.transposed else part
+            q, r = torch.linalg.qr(weight)
+            weight -= self.scaling * q[:, : self.rank] @ r[: self.rank]
         rounded = weight.to(torch_dtype(self.dtype))
 
         def rest() -> Iterator[tuple[int, "torch.Tensor"]]:
