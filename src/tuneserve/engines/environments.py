@@ -38,8 +38,8 @@ Report = Callable[[str], None]
 class Pinned:
     """What goes into an environment.
 
-    ``requirements`` are pip's. ``torch`` is the version of PyTorch, taken as its CPU build where there is no NVIDIA GPU:
-    any other would pull gigabytes of CUDA. ``module`` must be importable afterwards.
+    ``requirements`` are pip's. ``torch`` is the version of PyTorch, taken as its CPU build where there is no NVIDIA
+    GPU: any other would pull gigabytes of CUDA. ``module`` must be importable afterwards.
     """
 
     purpose: str

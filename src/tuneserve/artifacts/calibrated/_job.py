@@ -2,7 +2,7 @@
 
 It imports nothing of tuneserve, because that is not installed there. REQUEST is a JSON file with ``method``, ``model``
 (a 16-bit directory), ``samples`` (lists of token ids), ``out`` (a directory to fill with weights and ``config.json``),
-``max_shard_bytes`` and ``facts`` (a file to write what was done to). Standard input is a pipe that stays open as long as
+``max_shard_bytes`` and ``facts`` (a file to write what was done to). Standard input is a pipe, open for as long as
 whoever started it lives.
 """
 
@@ -27,18 +27,19 @@ def main() -> None:
 
     import torch
     from llmcompressor import oneshot
-    from llmcompressor.modeling.moe.linearize import load_quantizable_moe
+    from llmcompressor.modeling.moe.linearize import linearize_moe
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
     if not torch.accelerator.is_available():
         _never_pin()
     _say("loading the merged model")
-    with load_quantizable_moe():
-        model = AutoModelForCausalLM.from_pretrained(
-            request["model"], dtype="auto", local_files_only=True, trust_remote_code=False, use_safetensors=True
-        )
+    model = AutoModelForCausalLM.from_pretrained(
+        request["model"], dtype="auto", local_files_only=True, trust_remote_code=False, use_safetensors=True
+    )
     model.eval()
+    # Transformers holds experts as one parameter; checkpoints, and what quantises, as linear layers.
+    linearize_moe(model)
     linear = _linear_modules(model)
     recipe, facts = _recipe(request["method"], linear, _ignored(model))
     norms = {name: value.detach().clone() for name, value in model.named_parameters() if value.ndim == 1}

@@ -154,9 +154,9 @@ def _run_job(
     request_file.write_text(json.dumps(request))
     logs = cache_directory() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    log = logs / f"calibrate-{method}-{os.getpid()}.log"
-    last = ""
-    with log.open("w", encoding="utf-8") as file:
+    number, name = tempfile.mkstemp(prefix=f"calibrate-{method}-", suffix=".log", dir=logs)
+    log, last = Path(name), ""
+    with os.fdopen(number, "w", encoding="utf-8") as file:
 
         def on_line(line: str) -> None:
             nonlocal last
@@ -180,8 +180,8 @@ def _require_memory(merged: Checkpoint) -> None:
     needed, free = sum(header.nbytes for header in merged.tensors.values()), available_memory()
     if needed > free:
         raise InputError(
-            f"calibration holds the whole model in memory, {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; use "
-            "a larger machine, or a method without calibration such as fp8 or int4."
+            f"calibration holds the whole model in memory, {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; "
+            "use a larger machine, or a method without calibration such as fp8 or int4."
         )
 
 
