@@ -14,15 +14,20 @@ from tuneserve.artifacts._safetensors import SafetensorsFormat
 from tuneserve.artifacts._side_files import side_files
 from tuneserve.artifacts.calibrated import CALIBRATED
 from tuneserve.artifacts.gguf import PRESETS, GgufFormat, Imatrix, gguf_type
+from tuneserve.artifacts.ollama import OllamaFormat
 from tuneserve.checkpoint.quantised import CT_ENCODERS, Bnb4bitEncoder, Encoder
 from tuneserve.errors import InputError
 from tuneserve.sources import ResolvedSource
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
+GGUF, OLLAMA = "gguf:", "ollama:"
+# Needs no optional package, and loses next to nothing.
+_OLLAMA_DEFAULT = "q8_0"
 # The same thing under the names that Unsloth has for it.
 _ALIASES = {
     "merged_4bit_forced": "merged_4bit",
     "gguf_lora": "gguf-lora",
+    "ollama": OLLAMA + _OLLAMA_DEFAULT,
     "fp8_dynamic": "fp8", "dynamic_fp8": "fp8", "w8a8_fp8": "fp8",
     "block_fp8": "fp8_block",
     "static_fp8": "fp8_static",
@@ -35,7 +40,6 @@ _ALIASES = {
     "w4a16_mxfp4": "mxfp4a16",
     "w4a16_nvfp4": "nvfp4a16",
 }  # fmt: skip
-GGUF = "gguf:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +68,15 @@ _ENCODERS: Mapping[str, Callable[[MergedModel], Encoder]] = {
     "merged_4bit": _bitsandbytes,
     **{name: _compressed_tensors(name) for name in CT_ENCODERS},
 }
-METHODS = ("merged_16bit", *_ENCODERS, *CALIBRATED, *(GGUF + preset for preset in PRESETS), "lora", "gguf-lora")
+METHODS = (
+    "merged_16bit",
+    *_ENCODERS,
+    *CALIBRATED,
+    *(GGUF + preset for preset in PRESETS),
+    *(OLLAMA + preset for preset in PRESETS),
+    "lora",
+    "gguf-lora",
+)
 
 
 def canonical(method: str) -> str:
@@ -74,8 +86,9 @@ def canonical(method: str) -> str:
         InputError: there is no such method.
     """
     name = method.lower().strip().replace("-", "_")
-    if name.startswith(GGUF):
-        return GGUF + gguf_type(name.removeprefix(GGUF))
+    for kind in (GGUF, OLLAMA):
+        if name.startswith(kind):
+            return kind + gguf_type(name.removeprefix(kind))
     name = _ALIASES.get(name, name)
     if name in METHODS:
         return name
@@ -93,13 +106,14 @@ def make_format(
     Raises:
         InputError: it cannot be made of this model.
     """
-    if method.startswith(GGUF):
-        return GgufFormat(
+    kind, _, preset = method.partition(":")
+    if preset:
+        return (OllamaFormat if kind == "ollama" else GgufFormat)(
             model.tensors,
             model.config,
             source.tokenizer_dir,
             source.name,
-            method.removeprefix(GGUF),
+            preset,
             imatrix=options.imatrix,
             model_dir=source.model_dir,
         )

@@ -7,7 +7,7 @@ from typing import Literal
 from tuneserve.adapters import Combination, WeightedAdapter, merge_model, open_adapter
 from tuneserve.artifacts._hashes import sha256
 from tuneserve.artifacts._manifest import read_manifest
-from tuneserve.artifacts._methods import DEFAULT_SHARD_BYTES, GGUF, MethodOptions, canonical, make_format
+from tuneserve.artifacts._methods import DEFAULT_SHARD_BYTES, GGUF, OLLAMA, MethodOptions, canonical, make_format
 from tuneserve.artifacts._plan import MERGED, Blend, ExportPlan
 from tuneserve.artifacts.calibrated import CALIBRATED, open_calibrator
 from tuneserve.artifacts.gguf import compute_imatrix
@@ -75,7 +75,7 @@ def plan_export(
     )
     imatrix = None
     if imatrix_from is not None:
-        if not any(name.startswith(GGUF) for name in methods):
+        if not any(name.startswith((GGUF, OLLAMA)) for name in methods):
             raise InputError(f"an importance matrix is of no use to {', '.join(methods)}; leave it out.")
         imatrix = compute_imatrix(resolved, Path(imatrix_from))
     weights, config = open_model(resolved)

@@ -63,11 +63,11 @@ class GgufFormat(Format):
         self._check_importance(plan.shapes)
         if any(needs_ggml(kind, tensor in self._importance) for tensor, kind in types.items()):
             load_ggml()
-        metadata = _general(self._model, preset, plan.shapes) | dict(self._model.metadata)
-        metadata |= tokenizer_metadata(tokenizer_dir, name, self._model.vocab_size, config, model_dir)
+        self.metadata = _general(self._model, preset, plan.shapes) | dict(self._model.metadata)
+        self.metadata |= tokenizer_metadata(tokenizer_dir, name, self._model.vocab_size, config, model_dir)
         made = {key: StoredTensor(key, "F32", tuple(value.shape)) for key, value in self._model.tensors.items()}
         weights = [StoredTensor(key, types[key], shape) for key, shape in plan.shapes.items()]
-        head, placed, size = lay_out(metadata, [*made.values(), *weights])
+        head, placed, size = lay_out(self.metadata, [*made.values(), *weights])
         self._placed = {tensor.name: tensor for tensor in placed}
         stem = re.sub(r"[^\w.-]+", "-", name.rstrip("/").rpartition("/")[2]).strip("-.") or "model"
         self._file = f"{stem}-{preset.upper()}.gguf"
