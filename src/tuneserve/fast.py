@@ -104,16 +104,8 @@ class NativeModel(SavesArtifacts):
         limit = config.get("max_position_embeddings")
         if isinstance(max_seq_length, int) and isinstance(limit, int):
             max_seq_length = min(max_seq_length, limit)
-        adapter = source.adapter_dir
         self.source = source
-        self._core = NativeCore(
-            EngineConfig(
-                model_dir=str(source.model_dir),
-                adapter_dir=None if adapter is None else str(adapter),
-                dtype=dtype,
-                context_length=max_seq_length,
-            )
-        )
+        self._core = NativeCore(EngineConfig.of(source, dtype=dtype, context_length=max_seq_length))
         self._tokenizer = open_tokenizer(source.tokenizer_dir, source.model_dir)
         self._defaults = read_generation_settings(source.model_dir)
 

@@ -14,6 +14,7 @@ import pytest
 from tuneserve.engines.contract import GenerationRequest, SamplingParams
 from tuneserve.engines.native import NativeEngine
 from tuneserve.errors import EngineError, InputError, RequestError
+from tuneserve.sources import resolve
 
 Make = Callable[..., Path]
 
@@ -28,7 +29,7 @@ async def collect(engine: NativeEngine, asked: GenerationRequest) -> list[int]:
 
 def test_requests_run_together_cancel_and_fail_alone(make_llama: Make) -> None:
     async def scenario() -> None:
-        engine = await NativeEngine.start(model_dir=make_llama(), dtype="float32", max_running=4)
+        engine = await NativeEngine.start(resolve(make_llama()), dtype="float32", max_running=4)
         try:
             alone = await collect(engine, request("x", [1, 2], 9))
             together = await asyncio.gather(*(collect(engine, request(str(n), [1, 2], 9)) for n in range(6)))
@@ -48,14 +49,16 @@ def test_requests_run_together_cancel_and_fail_alone(make_llama: Make) -> None:
     asyncio.run(scenario())
 
 
-def test_what_keeps_it_from_starting_is_told(tmp_path: Path) -> None:
+def test_what_keeps_it_from_starting_is_told(make_llama: Make) -> None:
+    source = resolve(make_llama())
+    (source.model_dir / "config.json").unlink()
     with pytest.raises(InputError, match=r"config\.json is missing"):
-        asyncio.run(NativeEngine.start(model_dir=tmp_path))
+        asyncio.run(NativeEngine.start(source))
 
 
 def test_its_death_ends_running_requests_with_an_error(make_llama: Make) -> None:
     async def scenario() -> None:
-        engine = await NativeEngine.start(model_dir=make_llama(max_position_embeddings=4096), dtype="float32")
+        engine = await NativeEngine.start(resolve(make_llama(max_position_embeddings=4096)), dtype="float32")
         try:
             stream = engine.generate(request("x", [1], 4000))
             await anext(stream)
@@ -72,10 +75,11 @@ def test_its_death_ends_running_requests_with_an_error(make_llama: Make) -> None
 
 def test_it_leaves_when_its_parent_is_killed(make_llama: Make) -> None:
     program = (
-        "import asyncio, pathlib, sys\n"
+        "import asyncio, sys\n"
         "from tuneserve.engines.native import NativeEngine\n"
+        "from tuneserve.sources import resolve\n"
         "async def main():\n"
-        "    engine = await NativeEngine.start(model_dir=pathlib.Path(sys.argv[1]))\n"
+        "    engine = await NativeEngine.start(resolve(sys.argv[1]))\n"
         "    print(engine._process.pid, flush=True)\n"
         "    await asyncio.sleep(600)\n"
         "asyncio.run(main())\n"

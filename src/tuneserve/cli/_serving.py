@@ -39,8 +39,7 @@ def serve_native(
         # Beside the event loop, which answers /health meanwhile.
         tokenizer, template, defaults = await asyncio.to_thread(open_text)
         engine = await NativeEngine.start(
-            model_dir=source.model_dir,
-            adapter_dir=source.adapter_dir,
+            source,
             context_length=context,
             max_running=max_running,
             dtype=dtype,

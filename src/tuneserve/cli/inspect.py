@@ -1,5 +1,6 @@
 """``tuneserve inspect``."""
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -41,15 +42,17 @@ def inspect(
 
 
 def _model(source: "ResolvedSource") -> dict[str, Any]:
-    from tuneserve.checkpoint import open_checkpoint
-    from tuneserve.sources import read_config
+    from tuneserve.checkpoint.quantised import quantisation_method
+    from tuneserve.sources import open_model
 
-    config = read_config(source.model_dir / "config.json")
-    tensors = open_checkpoint(source.model_dir).tensors.values()
+    weights, config = open_model(source)
+    tensors = weights.tensors.values()
     return {
         "family": config.get("model_type"),
-        "parameters": sum(_count(tensor.shape) for tensor in tensors),
-        "weight_bytes": sum(tensor.nbytes for tensor in tensors),
+        "parameters": sum(math.prod(tensor.shape) for tensor in tensors),
+        "file_bytes": sum(path.stat().st_size for path in weights.files),
+        "quantised": "gguf" if source.weights_file else quantisation_method(config),
+        "base_precision": source.base_precision,
         "dtypes": sorted({tensor.dtype for tensor in tensors}),
         "context_length": config.get("max_position_embeddings"),
     }
@@ -95,15 +98,10 @@ def _native(source: "ResolvedSource") -> dict[str, Any]:
     from tuneserve.sources import read_config
     from tuneserve.spec import read_spec
 
+    config = read_config(source.model_dir / "config.json")
     try:
-        read_spec(read_config(source.model_dir / "config.json"))
+        # Quantised weights are dequantised as they are read.
+        read_spec({key: value for key, value in config.items() if key != "quantization_config"})
     except SpecError as error:
         return {"native_engine": f"no: {error}"}
     return {"native_engine": "yes"}
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

@@ -7,7 +7,6 @@ import socket
 import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncGenerator
-from pathlib import Path
 
 import msgspec
 
@@ -28,6 +27,7 @@ from tuneserve.engines._native_wire import (
 )
 from tuneserve.engines.contract import EngineInfo, EngineStats, GenerationRequest, TokenChunk
 from tuneserve.errors import EngineError, InputError, RequestError
+from tuneserve.sources import ResolvedSource
 
 _CLOSE_SECONDS = 10.0
 _decoder = msgspec.msgpack.Decoder(FromEngine)
@@ -52,9 +52,8 @@ class NativeEngine:
     @classmethod
     async def start(
         cls,
+        source: ResolvedSource,
         *,
-        model_dir: Path,
-        adapter_dir: Path | None = None,
         context_length: int | None = None,
         max_running: int | None = None,
         dtype: str = "auto",
@@ -66,8 +65,9 @@ class NativeEngine:
             EngineError: the process died.
         """
         config = {
-            "model_dir": str(model_dir),
-            "adapter_dir": None if adapter_dir is None else str(adapter_dir),
+            "model_dir": str(source.model_dir),
+            "weights_file": None if source.weights_file is None else str(source.weights_file),
+            "adapter_dir": None if source.adapter_dir is None else str(source.adapter_dir),
             "context_length": context_length,
             "max_running": max_running,
             "dtype": dtype,

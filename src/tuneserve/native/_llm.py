@@ -54,15 +54,8 @@ class LLM:
         self.source = source if isinstance(source, ResolvedSource) else resolve(source, base=base)
         self.tokenizer = open_tokenizer(self.source.tokenizer_dir, self.source.model_dir)
         self.template = open_chat_template(self.source.tokenizer_dir) or open_chat_template(self.source.model_dir)
-        adapter = self.source.adapter_dir
-        config = EngineConfig(
-            model_dir=str(self.source.model_dir),
-            adapter_dir=None if adapter is None else str(adapter),
-            dtype=dtype,
-            context_length=context_length,
-            max_running=max_running,
-        )
-        self.core = NativeCore(config)
+        settings = EngineConfig.of(self.source, dtype=dtype, context_length=context_length, max_running=max_running)
+        self.core = NativeCore(settings)
 
     def generate(
         self, prompts: Sequence[Prompt], params: SamplingParams | None = None, *, stop: Sequence[str] = ()

@@ -7,12 +7,11 @@ import msgspec
 import torch
 
 from tuneserve.adapters import WeightedAdapter, merge_model, open_adapter
-from tuneserve.checkpoint import open_checkpoint
 from tuneserve.errors import InputError
 from tuneserve.hardware import available_memory
 from tuneserve.model import Decoder, load_weights
 from tuneserve.native._cache import bytes_per_token
-from tuneserve.sources import read_config
+from tuneserve.sources import ResolvedSource, open_files
 from tuneserve.spec import read_spec
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
@@ -32,10 +31,30 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """
 
     model_dir: str
+    weights_file: str | None = None
     adapter_dir: str | None = None
     dtype: str = "auto"
     context_length: int | None = None
     max_running: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        source: ResolvedSource,
+        *,
+        dtype: str = "auto",
+        context_length: int | None = None,
+        max_running: int | None = None,
+    ) -> "EngineConfig":
+        """Return the configuration that loads ``source``."""
+        return cls(
+            model_dir=str(source.model_dir),
+            weights_file=None if source.weights_file is None else str(source.weights_file),
+            adapter_dir=None if source.adapter_dir is None else str(source.adapter_dir),
+            dtype=dtype,
+            context_length=context_length,
+            max_running=max_running,
+        )
 
 
 def load_decoder(config: EngineConfig) -> Decoder:
@@ -44,11 +63,12 @@ def load_decoder(config: EngineConfig) -> Decoder:
     Raises:
         InputError: something in the directories or the configuration cannot be used as it is.
     """
-    directory = Path(config.model_dir)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = _dtype(config.dtype, device)
     adapters = [WeightedAdapter(open_adapter(Path(config.adapter_dir)))] if config.adapter_dir else []
-    model = merge_model(open_checkpoint(directory), read_config(directory / "config.json"), adapters, dtype)
+    weights_file = None if config.weights_file is None else Path(config.weights_file)
+    reader, model_config = open_files(Path(config.model_dir), weights_file)
+    model = merge_model(reader, model_config, adapters, dtype)
     spec = read_spec(model.config)
     context = config.context_length or min(spec.context_length, _DEFAULT_CONTEXT)
     if not 2 <= context <= spec.context_length:

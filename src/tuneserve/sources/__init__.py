@@ -4,7 +4,7 @@ from tuneserve.sources._cache import cache_directory, locked
 from tuneserve.sources._gguf_tokenizer import adds_bos
 from tuneserve.sources._precision import BasePrecision
 from tuneserve.sources._resolve import ResolvedSource, read_config, resolve
-from tuneserve.sources._weights import open_model
+from tuneserve.sources._weights import open_files, open_model
 
 __all__ = [
     "BasePrecision",
@@ -12,6 +12,7 @@ __all__ = [
     "adds_bos",
     "cache_directory",
     "locked",
+    "open_files",
     "open_model",
     "read_config",
     "resolve",
