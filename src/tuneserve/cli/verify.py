@@ -31,28 +31,36 @@ def verify(
 
 
 def print_parity(report: "ParityReport") -> None:
-    """Print a report as a table with each threshold beside its measurement."""
+    """Print a report as a table with each limit beside what was measured."""
     from rich import box
     from rich.table import Table
 
     from tuneserve.cli._run import output
 
-    limits = report.thresholds
+    limits, bound = report.thresholds, "≥ " if report.lower_bound else ""
     table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("parity", "measured", "limit"):
+    for heading in (f"parity, {report.method}", "measured", "limit"):
         table.add_column(heading)
-    table.add_row("mean KL (nats)", f"{report.mean_kl:.2e}", f"≤ {limits.mean_kl:g}")
-    table.add_row("max KL (nats)", f"{report.max_kl:.2e}", f"≤ {limits.max_kl:g}")
+    table.add_row("mean KL (nats)", f"{bound}{report.mean_kl:.2e}", f"≤ {limits.mean_kl:.2g}")
+    table.add_row("p99 KL (nats)", f"{bound}{report.p99_kl:.2e}", f"≤ {limits.p99_kl:.2g}")
+    table.add_row("max KL (nats)", f"{bound}{report.max_kl:.2e}", f"≤ {limits.max_kl:.2g}")
     ties = f" ({report.ties} near-ties)" if report.ties else ""
     table.add_row("top-1 agreement", f"{report.agreement:.2%}{ties}", f"≥ {limits.agreement:.0%}")
+    if report.perplexity_change is not None:
+        change = f"{report.perplexity:.4g}, {report.perplexity_change:+.2%}"
+        table.add_row("perplexity, change", change, f"± {limits.perplexity:.0%}")
     if report.modules:
-        table.add_row(
-            f"worst of {report.modules.count} modules (× rounding error)",
-            f"{report.modules.worst_error:.2f}",
-            f"≤ {limits.module_error:g}",
-        )
+        modules = report.modules
+        worst = f"{modules.worst_error:.2f}"
+        table.add_row(f"worst of {modules.compared} weights (× format's error)", worst, f"≤ {limits.weight_error:g}")
+        if modules.delta_share is not None:
+            table.add_row(
+                f"share of the delta, {modules.count} modules", f"{modules.delta_share:.2f}", "½ to 1½ in each"
+            )
+    for check in report.text:
+        table.add_row(check.name, check.detail, "same" if check.passed else "[red]differs[/red]")
     output.print(table)
     verdict = "[green]same model[/green]" if report.passed else "[red]not the same model[/red]"
     output.print(f"{verdict} on {report.prompts} prompts, {report.positions} positions")
-    for failure in report.failures:
-        output.print(f"  {failure}", markup=False)
+    for line in (*report.failures, *(f"what broke: {step}" for step in report.diagnosis), *report.notes):
+        output.print(f"  {line}", markup=False)

@@ -1,5 +1,6 @@
-"""The prompts on which models are compared."""
+"""The prompts on which models are compared, as one batch."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,70 @@ _QUESTIONS = (
     "thx but u sent the WRONG size again... what now??",
 )
 _SYSTEM = "You are a careful assistant. Answer briefly and only with what was asked for."
+_ROW = 48
 
 
-def probe_ids(tokenizer: Any, vocab_size: int) -> list[torch.Tensor]:
-    """Return the probes as token ids, each of shape (1, length), int64.
+@dataclass(frozen=True)
+class Probes:
+    """``ids`` (prompts, length), int64, padded on the right; ``mask``, of the same shape, is true where tokens are.
 
-    Each question is taken once as a conversation, where the tokenizer has a chat template, and once as plain text.
-    Without a tokenizer the probes are random ids below ``vocab_size``, from a fixed seed.
+    ``random`` says that they are no text, for want of a tokenizer.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    random: bool
+
+    def prompts(self) -> list[list[int]]:
+        """Return the token ids of each prompt."""
+        return [row[real].tolist() for row, real in zip(self.ids, self.mask, strict=True)]
+
+    def targets(self) -> torch.Tensor:
+        """Return the token that follows each masked position, in the order of ``ids[mask]``; -1 at a prompt's end."""
+        following = torch.full_like(self.ids, -1)
+        following[:, :-1] = torch.where(self.mask[:, 1:], self.ids[:, 1:], -1)
+        return following[self.mask]
+
+
+def make_probes(tokenizer: Any, vocab_size: int) -> Probes:
+    """Return the probes: each question as a conversation, where there is a chat template, and all as plain text.
+
+    The plain text is cut into pieces about as long as the conversations, so that the batch has little padding. Without
+    a tokenizer the probes are random ids below ``vocab_size``, from a fixed seed.
     """
     if tokenizer is None:
         generator = torch.Generator().manual_seed(0)
-        return [torch.randint(vocab_size, (1, 48), generator=generator) for _ in _QUESTIONS]
-    probes = []
+        ids = torch.randint(vocab_size, (len(_QUESTIONS), _ROW), generator=generator)
+        return Probes(ids, torch.ones_like(ids, dtype=torch.bool), random=True)
+    rows = [render(tokenizer, messages) for messages in conversations()] if tokenizer.chat_template else []
+    plain = tokenizer("\n\n".join(_QUESTIONS)).input_ids
+    width = max(map(len, rows), default=_ROW)
+    rows += [plain[start : start + width] for start in range(0, len(plain), width)]
+    return _padded([row for row in rows if len(row) > 1])
+
+
+def conversations() -> list[list[dict[str, str]]]:
+    """Return the questions as messages, every other one after a system message."""
+    found = []
     for index, question in enumerate(_QUESTIONS):
-        if tokenizer.chat_template:
-            messages = [{"role": "user", "content": question}]
-            if index % 2:
-                messages.insert(0, {"role": "system", "content": _SYSTEM})
-            probes.append(_conversation(tokenizer, messages))
-        probes.append(tokenizer(question, return_tensors="pt").input_ids)
-    return [ids for ids in probes if ids.shape[1] > 1]
+        messages = [{"role": "user", "content": question}]
+        if index % 2:
+            messages.insert(0, {"role": "system", "content": _SYSTEM})
+        found.append(messages)
+    return found
+
+
+def render(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+    """Return the token ids of a conversation, up to where the answer begins, by Transformers."""
+    from jinja2 import TemplateError
+
+    options = {"add_generation_prompt": True, "return_dict": True}
+    try:
+        ids: list[int] = tokenizer.apply_chat_template(messages, **options).input_ids
+    except TemplateError:
+        # Some templates take no system message.
+        ids = tokenizer.apply_chat_template(messages[-1:], **options).input_ids
+    return ids
 
 
 def load_tokenizer(directory: Path) -> Any:
@@ -48,13 +93,10 @@ def load_tokenizer(directory: Path) -> Any:
     return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
 
 
-def _conversation(tokenizer: Any, messages: list[dict[str, str]]) -> torch.Tensor:
-    from jinja2 import TemplateError
-
-    options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
-    try:
-        ids: torch.Tensor = tokenizer.apply_chat_template(messages, **options).input_ids
-    except TemplateError:
-        # Some templates take no system message.
-        ids = tokenizer.apply_chat_template(messages[-1:], **options).input_ids
-    return ids
+def _padded(rows: list[list[int]]) -> Probes:
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row)
+        mask[index, : len(row)] = True
+    return Probes(ids, mask, random=False)

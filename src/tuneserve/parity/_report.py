@@ -3,71 +3,141 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tuneserve.parity._thresholds import Thresholds
 
-@dataclass(frozen=True)
-class Thresholds:
-    """Limits for a merge into 16 bits, where rounding the weights once is the only difference allowed.
-
-    ``mean_kl`` and ``max_kl`` are in nats. ``module_error`` is in units of the error that one rounding explains: a
-    right merge measures about 1 whatever the model, a skipped or doubled delta many times that.
-    """
-
-    mean_kl: float = 2e-3
-    max_kl: float = 0.5
-    agreement: float = 0.98
-    module_error: float = 2.0
+_LISTED = 3
 
 
 @dataclass(frozen=True)
 class ModuleParity:
-    """The adapted modules compared one by one; errors are in units of the expected rounding error."""
+    """The weights compared one by one; errors are in units of what the candidate's format explains.
+
+    ``count`` adapted modules among ``compared`` weights. ``delta_share`` is the median share of the adapter's deltas
+    that is in the candidate, None without deltas. ``skipped`` have less than half of theirs and ``exceeded`` more than
+    one and a half; ``changed`` are weights that are further off than the format explains. ``unmerged`` could not be
+    compared, because PEFT has no merge for them.
+    """
 
     count: int
+    compared: int
     worst: str
     worst_error: float
+    delta_share: float | None
+    skipped: tuple[str, ...]
+    exceeded: tuple[str, ...]
+    changed: tuple[str, ...]
+    unmerged: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TextCheck:
+    """One thing that must be right in the text around the model; ``step`` is what broke it where it is not."""
+
+    name: str
+    step: str
+    passed: bool
+    detail: str
 
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Divergence of a candidate from its reference over all positions of the probe prompts.
+    """A candidate beside its reference over all positions of the probe prompts.
 
-    ``mean_kl`` and ``max_kl`` are KL(reference ‖ candidate) in nats. ``agreement`` is the share of positions where both
-    rank the same token first, or where the reference holds the two for nearly tied (``ties`` counts those). ``modules``
-    is None where the two sides do not share their module structure or the reference has no adapter.
+    ``mean_kl``, ``p99_kl`` and ``max_kl`` are KL(reference ‖ candidate) in nats, ``lower_bound`` if only the likeliest
+    tokens were to be had. ``agreement`` is the share of positions where both rank the same token first, or where the
+    reference holds the two for nearly tied (``ties`` counts those). ``perplexity`` is the reference's on the probe
+    text, None where that is random tokens. ``modules`` is None where the two sides do not share their module
+    structure. ``config`` lists what differs in what is computed from the configurations. ``diagnosis`` says which step
+    broke, empty if none did.
     """
 
+    method: str
     prompts: int
     positions: int
     mean_kl: float
+    p99_kl: float
     max_kl: float
+    lower_bound: bool
     agreement: float
     ties: int
+    perplexity: float | None
+    candidate_perplexity: float | None
     modules: ModuleParity | None
+    config: tuple[str, ...]
+    text: tuple[TextCheck, ...]
+    diagnosis: tuple[str, ...]
+    notes: tuple[str, ...]
     thresholds: Thresholds
 
     @property
+    def perplexity_change(self) -> float | None:
+        """The candidate's perplexity relative to the reference's, less one."""
+        if self.perplexity is None or self.candidate_perplexity is None:
+            return None
+        return self.candidate_perplexity / self.perplexity - 1
+
+    @property
+    def probabilities_differ(self) -> bool:
+        """Whether a limit on the probabilities is passed."""
+        return bool(_over_limits(self))
+
+    @property
     def failures(self) -> list[str]:
-        """Every threshold that is not met, in words; empty means that the candidate is the same model."""
-        limits = self.thresholds
-        found = []
-        # Written so that NaN fails.
-        if not self.mean_kl <= limits.mean_kl:
-            found.append(f"mean KL {self.mean_kl:.2g} is over {limits.mean_kl:g}")
-        if not self.max_kl <= limits.max_kl:
-            found.append(f"max KL {self.max_kl:.2g} is over {limits.max_kl:g}")
-        if not self.agreement >= limits.agreement:
-            found.append(f"top-1 agreement {self.agreement:.1%} is under {limits.agreement:.1%}")
-        if self.modules and not self.modules.worst_error <= limits.module_error:
-            found.append(
-                f"{self.modules.worst} is {self.modules.worst_error:.1f} times further off than rounding explains"
-            )
-        return found
+        """Every check that is not passed, in words; empty means that the candidate is the same model."""
+        found = [*_over_limits(self), *_weight_failures(self.modules, self.thresholds)]
+        if self.config:
+            found.append(f"what is computed from config.json differs: {_listed(self.config)}")
+        return found + [f"{check.name}: {check.detail}" for check in self.text if not check.passed]
 
     @property
     def passed(self) -> bool:
-        """Whether every threshold is met."""
+        """Whether every check is passed."""
         return not self.failures
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON-ready values, with the verdict."""
-        return {**asdict(self), "passed": self.passed, "failures": self.failures}
+        """Return the report as JSON-ready values, with the verdict; the same for the same inputs."""
+        return {
+            **asdict(self),
+            "perplexity_change": self.perplexity_change,
+            "passed": self.passed,
+            "failures": self.failures,
+        }
+
+
+def _over_limits(report: ParityReport) -> list[str]:
+    limits = report.thresholds
+    measured = (
+        ("mean KL", report.mean_kl, limits.mean_kl),
+        ("p99 KL", report.p99_kl, limits.p99_kl),
+        ("max KL", report.max_kl, limits.max_kl),
+    )
+    # Written so that NaN fails.
+    found = [f"{name} {value:.2g} is over {limit:.2g}" for name, value, limit in measured if not value <= limit]
+    if not report.agreement >= limits.agreement:
+        found.append(f"top-1 agreement {report.agreement:.1%} is under {limits.agreement:.1%}")
+    change = report.perplexity_change
+    if change is not None and not abs(change) <= limits.perplexity:
+        found.append(f"perplexity changes by {change:+.1%}, over {limits.perplexity:.1%}")
+    return found
+
+
+def _weight_failures(modules: ModuleParity | None, limits: Thresholds) -> list[str]:
+    if modules is None:
+        return []
+    found = []
+    if modules.skipped:
+        found.append(f"the adapter's delta is missing from {_listed(modules.skipped)}")
+    if modules.exceeded:
+        found.append(f"the adapter's delta is too large in {_listed(modules.exceeded)}")
+    others = [name for name in modules.changed if name not in (*modules.skipped, *modules.exceeded)]
+    if others:
+        found.append(
+            f"{_listed(tuple(others))} differ by more than {limits.weight_error:g} times what the format explains "
+            f"(at worst {modules.worst_error:.1f} times)"
+        )
+    return found
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more

@@ -1,19 +1,27 @@
 """The comparison of two sources."""
 
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from tuneserve.checkpoint import open_checkpoint
 from tuneserve.errors import SourceError
+from tuneserve.parity._audit import Audit
+from tuneserve.parity._diagnosis import changed_settings, diagnose, summarise
+from tuneserve.parity._method import method_of
 from tuneserve.parity._metrics import divergence
-from tuneserve.parity._modules import compare_modules
-from tuneserve.parity._probes import load_tokenizer, probe_ids
-from tuneserve.parity._reference import load_model, logits
-from tuneserve.parity._report import ParityReport, Thresholds
+from tuneserve.parity._probes import Probes, load_tokenizer, make_probes
+from tuneserve.parity._report import ParityReport
+from tuneserve.parity._sides import OpenModel, Side, open_directory, open_side
+from tuneserve.parity._stream import StreamedModel
+from tuneserve.parity._thresholds import Thresholds, thresholds_for
 from tuneserve.sources import ResolvedSource, resolve
 
-_ROUNDED = {"BF16": torch.bfloat16, "F16": torch.float16}
+# Both models stay in memory if each has at most this many weights (in float32), so that they can generate too.
+_RESIDENT = 150_000_000
 
 
 @torch.inference_mode()
@@ -22,52 +30,95 @@ def verify(
     against: str | Path | ResolvedSource,
     *,
     base: str | Path | None = None,
+    method: str | None = None,
     thresholds: Thresholds | None = None,
+    open_model: OpenModel = open_directory,
 ) -> ParityReport:
     """Measure how far ``candidate`` is from the model that was trained.
 
     Args:
-        candidate: a merged or whole model, or an adapter.
+        candidate: a merged, quantised or whole model, or an adapter.
         against: the reference, usually the adapter that was trained; its own layers stay unmerged.
         base: what to use as the reference's base instead of the one its adapter names.
-        thresholds: what counts as the same model.
+        method: how the candidate was made, by default what its manifest or its quantisation says.
+        thresholds: what counts as the same model, by default the limits of that method.
+        open_model: what opens the weights and the configuration of each side.
 
     Raises:
-        SourceError: a side cannot be found or loaded, or the two do not share a vocabulary.
+        InputError: a side cannot be found or loaded, or the two do not share a vocabulary.
     """
-    ours = resolve(candidate)
-    theirs = against if isinstance(against, ResolvedSource) else resolve(against, base=base)
-    candidate_model, reference_model = load_model(ours), load_model(theirs)
-    comparison = compare_modules(reference_model, candidate_model, _rounded_dtype(ours.model_dir))
+    source = resolve(candidate)
+    ours = open_side(source, open_model)
+    theirs = open_side(against if isinstance(against, ResolvedSource) else resolve(against, base=base), open_model)
+    method = method or method_of(source.adapter_dir or source.model_dir, ours.config)
+    limits = thresholds or thresholds_for(method)
 
-    sizes = [model.get_output_embeddings().weight.shape[0] for model in (candidate_model, reference_model)]  # type: ignore[operator]
+    resident = max(_weights(ours), _weights(theirs)) <= _RESIDENT
+    reference, model = StreamedModel(theirs, resident=resident), StreamedModel(ours, resident=resident)
+    sizes = [_vocabulary(model), _vocabulary(reference)]
     if sizes[0] != sizes[1]:
         raise SourceError(
             f"{ours.name} has a vocabulary of {sizes[0]} tokens and {theirs.name} one of {sizes[1]}, "
             "so their probabilities cannot be compared; name the reference that the candidate was made from."
         )
-    probes = probe_ids(load_tokenizer(theirs.tokenizer_dir), sizes[1])
-    with comparison.watching(reference_model):
-        found = [divergence(logits(reference_model, ids), logits(candidate_model, ids)) for ids in probes]
-    kl = torch.cat([part.kl for part in found])
-    tied = torch.cat([part.tied for part in found])
-    agrees = torch.cat([part.agrees for part in found]) | tied
-    return ParityReport(
-        prompts=len(probes),
-        positions=kl.numel(),
-        mean_kl=float(kl.mean()),
-        max_kl=float(kl.max()),
-        agreement=float(agrees.double().mean()),
-        ties=int(tied.sum()),
-        modules=comparison.result(),
-        thresholds=thresholds or Thresholds(),
+    probes = make_probes(load_tokenizer(theirs.source.tokenizer_dir), sizes[1])
+
+    audit = Audit(reference, model.weights, limits.format_error)
+    if ours.adapter_dir is None:
+        reference.on_unit = audit.visit
+    expected = reference.logits(probes.ids, probes.mask)
+    if ours.adapter_dir is None:
+        audit.finish()
+    found = divergence(expected, model.logits(probes.ids, probes.mask), probes.targets())
+    fields: dict[str, Any] = asdict(found)
+    if probes.random:
+        fields |= {"perplexity": None, "candidate_perplexity": None}
+    report = ParityReport(
+        method=method,
+        prompts=len(probes.ids),
+        positions=int(probes.mask.sum()),
+        **fields,
+        lower_bound=False,
+        modules=summarise(audit, limits),
+        config=_other_buffers(reference, model),
+        text=(),
+        diagnosis=(),
+        notes=tuple(_notes(reference, model, probes)),
+        thresholds=limits,
     )
+    settings = changed_settings(reference.config, model.config)
+    return replace(report, diagnosis=diagnose(report, audit.found, settings))
 
 
-def _rounded_dtype(model_dir: Path) -> torch.dtype:
-    """Return the 16-bit dtype that most of the weights are stored in."""
-    sizes = dict.fromkeys(_ROUNDED, 0)
-    for header in open_checkpoint(model_dir).tensors.values():
-        if header.dtype in sizes:
-            sizes[header.dtype] += header.nbytes
-    return _ROUNDED[max(sizes, key=lambda name: sizes[name])]
+def _weights(side: Side) -> int:
+    return sum(math.prod(spec.shape) for spec in side.reader.tensors.values())
+
+
+def _vocabulary(model: StreamedModel) -> int:
+    head = model.model.get_output_embeddings()
+    if head is None:
+        raise SourceError(
+            f"{model.side.name} has no output embeddings, so it is no language model; name one that makes text."
+        )
+    return int(head.weight.shape[0])
+
+
+def _other_buffers(reference: StreamedModel, candidate: StreamedModel) -> tuple[str, ...]:
+    """Return what both compute from their configurations, like rotary frequencies, with different results."""
+    shared = reference.buffers.keys() & candidate.buffers.keys()
+    return tuple(sorted(name for name in shared if not _close(reference.buffers[name], candidate.buffers[name])))
+
+
+def _close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    return ours.shape == theirs.shape and torch.allclose(ours.double(), theirs.double(), rtol=1e-3)
+
+
+def _notes(reference: StreamedModel, candidate: StreamedModel, probes: Probes) -> Iterator[str]:
+    if probes.random:
+        yield "there is no tokenizer, so the probes are random tokens and no text was checked"
+    for model in (reference, candidate):
+        if model.note:
+            yield f"{model.side.name} was loaded whole, because {model.note}"
+        if model.weights.unexpected:
+            names = model.weights.unexpected
+            yield f"{model.side.name} has {len(names)} tensors that the model does not use, {names[0]} first"
