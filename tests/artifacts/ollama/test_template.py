@@ -182,6 +182,7 @@ def test_texts_of_any_kind_survive(translated: Translate) -> None:
         ("{% for m in messages %}{{ m.content | length }}:{{ m.content }}\n{% endfor %}", "in a way of its own"),
         ("{% for m in messages %}{{ m.content | replace('=', ' ') }}\n{% endfor %}", "in a way of its own"),
         ("{% if messages[2:] %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}", "of 3 messages"),
+        ("{% for m in messages %}{{ '\\ud800' + m.content }}\n{% endfor %}", "not Unicode"),
         ("{% for a in range(10 ** 9) %}{% endfor %}{{ messages[0].content }}", "refuses a conversation"),
     ],
 )

@@ -61,8 +61,11 @@ class Renderer:
     def __call__(self, messages: Sequence[Message], *, prompt: bool = True, prefill: bool = False) -> str | None:
         try:
             text = self._template.render(messages, add_generation_prompt=prompt, continue_final_message=prefill)
+            text.encode()
         except (RequestError, TextError):
             return None
+        except UnicodeEncodeError:
+            raise NotTurnsError("writes lone surrogates, which are not Unicode") from None
         if not text.startswith(self._begin):
             raise NotTurnsError("begins only some conversations with its BOS token")
         return text.removeprefix(self._begin)
