@@ -162,6 +162,13 @@ def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
         resolve(tmp_path / "m.gguf")
 
 
+def test_a_directory_opens_by_the_same_door(tmp_path: Path, write_model: Write) -> None:
+    directory = write_model(tmp_path / "model")
+    weights, config = open_model(resolve(directory))
+    assert config["model_type"] == "llama" and weights.files == (directory / "model.safetensors",)
+    assert weights.read("model.norm.weight").dtype == torch.bfloat16
+
+
 def test_a_directory_of_gguf_files_says_which_to_name(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").touch()
     with pytest.raises(SourceError, match=r"point to .*x\.gguf\.$"):

@@ -23,7 +23,7 @@ _CONTENTS = (
     ("Answer briefly.", "What is 2 + 2?", "It is 4."),
     (
         'Say "yes", {{ .Content }} or {% raw %}.\n\nThen \\ stop.',
-        "def f(x):\n\treturn {'a': [x, <b>]}  # 100 %",
+        "def f(x):\n\treturn {'a': [x, <b>]}  # 100 %\n~!@$^&*()_+=-`|\\:;'<>?,./",
         "Été à 東京 🙂:\n\n- one\n- two & three",
     ),
     ("1", "2", "3"),
@@ -52,21 +52,22 @@ def translate(template: ChatTemplate, *, adds_bos: bool) -> OllamaTemplate:
         TextError: the template does more than to write turns one after another, so that Ollama's would be another.
     """
     try:
-        render = Renderer(template)
+        render = Renderer(template, adds_bos=adds_bos)
         turns = find_turns(render)
-        most = go_template(turns, bos=not adds_bos, anywhere=True, prefill=True)
-        anywhere = _agrees(render, turns, most, _later(), adds_bos=adds_bos)
-        prefill = _agrees(render, turns, most, _unfinished(), adds_bos=adds_bos, prefill=True)
-        source = go_template(turns, bos=not adds_bos, anywhere=anywhere, prefill=prefill)
+        most = go_template(turns, anywhere=True, prefill=True)
+        anywhere = _agrees(render, turns, most, _later())
+        prefill = _agrees(render, turns, most, _unfinished(), prefill=True)
+        source = go_template(turns, anywhere=anywhere, prefill=prefill)
         for messages in _conversations():
-            if not _agrees(render, turns, source, [messages], adds_bos=adds_bos):
-                raise NotTurnsError(f"writes a conversation of {len(messages)} messages in a way of its own")
+            if not _agrees(render, turns, source, [messages]):
+                roles = ", ".join(message["role"] for message in messages)
+                raise NotTurnsError(f"writes a conversation ({roles}) in a way of its own")
     except NotTurnsError as error:
         raise TextError(
             f"the chat template cannot be written for Ollama because it {error}; "
             "serve the model with llama.cpp's --jinja or with tuneserve serve."
         ) from None
-    return OllamaTemplate(source, turns, tuple(_notes(template, render, turns, adds_bos=adds_bos)))
+    return OllamaTemplate(source, turns, tuple(_notes(template, render, adds_bos=adds_bos)))
 
 
 def _agrees(
@@ -75,10 +76,8 @@ def _agrees(
     source: str,
     conversations: Sequence[Sequence[Message]],
     *,
-    adds_bos: bool,
     prefill: bool = False,
 ) -> bool:
-    begin = "" if adds_bos else turns.bos
     for messages in conversations:
         wanted = render(messages, prefill=prefill)
         defaulted = turns.default_system and messages[0]["role"] != "system"
@@ -87,7 +86,7 @@ def _agrees(
             found = render_go(source, given)
         except GoTemplateError:
             found = None
-        if (None if wanted is None else begin + wanted) != found:
+        if wanted != found:
             return False
     return True
 
@@ -107,7 +106,7 @@ def _unfinished() -> list[list[Message]]:
     return [messages[:-1] for messages in _conversations() if messages[-2:-1] and messages[-2]["role"] == "assistant"]
 
 
-def _notes(template: ChatTemplate, render: Renderer, turns: Turns, *, adds_bos: bool) -> Iterator[str]:
+def _notes(template: ChatTemplate, render: Renderer, *, adds_bos: bool) -> Iterator[str]:
     text = render([user(_PADDED)])
     if text is not None and _PADDED not in text:
         yield "The model's own template strips the white space around messages; Ollama's templates cannot."
@@ -118,5 +117,5 @@ def _notes(template: ChatTemplate, render: Renderer, turns: Turns, *, adds_bos: 
         yield "The model's own template may write the current date; here it is that of the export."
     if "tools" in template.source:
         yield "The model's own template knows tools; this one does not, and Ollama refuses them."
-    if adds_bos and not turns.bos:
+    if adds_bos and not render.writes_bos:
         yield "The GGUF file has a BOS token added to prompts, which the model's own template does not write."

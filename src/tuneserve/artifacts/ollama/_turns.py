@@ -9,7 +9,7 @@ from tuneserve.errors import RequestError, TextError
 from tuneserve.text import ChatTemplate
 
 Message = dict[str, str]
-_SYSTEM, _USER, _USER2, _ANSWER = "QSYSTEMQ", "QFIRSTQ", "QSECONDQ", "QANSWERQ"
+_SYSTEM, _USER, _USER2, _ANSWER = "qSystemQ", "qFirstQ", "qSecondQ", "qAnswerQ"
 _BOUNDARY = re.compile(r".*[\s>\])]", re.DOTALL)
 
 
@@ -21,14 +21,13 @@ class NotTurnsError(Exception):
 class Turns:
     """What stands around the contents of messages.
 
-    ``bos`` is what every conversation begins with, and in none of the other parts. ``preamble`` stands before the first
-    turn where there is no system message, ``first_open`` (if any) then in place of the first ``user_open``.
+    ``preamble`` stands before the first turn where there is no system message (or that goes to the last), and
+    ``first_open`` (if any) then in place of the first ``user_open``.
     ``system`` says where a system message goes: into a turn of its own, before the contents of the first or of the last
     user's message with ``system_open`` in place of ``user_open``, or nowhere because the template refuses it.
     ``generation`` begins an answer, ``default_system`` is the message that the template puts in for an absent one.
     """
 
-    bos: str
     preamble: str
     first_open: str
     user_open: str
@@ -43,25 +42,33 @@ class Turns:
 
 
 class Renderer:
-    """Renders conversations without their BOS; None where the template refuses them."""
+    """Renders conversations; None where the template refuses them.
 
-    def __init__(self, template: ChatTemplate) -> None:
+    Where llama.cpp adds a BOS to prompts, the one that the template writes (``writes_bos``) is left out.
+    """
+
+    def __init__(self, template: ChatTemplate, *, adds_bos: bool) -> None:
         self._template = template
+        self._begin = ""
         bos = template.special_tokens.get("bos_token", "")
-        self.bos = ""
         text = self([user(_USER)])
         if text is None:
             raise NotTurnsError("refuses a conversation of one message")
-        self.bos = bos if bos and text.startswith(bos) else ""
+        self.writes_bos = bool(bos) and text.startswith(bos)
+        if adds_bos and self.writes_bos:
+            self._begin = bos
 
     def __call__(self, messages: Sequence[Message], *, prompt: bool = True, prefill: bool = False) -> str | None:
         try:
             text = self._template.render(messages, add_generation_prompt=prompt, continue_final_message=prefill)
+            text.encode()
         except (RequestError, TextError):
             return None
-        if not text.startswith(self.bos):
+        except UnicodeEncodeError:
+            raise NotTurnsError("writes lone surrogates, which are not Unicode") from None
+        if not text.startswith(self._begin):
             raise NotTurnsError("begins only some conversations with its BOS token")
-        return text.removeprefix(self.bos)
+        return text.removeprefix(self._begin)
 
 
 def user(content: str) -> Message:
@@ -98,7 +105,6 @@ def find_turns(render: Renderer) -> Turns:
     user_open = to_user.removeprefix(assistant_close)
     begins_alike = first.endswith(user_open)
     turns = Turns(
-        bos=render.bos,
         preamble=first.removesuffix(user_open) if begins_alike else "",
         first_open="" if begins_alike else first,
         user_open=user_open,
@@ -115,8 +121,11 @@ def _with_system(render: Renderer, turns: Turns) -> Turns:
     if text is None or _SYSTEM not in text:
         return turns
     opening, closing, _ = _pieces(render, [system(_SYSTEM), user(_USER)], [_SYSTEM, _USER])
-    longer = render([system(_SYSTEM), user(_USER), assistant(_ANSWER), user(_USER2)])
+    conversation = [system(_SYSTEM), user(_USER), assistant(_ANSWER), user(_USER2)]
+    longer = render(conversation)
     if longer is not None and longer.find(_SYSTEM) > longer.find(_ANSWER):
+        _, _, before, closing, _ = _pieces(render, conversation, [_USER, _ANSWER, _SYSTEM, _USER2])
+        opening = before.removeprefix(turns.assistant_close)
         return replace(turns, system="last", system_open=opening, system_close=closing)
     if closing.endswith(turns.user_open):
         found = replace(turns, system="turn", system_open=opening, system_close=closing.removesuffix(turns.user_open))

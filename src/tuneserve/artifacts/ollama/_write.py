@@ -9,19 +9,18 @@ import json
 from tuneserve.artifacts.ollama._turns import Turns
 
 
-def go_template(turns: Turns, *, bos: bool, anywhere: bool, prefill: bool) -> str:
+def go_template(turns: Turns, *, anywhere: bool, prefill: bool) -> str:
     """Write the template.
 
     Args:
         turns: what stands around the messages.
-        bos: whether to write the BOS, which llama.cpp otherwise adds.
         anywhere: whether system messages may stand later than first.
         prefill: whether an answer that the conversation ends with may be continued.
     """
     lines = []
-    if bos and turns.bos:
-        lines.append(_text(turns.bos))
-    if turns.preamble:
+    if turns.preamble and turns.system == "last":
+        lines.append(_text(turns.preamble))
+    elif turns.preamble:
         lines.append("{{- if not .System }}" + _text(turns.preamble) + "{{ end }}")
     if _first_matters(turns):
         lines.append("{{- $first := true }}")
