@@ -45,6 +45,7 @@ FAMILIES: dict[str, Config] = {
         "moe_intermediate_size": 12,
     },
     "mixtral": {**_DECODER, "model_type": "mixtral", "num_local_experts": 3, "num_experts_per_tok": 2},
+    "granitemoe": {**_DECODER, "model_type": "granitemoe", "num_local_experts": 3, "num_experts_per_tok": 2},
     "gpt_oss": {
         **_DECODER,
         "model_type": "gpt_oss",

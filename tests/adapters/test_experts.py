@@ -21,11 +21,12 @@ def is_fused(base: Path) -> bool:
     return any(name.endswith("experts.gate_up_proj") for name in load_file(base / "model.safetensors"))
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "gpt_oss"])
-@pytest.mark.parametrize("parameters", [PARAMETERS, PARAMETERS[:1], PARAMETERS[1:]], ids=len)
-def test_parameters_of_all_experts(lab: Lab, family: str, parameters: list[str]) -> None:
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "gpt_oss", "granitemoe"])
+@pytest.mark.parametrize("which", [[0, 1], [0], [1]], ids=["both", "gate_up", "down"])
+def test_parameters_of_all_experts(lab: Lab, family: str, which: list[int]) -> None:
     base = lab.base(family)
     assert is_fused(base) is (family == "gpt_oss")
+    parameters = [PARAMETERS[index].removeprefix("mlp.") for index in which]
     config = lora(target_parameters=parameters, rank_pattern={"gate_up_proj": 2}, alpha_pattern={"down_proj": 7})
     lab.check(base, lab.adapter(base, config))
 
@@ -42,6 +43,33 @@ def test_biases_and_weights_of_gpt_oss(lab: Lab) -> None:
     base = lab.base("gpt_oss")
     parameters = ["experts.gate_up_proj", "experts.gate_up_proj_bias", "experts.down_proj", "experts.down_proj_bias"]
     lab.check(base, lab.adapter(base, lora(target_parameters=parameters)))
+
+
+def test_experts_stored_the_other_way_round(lab: Lab) -> None:
+    """Some checkpoints hold (experts, in, out) where the model has (experts, out, in)."""
+    base = lab.base("qwen3_moe")
+    adapter = lab.adapter(base, lora(target_parameters=PARAMETERS))
+    fuse(base)
+    expected = lab.merge(base, adapter, dtype="float32")
+    names = [name for name in expected.changed if ".experts." in name]
+    tensors = {name: expected.read(name) for name in names}
+    path = base / "model.safetensors"
+    stored = load_file(path)
+    save_file({name: t.mT.contiguous() if name in names else t for name, t in stored.items()}, path)
+    turned = lab.merge(base, adapter, dtype="float32")
+    assert len(names) == 4
+    for name in names:
+        assert torch.allclose(turned.read(name), tensors[name].mT, rtol=1e-5, atol=1e-6), name
+
+
+def test_layers_for_predicting_several_tokens_are_no_targets(lab: Lab) -> None:
+    base = lab.base("qwen3_moe")
+    adapter = lab.adapter(base, lora())
+    path = base / "model.safetensors"
+    tensors = load_file(path)
+    extra = {"mtp.layers.0.self_attn.q_proj.weight", "model.layers.2.self_attn.q_proj.weight"}
+    save_file(tensors | {name: torch.ones(16, 16) for name in extra}, path)
+    assert extra.isdisjoint(lab.merge(base, adapter).changed)
 
 
 def test_the_router_as_a_parameter(lab: Lab) -> None:

@@ -1,5 +1,6 @@
 """The merged model as it is planned: each weight with its source and the edits collected so far."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +9,7 @@ from tuneserve.adapters._edits import Edit
 from tuneserve.adapters._names import TensorNames
 from tuneserve.checkpoint import TensorSpec, WeightReader
 
+_LAYER = re.compile(r"(?:(?:language_|text_)?model\.)*layers\.(?P<index>\d{1,6})\..*")
 _EMBEDDINGS = ("embed_in", "embed_tokens", "tok_embeddings", "word_embeddings", "wte")
 _HEADS = ("embed_out", "lm_head")
 
@@ -71,6 +73,15 @@ class Draft:
         if name is None and self.tied and parameter.endswith("lm_head.weight"):
             return self.head
         return name
+
+    def is_left_out(self, name: str) -> bool:
+        """Return whether the tensor ``name`` predicts several tokens at once, which Transformers leaves out."""
+        if "mtp" in name.split("."):
+            return True
+        text_config = self.config.get("text_config")
+        config = text_config if isinstance(text_config, Mapping) else self.config
+        layers, found = config.get("num_hidden_layers"), _LAYER.fullmatch(name)
+        return isinstance(layers, int) and found is not None and int(found["index"]) >= layers
 
     def slot(self, parameter: str) -> Slot | None:
         """Return the slot of ``parameter`` of the trained model, None where the base has no such tensor."""

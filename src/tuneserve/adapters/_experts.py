@@ -29,6 +29,7 @@ _STACKED = {
     "up_proj": (("up_proj",),),
     "down_proj": (("down_proj",), ("w2",)),
 }
+_OLDER = {"gate_up_proj": "input_linear", "down_proj": "output_linear"}
 # Their experts are stored (in, out) in the model and in the file, so that a square one is too.
 _INPUTS_FIRST = ("aria", "aria_text", "gpt_oss", "llama4", "llama4_text")
 _ONE_EXPERT = re.compile(r"(?P<experts>.+\.experts)\.(?P<index>\d{1,6})\.(?P<projection>\w+)")
@@ -125,13 +126,15 @@ def add_experts(draft: Draft, adapter: LoraAdapter, module: str, pair: Pair, wei
 def _targeted(draft: Draft, adapter: LoraAdapter, container: str) -> list[str]:
     """Return the targeted parameters of a module in the order in which PEFT wraps them, the innermost first."""
     names = {target.rpartition(".")[2] for target in adapter.config.target_parameters} - {"weight"}
-    order = [name for name in _DECLARED if name in names] + sorted(names - set(_DECLARED))
-    return [
+    found = [
         name
-        for name in order
+        for name in (*_DECLARED, *sorted(names - set(_DECLARED)))
         if adapter.rules.is_target_parameter(f"{container}.{name}")
-        and (draft.find(f"{container}.{name}") or _stored_apart(draft, container, name))
+        and (_stored_as_one(draft, container, name) or _stored_apart(draft, container, name))
     ]
+    if len(found) > 1 and not set(found) <= set(_DECLARED):
+        draft.problems.append(f"{container} has {', '.join(found)} trained, and which delta is whose is not known")
+    return found
 
 
 def _add_parameter(draft: Draft, adapter: LoraAdapter, container: str, name: str, pair: Pair, weight: float) -> None:
@@ -141,7 +144,7 @@ def _add_parameter(draft: Draft, adapter: LoraAdapter, container: str, name: str
     bare = (
         len(a) == len(b) == 2 and a[0] == b[1] and not pair.magnitude and not pair.bias and not adapter.config.residual
     )
-    slot = draft.slot(parameter)
+    slot = _stored_as_one(draft, container, name)
     apart = _stored_apart(draft, container, name) if slot is None else []
     experts = len(apart) if slot is None else slot.shape[0] if len(slot.shape) == 3 else 1
     if not bare or a[0] != rank * experts:
@@ -200,6 +203,12 @@ def _add_one(
             slot.edit(AddToExpert(factors, expert, offset, adapter.rules.scaling(module) * weight))
             return True
     return False
+
+
+def _stored_as_one(draft: Draft, container: str, name: str) -> Slot | None:
+    """Return the slot of a parameter that the checkpoint holds as one tensor, under this name or an older one."""
+    older = f"{container.removesuffix('.experts')}.{_OLDER.get(name)}.weight"
+    return draft.slot(f"{container}.{name}") or draft.slot(older)
 
 
 def _stored_apart(draft: Draft, container: str, name: str) -> list[list[Slot]]:

@@ -131,7 +131,7 @@ def check_complete(draft: Draft, adapter: LoraAdapter) -> None:
     for name in stored:
         module = draft.names.parameter(name).removesuffix(".weight")
         # Transformers 5 keeps experts in one parameter, which the names of target modules do not reach.
-        if name in touched or (".experts." in module and not has_expert_modules):
+        if name in touched or draft.is_left_out(name) or (".experts." in module and not has_expert_modules):
             continue
         if adapter.rules.is_target(module):
             draft.problems.append(f"{module} is a target but has no delta in the file")

@@ -125,10 +125,8 @@ def _put_base(draft: Draft, adapter: LoraAdapter, parameter: str, name: str) -> 
 
 def _replace(draft: Draft, slot: Slot, adapter: LoraAdapter, name: str) -> None:
     shape = adapter.checkpoint.tensors[name].shape
-    resized = (
-        slot.name in (draft.embedding, draft.head) and len(shape) == 2 and shape[1:] == slot.shape[1:] and shape[0]
-    )
-    if shape == slot.shape or resized:
+    may_grow = draft.embedding is not None and slot.name in (draft.embedding, draft.head)
+    if shape == slot.shape or (may_grow and len(shape) == 2 and shape[0] and shape[1:] == slot.shape[1:]):
         slot.replace(adapter.checkpoint, name)
     else:
         draft.problems.append(f"{name} is {list(shape)} here and {list(slot.shape)} in the base")

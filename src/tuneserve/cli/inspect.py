@@ -66,11 +66,12 @@ def _adapter(source: "ResolvedSource") -> dict[str, Any]:
         return {}
     try:
         adapter = open_adapter(source.adapter_dir)
+        ranks = adapter.ranks
     except AdapterError as error:
         return {"adapter": f"not mergeable: {error}"}
     return {
         "adapter": adapter.kind,
-        "ranks": list(adapter.ranks) or None,
+        "ranks": list(ranks) or None,
         "adapted_modules": len(adapter.modules),
         "targets": sorted({module.rpartition(".")[2] for module in adapter.modules}),
     }
