@@ -1,6 +1,6 @@
 """Protects: calibration takes the user's own text or refuses by name, and what the other process does cannot do harm.
 
-A stand-in interpreter takes the place of the one that has ``llmcompressor``; test_calibrated_for_real.py has the real one.
+A stand-in interpreter takes the place of the one with ``llmcompressor``; test_calibrated_for_real.py has the real one.
 """
 
 import json

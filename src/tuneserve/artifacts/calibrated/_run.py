@@ -122,6 +122,7 @@ def run_calibrated(
         request = {
             "method": method,
             "model": str(merged_dir.absolute()),
+            "weights": list(merged.tensors),
             "samples": samples,
             "out": str(output.path),
             "facts": str(facts_file),
