@@ -212,7 +212,7 @@ def test_the_job_ends_when_whoever_started_it_is_killed(tmp_path: Path) -> None:
     request = tmp_path / "request"
     os.mkfifo(request)
     code = (
-        "import sys\nfrom tuneserve.engines._child import run_child\n"
+        "import sys\nfrom tuneserve.engines.child import run_child\n"
         "run_child([sys.executable, '-I', *sys.argv[1:]], lambda _: None)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, JOB, request])
