@@ -4,12 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt scripts/install.sh
 
-.PHONY: demo test lint unit js example-train example-eval clean
+.PHONY: demo test test-calibrated lint unit js example-train example-eval clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/tuneserve demo --port $(PORT)
 
 test: lint js unit
+
+# Not part of `make test`: it downloads an environment of 1.5 GB.
+test-calibrated: $(VENV)/.installed-dev
+	$(BIN)/tuneserve engines install llmcompressor
+	$(BIN)/pytest -m calibrated
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Protects: calibration takes the user's own text or refuses by name, and what the other process does cannot do harm.
 
-A stand-in interpreter takes the place of the one that has ``llmcompressor``; test_calibrated_for_real.py has the real one.
+A stand-in interpreter takes the place of the one with ``llmcompressor``; test_calibrated_for_real.py has the real one.
 """
 
 import json
@@ -212,7 +212,7 @@ def test_the_job_ends_when_whoever_started_it_is_killed(tmp_path: Path) -> None:
     request = tmp_path / "request"
     os.mkfifo(request)
     code = (
-        "import sys\nfrom tuneserve.engines._child import run_child\n"
+        "import sys\nfrom tuneserve.engines.child import run_child\n"
         "run_child([sys.executable, '-I', *sys.argv[1:]], lambda _: None)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, JOB, request])

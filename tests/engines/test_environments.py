@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tuneserve.engines import environments
-from tuneserve.engines._child import run_child
+from tuneserve.engines.child import run_child
 from tuneserve.engines.environments import Pinned
 from tuneserve.errors import EngineError, InputError
 
@@ -116,7 +116,7 @@ def test_pytorch_is_the_cpu_build_where_there_is_no_gpu_and_what_does_not_import
 
 def test_a_child_keeps_the_lock_when_its_parent_is_killed(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom tuneserve.engines._child import run_child\n"
+        "import sys\nfrom pathlib import Path\nfrom tuneserve.engines.child import run_child\n"
         "from tuneserve.sources import locked\n"
         "with locked(Path(sys.argv[1])) as lock:\n"
         "    command = ['sh', '-c', 'echo $$; exec sleep 60']\n"

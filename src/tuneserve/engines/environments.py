@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneserve.engines._child import run_child
+from tuneserve.engines.child import run_child
 from tuneserve.errors import EngineError, InputError
 from tuneserve.hardware import has_nvidia_gpu
 from tuneserve.sources import cache_directory, locked

@@ -1,9 +1,9 @@
 """The calibration itself: ``PYTHON -I _job.py REQUEST``, run by an interpreter that has ``llmcompressor``.
 
 It imports nothing of tuneserve, because that is not installed there. REQUEST is a JSON file with ``method``, ``model``
-(a 16-bit directory), ``samples`` (lists of token ids), ``out`` (a directory to fill with weights and ``config.json``),
-``max_shard_bytes`` and ``facts`` (a file to write what was done to). Standard input is a pipe, open for as long as
-whoever started it lives.
+(a 16-bit directory), ``weights`` (the names in it), ``samples`` (lists of token ids), ``out`` (a directory to fill with
+weights and ``config.json``), ``max_shard_bytes`` and ``facts`` (a file to write what was done to). Standard input is a
+pipe, open for as long as whoever started it lives.
 """
 
 import json
@@ -41,6 +41,7 @@ def main() -> None:
     # Transformers holds experts as one parameter; checkpoints, and what quantises, as linear layers.
     linearize_moe(model)
     linear = _linear_modules(model)
+    _require_named_experts(linear, set(request["weights"]))
     recipe, facts = _recipe(request["method"], linear, _ignored(model))
     norms = {name: value.detach().clone() for name, value in model.named_parameters() if value.ndim == 1}
     _say(f"calibrating {len(linear)} linear layers on {len(request['samples'])} samples")
@@ -77,6 +78,13 @@ def _group_size(linear: dict[str, Any]) -> int:
         if all(count % size == 0 for count in inputs):
             return size
     raise SystemExit(f"no group size of {_GROUP_SIZES} divides the inputs {sorted(inputs)} of its linear layers")
+
+
+def _require_named_experts(linear: dict[str, Any], weights: set[str]) -> None:
+    """Refuse experts that would be written otherwise than the checkpoint has them, before hours are spent."""
+    odd = [name for name in linear if ".experts." in name and f"{name}.weight" not in weights]
+    if odd:
+        raise SystemExit(f"it has no way to write this family's experts as they were ({odd[0]})")
 
 
 def _linear_modules(model: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from tuneserve.artifacts.calibrated._text import CalibrationText, read_calibration_text
 from tuneserve.checkpoint import AtomicDirectory, Checkpoint, open_checkpoint, write_json
 from tuneserve.engines import environments
-from tuneserve.engines._child import run_child
+from tuneserve.engines.child import run_child
 from tuneserve.errors import EngineError, InputError
 from tuneserve.hardware import available_memory
 from tuneserve.sources import ResolvedSource, cache_directory, read_config
@@ -122,6 +122,7 @@ def run_calibrated(
         request = {
             "method": method,
             "model": str(merged_dir.absolute()),
+            "weights": list(merged.tensors),
             "samples": samples,
             "out": str(output.path),
             "facts": str(facts_file),

@@ -1,5 +1,6 @@
 """A child process that works for a while: its lines are handed on, and it never outlives what started it."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -70,6 +71,7 @@ def run_child(
                 report(lines[-1])
             process.wait()
         except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             raise
     return ChildResult(process.returncode, tuple(lines))
