@@ -108,10 +108,16 @@ def test_types_of_two_bits_come_out_usable_with_it(
     assert llama_cpp_file(made).logits([1, 5, 9]).isfinite().all()
 
 
-def test_one_of_another_model_is_refused(make_family: Make, make_gguf: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "values",
+    [torch.ones(65), -torch.ones(64), torch.full((64,), float("nan")), torch.full((64,), 1e30), torch.ones(1, 64)],
+)
+def test_a_matrix_that_does_not_fit_is_refused(
+    values: torch.Tensor, make_family: Make, make_gguf: Make, tmp_path: Path
+) -> None:
     make_family(tmp_path, "llama")
     with pytest.raises(InputError, match="not as the model has it"):
-        make_gguf(tmp_path, tmp_path, "q4_0", imatrix=Imatrix({"blk.0.attn_q.weight": torch.ones(65)}))
+        make_gguf(tmp_path, tmp_path, "q4_0", imatrix=Imatrix({"blk.0.attn_q.weight": values}))
 
 
 def test_what_cannot_be_computed_is_refused(make_family: Make, text: Path, tmp_path: Path) -> None:

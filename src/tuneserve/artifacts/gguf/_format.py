@@ -23,6 +23,7 @@ from tuneserve.checkpoint import TensorSpec
 from tuneserve.errors import InputError
 
 _QUANTISATION_VERSION = 2
+_MOST_IMPORTANT = 1e20
 
 
 class GgufFormat(Format):
@@ -123,7 +124,8 @@ class GgufFormat(Format):
         for name, values in self._importance.items():
             shape = shapes.get(name, ())
             wanted = shape[-1:] if len(shape) < 3 else (shape[0], shape[-1])
-            if tuple(values.shape) != wanted or values.dtype != torch.float32 or not values.isfinite().all():
+            fits = tuple(values.shape) == wanted and values.dtype == torch.float32
+            if not fits or not bool(((values >= 0) & (values <= _MOST_IMPORTANT)).all()):
                 raise InputError(
                     f"the importance matrix has {name} not as the model has it; compute it from this model."
                 )

@@ -17,6 +17,7 @@ from tuneserve.errors import CheckpointError, InputError
 
 _LIBRARY = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}.get(sys.platform, "libggml-base.so")
 _MIN_CHUNK = 1 << 16
+_LARGEST = 65504.0
 _INSTALL = "install it with: pip install 'tuneserve[gguf]'"
 
 
@@ -56,14 +57,17 @@ def quantise(name: str, rows: torch.Tensor, importance: torch.Tensor | None, thr
         uint8 of (rows, bytes of a row).
 
     Raises:
-        CheckpointError: a value is not finite.
+        CheckpointError: a value is not finite, or too large.
         InputError: as :func:`load_ggml`.
     """
     library, kind = load_ggml(), tensor_type(name)
     count, columns = rows.shape
-    # The quantisers search over the values and do not end well with these.
-    if not rows.isfinite().all():
-        raise CheckpointError("the weights have values that are not finite; train or merge the model again.")
+    # Beyond these, sums of squares overflow and ggml ends the process.
+    if not rows.abs().amax() <= _LARGEST:
+        raise CheckpointError(
+            "the weights have values that are not finite, or beyond what blocks with float16 scales can hold; "
+            "use the GGUF type bf16."
+        )
     out = torch.empty(count, columns // kind.block * kind.nbytes, dtype=torch.uint8)
     weights = ctypes.c_void_p(importance.data_ptr()) if importance is not None else None
     step = max(-(-count // max(threads, 1)), -(-_MIN_CHUNK // columns))
