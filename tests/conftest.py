@@ -176,7 +176,7 @@ def demo_base() -> Path:
 
 
 GGUF_LAYERS, GGUF_HIDDEN, GGUF_VOCABULARY = 3, 64, 300
-# Per architecture: its metadata beyond the common, and the shapes (outermost first) of its tensors beside the common.
+# Per architecture: metadata and shapes (outermost first) of tensors beside the common; an empty one leaves it out.
 GGUF_MODELS: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]]]] = {
     "llama": (
         {"rope.freq_base": 500000.0},
@@ -202,6 +202,29 @@ GGUF_MODELS: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]]]] = {
             "attn_q": (64, 64), "attn_k": (32, 64), "attn_v": (32, 64), "attn_output": (64, 64),
             "ffn_gate": (96, 64), "ffn_up": (96, 64), "ffn_down": (64, 96),
             "post_attention_norm": (64,), "post_ffw_norm": (64,),
+        },
+    ),
+    "gpt2": (
+        {"attention.layer_norm_epsilon": 1e-5, "attention.head_count_kv": 4},
+        {
+            "position_embd": (128, 64), "output_norm.bias": (64,), "attn_norm.bias": (64,), "ffn_norm.bias": (64,),
+            "attn_qkv": (192, 64), "attn_qkv.bias": (192,), "attn_output": (64, 64), "attn_output.bias": (64,),
+            "ffn_up": (96, 64), "ffn_up.bias": (96,), "ffn_down": (64, 96), "ffn_down.bias": (64,),
+        },
+    ),
+    "gpt-oss": (
+        {
+            "expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 32, "attention.sliding_window": 4,
+            "attention.key_length": 16, "attention.value_length": 16, "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 8.0, "rope.scaling.original_context_length": 16,
+        },
+        {
+            "output": (GGUF_VOCABULARY, 64), "ffn_norm": (), "post_attention_norm": (64,), "attn_sinks": (4,),
+            "attn_q": (64, 64), "attn_k": (32, 64), "attn_v": (32, 64), "attn_output": (64, 64),
+            "attn_q.bias": (64,), "attn_k.bias": (32,), "attn_v.bias": (32,), "attn_output.bias": (64,),
+            "ffn_gate_inp": (4, 64), "ffn_gate_inp.bias": (4,),
+            "ffn_gate_exps": (4, 32, 64), "ffn_up_exps": (4, 32, 64), "ffn_down_exps": (4, 64, 32),
+            "ffn_gate_exps.bias": (4, 32), "ffn_up_exps.bias": (4, 32), "ffn_down_exps.bias": (4, 64),
         },
     ),
 }  # fmt: skip
@@ -241,12 +264,14 @@ def write_gguf(path: Path, architecture: str = "llama", *, kind: str = "F32", se
     names: dict[str, tuple[int, ...]] = {"token_embd": (GGUF_VOCABULARY, GGUF_HIDDEN), "output_norm": (GGUF_HIDDEN,)}
     layer: dict[str, tuple[int, ...]] = {"attn_norm": (GGUF_HIDDEN,), "ffn_norm": (GGUF_HIDDEN,)}
     for name, shape in shapes.items():
-        (names if name == "output" else layer)[name] = shape
-    names |= {f"blk.{index}.{name}": shape for index in range(GGUF_LAYERS) for name, shape in layer.items()}
+        (names if name.startswith(("output", "position_embd")) else layer)[name] = shape
+    names |= {f"blk.{index}.{name}": shape for index in range(GGUF_LAYERS) for name, shape in layer.items() if shape}
     for name, shape in names.items():
-        data = generator.standard_normal(shape).astype(np.float32) * 0.2 + (1 if len(shape) == 1 else 0)
-        raw = gguf.GGMLQuantizationType[kind if len(shape) > 1 and shape[-1] % 32 == 0 else "F32"]
-        writer.add_tensor(f"{name}.weight", gguf.quants.quantize(data, raw), raw_dtype=raw)
+        data = generator.standard_normal(shape).astype(np.float32) * 0.2 + (1 if name.endswith("_norm") else 0)
+        is_matrix = len(shape) > 1 and shape[-1] % 32 == 0 and not name.endswith(".bias")
+        raw = gguf.GGMLQuantizationType[kind if is_matrix else "F32"]
+        full_name = name if name.endswith(".bias") else f"{name}.weight"
+        writer.add_tensor(full_name, gguf.quants.quantize(data, raw), raw_dtype=raw)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -48,8 +48,10 @@ def _logits(directory: Path) -> torch.Tensor:
     return logits
 
 
-# llama.cpp looks the GELU of Gemma up in a table of 16-bit values.
-@pytest.mark.parametrize(("architecture", "near"), [("llama", 2e-4), ("qwen3moe", 2e-4), ("gemma2", 5e-3)])
+# llama.cpp looks the GELU of Gemma and GPT-2 up in a table of 16-bit values.
+@pytest.mark.parametrize(
+    ("architecture", "near"), [("llama", 2e-4), ("qwen3moe", 2e-4), ("gemma2", 5e-3), ("gpt2", 5e-3), ("gpt-oss", 2e-4)]
+)
 def test_the_model_is_the_one_that_llama_cpp_runs(
     tmp_path: Path, write_gguf_model: Write, llama_logits: Callable[..., torch.Tensor], architecture: str, near: float
 ) -> None:
