@@ -8,7 +8,9 @@ for an adapted weight the *share* of the delta Δ that is in the candidate, ⟨c
 does not know of Δ and averages out over the weight, with standard deviation ‖c - r‖ / (√n ‖Δ‖).
 
 Rounding to 16 bits loses of a small delta what is under half a spacing, the same way for everyone, so the share that
-rounding itself leaves is computed too.
+rounding itself leaves is computed too. A base that lies on a coarse grid of its own, because it was once quantised to
+five bits or fewer, is the other case in which noise knows of Δ: quantised again, its values fall on the same steps with
+a small delta as without. What was merged and then rounded away is then the same file as what was never merged.
 """
 
 from collections.abc import Iterator
@@ -23,6 +25,8 @@ from tuneserve.parity._weights import ModelWeights
 _CHUNK = 1 << 16
 _EXPONENT = 0x7F800000
 _ROUNDED = {"BF16": torch.bfloat16, "F16": torch.float16}
+# Of 32 values on a grid of five bits about 18 differ, of 32 in bfloat16 nearly all.
+_GRID_BLOCKS, _GRID_DIFFERENT = 1024, 22
 # Sums in another order differ in the last bits of float32.
 _FLOAT32_EPS = 2.0**-20
 
@@ -32,7 +36,8 @@ class WeightComparison:
     """One weight: its ``error`` in units of the format's, ``relative`` to its size, and what became of its delta.
 
     ``share`` is None without a delta. ``kept`` is the share that rounding leaves, ``noise`` the standard deviation.
-    ``vector`` are norms and biases, which every format keeps in 16 bits or more.
+    ``vector`` are norms and biases, which every format keeps in 16 bits or more. ``requantised`` says that the base lies
+    on a coarse grid and the format is coarse too.
     """
 
     name: str
@@ -43,10 +48,20 @@ class WeightComparison:
     share: float | None = None
     kept: float = 1.0
     noise: float = 0.0
+    requantised: bool = False
 
     @property
     def skipped(self) -> bool:
-        """Whether less than half of the delta is in the weight, beyond doubt."""
+        """Whether less than half of the delta is in the weight, beyond doubt, and that was not to be expected."""
+        return self._lacking and not self.requantised
+
+    @property
+    def rounded_away(self) -> bool:
+        """Whether less than half of the delta is left, which is what the format does to a base on a grid."""
+        return self._lacking and self.requantised
+
+    @property
+    def _lacking(self) -> bool:
         return self.share is not None and self.share + 4 * self.noise < min(self.kept, 1.0) / 2
 
     @property
@@ -133,7 +148,20 @@ class Audit:
         if not delta:
             return WeightComparison(name, adapted, vector, ratio, relative)
         noise = (error / theirs.numel() / delta) ** 0.5
-        return WeightComparison(name, adapted, vector, ratio, relative, 1 + along / delta, 1 + kept / delta, noise)
+        again = self._format_error is not None and _on_grid(base)
+        return WeightComparison(
+            name, adapted, vector, ratio, relative, 1 + along / delta, 1 + kept / delta, noise, again
+        )
+
+
+def _on_grid(weight: torch.Tensor) -> bool:
+    """Return whether blocks of 32 values have so few different ones as only quantised weights have."""
+    values = weight.detach().flatten()[: _GRID_BLOCKS * 32]
+    blocks = values[: values.numel() // 32 * 32].view(-1, 32).sort(dim=1).values
+    if not blocks.numel():
+        return False
+    different = 1 + (blocks.diff(dim=1) != 0).sum(dim=1)
+    return bool(different.float().mean() <= _GRID_DIFFERENT)
 
 
 def _chunks(tensor: torch.Tensor) -> Iterator[slice]:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneserve.checkpoint import WeightReader
-from tuneserve.checkpoint.quantised import open_weights
-from tuneserve.sources import ResolvedSource, read_config
+from tuneserve.sources import ResolvedSource, open_model
 
 OpenModel = Callable[[ResolvedSource], tuple[WeightReader, Mapping[str, Any]]]
 
@@ -31,21 +30,11 @@ class Side:
         return self.source.adapter_dir
 
 
-def open_directory(source: ResolvedSource) -> tuple[WeightReader, Mapping[str, Any]]:
-    """Return the weights and the configuration of a model directory.
-
-    Raises:
-        InputError: the files are missing, malformed, or quantised in a way that cannot be read.
-    """
-    config = read_config(source.model_dir / "config.json")
-    return open_weights(source.model_dir, config), config
-
-
-def open_side(source: ResolvedSource, open_model: OpenModel = open_directory) -> Side:
+def open_side(source: ResolvedSource, opener: OpenModel = open_model) -> Side:
     """Open the files of ``source``.
 
     Raises:
         InputError: they cannot be used as they are.
     """
-    reader, config = open_model(source)
+    reader, config = opener(source)
     return Side(source, config, reader)

@@ -52,6 +52,8 @@ _MERGED = {
     "nvfp4": (0.10, "E2M1 has 8 magnitudes per block of 16"),
     "nvfp4a16": (0.10, "E2M1 has 8 magnitudes per block of 16"),
 }
+# AWQ rescales columns against the norms before them; GPTQ makes up in later columns for the errors of earlier ones.
+_REARRANGED = ("awq", "gptq")
 _SUFFIXES = ("_xxs", "_xs", "_s", "_m", "_l", "_xl")
 
 
@@ -61,7 +63,8 @@ class Thresholds:
 
     ``weight_error`` is how far a weight may be off, in units of what the format explains: a right export measures
     about 1 whatever the model. ``format_error`` is that unit, the format's relative error ε; None stands for rounding
-    to the 16-bit grid, whose error is known for each weight. ``reason`` says where the limits come from.
+    to the 16-bit grid, whose error is known for each weight. ``compares_weights`` is false where weights are moved on
+    purpose, so that only probabilities tell. ``reason`` says where the limits come from.
     """
 
     mean_kl: float = _SIXTEEN_BIT_MEAN
@@ -71,6 +74,7 @@ class Thresholds:
     perplexity: float = 0.02
     weight_error: float = 2.0
     format_error: float | None = None
+    compares_weights: bool = True
     reason: str = _MERGED["merged_16bit"][1]
 
 
@@ -88,10 +92,11 @@ def thresholds_for(method: str) -> Thresholds:
         mean_kl=mean,
         p99_kl=0.05 + 12 * mean,
         max_kl=0.5 + 30 * mean,
-        agreement=max(0.1, 1 - 8 * error),
+        agreement=max(0.1, 0.98 - 8 * error),
         perplexity=0.02 + math.expm1(2 * mean),
         weight_error=2.0,
         format_error=error,
+        compares_weights=method not in _REARRANGED,
         reason=reason,
     )
 
@@ -100,7 +105,7 @@ def _format_error(method: str) -> tuple[float, str]:
     if method in _MERGED:
         return _MERGED[method]
     family, _, kind = method.lower().partition(":")
-    if family == "gguf":
+    if family in ("gguf", "ollama"):
         # A mixture like q4_k_m keeps some tensors in better types, never in worse than the one it is named after.
         known = [kind, *(kind.removesuffix(suffix) for suffix in _SUFFIXES if kind.endswith(suffix))]
         for name in known:

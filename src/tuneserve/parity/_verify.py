@@ -15,7 +15,7 @@ from tuneserve.parity._method import method_of
 from tuneserve.parity._metrics import divergence
 from tuneserve.parity._probes import Probes, load_tokenizer, make_probes
 from tuneserve.parity._report import ParityReport
-from tuneserve.parity._sides import OpenModel, Side, open_directory, open_side
+from tuneserve.parity._sides import Side, open_side
 from tuneserve.parity._stream import StreamedModel
 from tuneserve.parity._thresholds import Thresholds, thresholds_for
 from tuneserve.sources import ResolvedSource, resolve
@@ -32,7 +32,6 @@ def verify(
     base: str | Path | None = None,
     method: str | None = None,
     thresholds: Thresholds | None = None,
-    open_model: OpenModel = open_directory,
 ) -> ParityReport:
     """Measure how far ``candidate`` is from the model that was trained.
 
@@ -42,14 +41,13 @@ def verify(
         base: what to use as the reference's base instead of the one its adapter names.
         method: how the candidate was made, by default what its manifest or its quantisation says.
         thresholds: what counts as the same model, by default the limits of that method.
-        open_model: what opens the weights and the configuration of each side.
 
     Raises:
         InputError: a side cannot be found or loaded, or the two do not share a vocabulary.
     """
     source = resolve(candidate)
-    ours = open_side(source, open_model)
-    theirs = open_side(against if isinstance(against, ResolvedSource) else resolve(against, base=base), open_model)
+    ours = open_side(source)
+    theirs = open_side(against if isinstance(against, ResolvedSource) else resolve(against, base=base))
     method = method or method_of(source.adapter_dir or source.model_dir, ours.config)
     limits = thresholds or thresholds_for(method)
 
@@ -64,10 +62,11 @@ def verify(
     probes = make_probes(load_tokenizer(theirs.source.tokenizer_dir), sizes[1])
 
     audit = Audit(reference, model.weights, limits.format_error)
-    if ours.adapter_dir is None:
+    audited = ours.adapter_dir is None and limits.compares_weights
+    if audited:
         reference.on_unit = audit.visit
     expected = reference.logits(probes.ids, probes.mask)
-    if ours.adapter_dir is None:
+    if audited:
         audit.finish()
     found = divergence(expected, model.logits(probes.ids, probes.mask), probes.targets())
     fields: dict[str, Any] = asdict(found)
@@ -83,7 +82,7 @@ def verify(
         config=_other_buffers(reference, model),
         text=(),
         diagnosis=(),
-        notes=tuple(_notes(reference, model, probes)),
+        notes=(*_notes(reference, model, probes), *_rounded_away(audit)),
         thresholds=limits,
     )
     settings = changed_settings(reference.config, model.config)
@@ -111,6 +110,15 @@ def _other_buffers(reference: StreamedModel, candidate: StreamedModel) -> tuple[
 
 def _close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
     return ours.shape == theirs.shape and torch.allclose(ours.double(), theirs.double(), rtol=1e-3)
+
+
+def _rounded_away(audit: Audit) -> Iterator[str]:
+    names = [weight.name for weight in audit.found if weight.rounded_away]
+    if names:
+        yield (
+            f"the base was quantised before, and quantising it again rounds most of the adapter's delta away in "
+            f"{len(names)} weights ({names[0]} first); a format of more bits keeps it"
+        )
 
 
 def _notes(reference: StreamedModel, candidate: StreamedModel, probes: Probes) -> Iterator[str]:
