@@ -2,7 +2,7 @@
 
 import ctypes
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,6 @@ class LlamaCpp:
         import llama_cpp
 
         self._c = llama_cpp
-        llama_cpp.llama_log_set(_SILENT, ctypes.c_void_p(0))
         options = llama_cpp.llama_model_default_params()
         options.vocab_only = vocab_only
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
@@ -169,12 +168,16 @@ _LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _SILENT = _LOG(lambda *_: None)
 
 
-@pytest.fixture(scope="session")
-def silent_llama_cpp() -> None:
-    """Drop llama.cpp's log."""
+@pytest.fixture(scope="session", autouse=True)
+def silent_llama_cpp() -> Iterator[None]:
+    """Drop llama.cpp's log, and close what its package leaves open."""
     import llama_cpp
+    from llama_cpp import _utils
 
     llama_cpp.llama_log_set(_SILENT, ctypes.c_void_p(0))
+    yield
+    _utils.outnull_file.close()
+    _utils.errnull_file.close()
 
 
 @pytest.fixture(scope="session")

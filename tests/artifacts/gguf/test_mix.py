@@ -117,7 +117,7 @@ def llama_cpp_types(shape: Shape, shapes: dict[str, tuple[int, ...]], preset: st
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_all_presets_choose_the_types_of_llama_cpp(name: str, silent_llama_cpp: None) -> None:
+def test_all_presets_choose_the_types_of_llama_cpp(name: str) -> None:
     (architecture, layers, heads, kv_heads, count), shapes = MODELS[name]
     shape = Shape(architecture=architecture, layers=layers, heads=heads, kv_heads=kv_heads, experts=count)
     needed_a_matrix = set()
@@ -152,7 +152,6 @@ def test_the_file_is_what_llama_cpp_quantises(
     make_family: Callable[..., Any],
     make_gguf: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
-    silent_llama_cpp: None,
 ) -> None:
     import llama_cpp
 

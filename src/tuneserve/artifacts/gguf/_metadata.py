@@ -102,7 +102,7 @@ def read_model(config: Mapping[str, Any]) -> Model:
         metadata["attention.layer_norm_epsilon"] = fields.number("layer_norm_epsilon", 1e-5)
     else:
         metadata["attention.layer_norm_rms_epsilon"] = fields.number("rms_norm_eps", 1e-6)
-        rope = read_rope(config, head_dim, context, longrope=family == "phi3")
+        rope = read_rope(config, head_dim, longrope=family == "phi3")
         metadata |= rope.metadata
         tensors = rope.tensors
     metadata |= _of_family(family, config, fields, layers, experts)
@@ -147,7 +147,9 @@ def _of_family(family: str, config: Mapping[str, Any], fields: Fields, layers: i
     found: dict[str, Value] = {}
     if experts:
         found["expert_count"] = experts
-        found["expert_used_count"] = fields.size("num_experts_per_tok")
+        found["expert_used_count"] = used = fields.size("num_experts_per_tok")
+        if used > experts:
+            raise SpecError(f"config.json uses {used} of {experts} experts; download the model again.")
         if "moe_intermediate_size" in config:
             found["expert_feed_forward_length"] = fields.size("moe_intermediate_size")
     if family == "qwen2_moe":

@@ -23,7 +23,7 @@ class Rope:
     tensors: Mapping[str, torch.Tensor]
 
 
-def read_rope(config: Mapping[str, Any], head_dim: int, context: int, *, longrope: bool) -> Rope:
+def read_rope(config: Mapping[str, Any], head_dim: int, *, longrope: bool) -> Rope:
     """Read ``rope_parameters`` (Transformers 5) or ``rope_theta`` and ``rope_scaling`` of a configuration.
 
     ``longrope`` says whether the architecture has it in llama.cpp. Of nested parameters those of full attention are
@@ -65,7 +65,7 @@ def read_rope(config: Mapping[str, Any], head_dim: int, context: int, *, longrop
     elif kind == "yarn":
         metadata |= _yarn(where, fields)
     elif kind == "longrope" and longrope:
-        metadata |= _longrope(where, fields, context)
+        metadata |= _longrope(where, fields)
         for name in ("long", "short"):
             tensors[f"rope_factors_{name}.weight"] = _factors(given, name, rotated)
     elif kind != "default":
@@ -110,8 +110,11 @@ def _mscale(factor: float, scale: float = 1.0) -> float:
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def _longrope(where: Fields, fields: Fields, context: int) -> dict[str, Value]:
+def _longrope(where: Fields, fields: Fields) -> dict[str, Value]:
+    context = fields.size("max_position_embeddings")
     original = where.size("original_max_position_embeddings", fields.size("original_max_position_embeddings", context))
+    if original < 2:
+        raise SpecError("original_max_position_embeddings in config.json is 1; download the model again.")
     stretch = where.number("factor", context / original)
     attention = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
     return {
