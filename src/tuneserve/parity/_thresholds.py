@@ -93,7 +93,7 @@ def thresholds_for(method: str) -> Thresholds:
         p99_kl=0.05 + 12 * mean,
         max_kl=0.5 + 30 * mean,
         agreement=max(0.1, 0.98 - 8 * error),
-        perplexity=0.02 + math.expm1(2 * mean),
+        perplexity=min(1.0, 0.02 + math.expm1(2 * mean)),
         weight_error=2.0,
         format_error=error,
         compares_weights=method not in _REARRANGED,
