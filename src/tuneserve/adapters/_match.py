@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 import regex
 
+from tuneserve.checkpoint import compile_pattern
 from tuneserve.errors import AdapterError
 
 _T = TypeVar("_T")
@@ -21,6 +22,7 @@ class Matcher:
 
     def __init__(self) -> None:
         self._seconds = _BUDGET_SECONDS
+        self._compiled: dict[str, regex.Pattern[str]] = {}
 
     def full_match(self, pattern: str, text: str) -> "regex.Match[str] | None":
         """Match ``pattern`` against the whole of ``text``.
@@ -30,14 +32,19 @@ class Matcher:
         """
         started = time.monotonic()
         try:
-            return regex.fullmatch(pattern, text, timeout=max(self._seconds, 0.001))
+            if pattern not in self._compiled:
+                self._compiled[pattern] = compile_pattern(pattern)
+            return self._compiled[pattern].fullmatch(text, timeout=max(self._seconds, 0.001))
         except TimeoutError:
-            problem = "takes too long to match"
-        except (regex.error, RecursionError):
-            problem = "is not a regular expression"
+            problem = "it takes too long to match"
+        except ValueError as error:
+            problem = str(error)
         finally:
             self._seconds -= time.monotonic() - started
-        raise AdapterError(f"the adapter's pattern {pattern[:100]!r} {problem}; write the module names out instead.")
+        raise AdapterError(
+            f"the adapter's pattern {pattern[:100]!r} cannot be used, because {problem}; write the module names out "
+            "instead."
+        )
 
 
 class Modules:

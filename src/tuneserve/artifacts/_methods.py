@@ -68,14 +68,14 @@ _ENCODERS: Mapping[str, Callable[[MergedModel], Encoder]] = {
     "merged_4bit": _bitsandbytes,
     **{name: _compressed_tensors(name) for name in CT_ENCODERS},
 }
+ADAPTER_METHODS = ("lora", "gguf-lora")
 METHODS = (
     "merged_16bit",
     *_ENCODERS,
     *CALIBRATED,
     *(GGUF + preset for preset in PRESETS),
     *(OLLAMA + preset for preset in PRESETS),
-    "lora",
-    "gguf-lora",
+    *ADAPTER_METHODS,
 )
 
 

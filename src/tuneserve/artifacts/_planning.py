@@ -7,7 +7,15 @@ from typing import Literal
 from tuneserve.adapters import Combination, WeightedAdapter, merge_model, open_adapter
 from tuneserve.artifacts._hashes import sha256
 from tuneserve.artifacts._manifest import read_manifest
-from tuneserve.artifacts._methods import DEFAULT_SHARD_BYTES, GGUF, OLLAMA, MethodOptions, canonical, make_format
+from tuneserve.artifacts._methods import (
+    ADAPTER_METHODS,
+    DEFAULT_SHARD_BYTES,
+    GGUF,
+    OLLAMA,
+    MethodOptions,
+    canonical,
+    make_format,
+)
 from tuneserve.artifacts._plan import MERGED, Blend, ExportPlan
 from tuneserve.artifacts.calibrated import CALIBRATED, open_calibrator
 from tuneserve.artifacts.gguf import compute_imatrix
@@ -78,6 +86,10 @@ def plan_export(
         if not any(name.startswith((GGUF, OLLAMA)) for name in methods):
             raise InputError(f"an importance matrix is of no use to {', '.join(methods)}; leave it out.")
         imatrix = compute_imatrix(resolved, Path(imatrix_from))
+    blend = _blend(adapters, combination)
+    alone = [name for name in methods if name in ADAPTER_METHODS]
+    if blend is not None and alone:
+        raise InputError(f"{alone[0]} writes one adapter as it is; leave the weights and further adapters out.")
     weights, config = open_model(resolved)
     model = merge_model(weights, config, adapters, dtype, combination)
     options = MethodOptions(max_shard_bytes=max_shard_bytes, imatrix=imatrix)
@@ -87,7 +99,7 @@ def plan_export(
     return ExportPlan(
         source=resolved,
         adapter_dirs=tuple(each.adapter.directory for each in adapters),
-        blend=_blend(adapters, combination),
+        blend=blend,
         model=model,
         methods=methods,
         formats={name: make_format(name, resolved, config, model, options) for name in passing},

@@ -33,6 +33,8 @@ def reference(plan: ExportPlan) -> Iterator[ResolvedSource]:
         with torch.device("meta"):
             config = AutoConfig.from_pretrained(plan.source.model_dir, local_files_only=True, trust_remote_code=False)
             base: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        # Memory that is asked for and never touched takes none.
+        base.to_empty(device="cpu")
         names = [f"adapter{index}" for index in range(len(plan.adapter_dirs))]
         model = PeftModel.from_pretrained(base, str(plan.adapter_dirs[0]), adapter_name=names[0])
         for name, directory in zip(names[1:], plan.adapter_dirs[1:], strict=True):

@@ -3,6 +3,7 @@
 from tuneserve.checkpoint._gguf import GgufFile, GgufTensor, open_gguf
 from tuneserve.checkpoint._gguf_blocks import read_rows
 from tuneserve.checkpoint._output import AtomicDirectory, write_json
+from tuneserve.checkpoint._pattern import compile_pattern
 from tuneserve.checkpoint._placed import PlacedFile
 from tuneserve.checkpoint._read import Checkpoint, open_checkpoint, open_safetensors
 from tuneserve.checkpoint._safetensors import read_headers
@@ -21,6 +22,7 @@ __all__ = [
     "TensorHeader",
     "TensorSpec",
     "WeightReader",
+    "compile_pattern",
     "open_checkpoint",
     "open_gguf",
     "open_safetensors",

@@ -36,7 +36,7 @@ class WeightComparison:
     """One weight: its ``error`` in units of the format's, ``relative`` to its size, and what became of its delta.
 
     ``share`` is None without a delta. ``kept`` is the share that rounding leaves, ``noise`` the standard deviation.
-    ``vector`` are norms and biases, which every format keeps in 16 bits or more. ``requantised`` says that the base lies
+    ``vector`` are norms and biases, which every format keeps in 16 bits or more. ``requantised``: the base lies
     on a coarse grid and the format is coarse too.
     """
 

@@ -23,7 +23,7 @@ class ResolvedSource:
     ``model_dir`` holds the weights: the base's when ``adapter_dir`` is set, else the whole model's. ``tokenizer_dir``
     is the adapter's directory where that has a tokenizer of its own (training may have changed it), else the model's.
     ``base_name`` is what the base was called by whoever named it, None without an adapter. ``weights_file`` is the GGUF
-    file that holds the weights, where one does; ``model_dir`` then has only what describes them. ``base_precision`` says
+    file with the weights, where there is one; ``model_dir`` then has only what describes them. ``base_precision`` says
     which weights stand in for quantised ones, and ``reason`` why, in one sentence to show; None where none do.
     """
 

@@ -1,6 +1,5 @@
 """The ``quantization_config`` of a compressed-tensors checkpoint, checked before it is believed."""
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,13 +7,13 @@ from typing import Any
 
 import regex
 
+from tuneserve.checkpoint._pattern import compile_pattern
 from tuneserve.checkpoint.quantised.compressed_tensors._args import can_store, malformed, parse_args, unreadable
 from tuneserve.checkpoint.quantised.compressed_tensors._schemes import FORMATS, Args
 from tuneserve.errors import CheckpointError
 
 # For all patterns on all names; honest ones take microseconds each.
 _MATCHING_SECONDS = 10.0
-_MAX_REPETITIONS = 1000
 
 
 @dataclass(frozen=True)
@@ -105,14 +104,10 @@ def _is_pattern(target: str) -> bool:
 
 def _compile(target: str) -> "regex.Pattern[str]":
     pattern = target.removeprefix("re:")
-    # Compiling writes repetitions out, so that nested ones multiply; each could be nested in all others.
-    counts = [max(map(int, regex.findall("[0-9]+", count)), default=1) for count in regex.findall("{[^}]*}", pattern)]
-    if 2 ** pattern.count("+") * math.prod(count + 1 for count in counts) > _MAX_REPETITIONS:
-        raise malformed(f"pattern {pattern[:100]!r} (it repeats too often)")
     try:
-        return regex.compile(pattern)
-    except (regex.error, RecursionError, OverflowError):
-        raise malformed(f"pattern {pattern[:100]!r}") from None
+        return compile_pattern(pattern)
+    except ValueError as error:
+        raise malformed(f"pattern {pattern[:100]!r} ({error})") from None
 
 
 def _enabled(sparsity: Any) -> bool:

@@ -1,0 +1,64 @@
+"""Protects: several adapters in one artifact are what PEFT makes of them, and what takes only one refuses more."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from tuneserve import artifacts
+from tuneserve.adapters import Combination
+from tuneserve.errors import InputError, ParityError
+
+Make = Callable[..., Path]
+
+
+@pytest.mark.parametrize("kind", ["cat", "linear", "svd"])
+def test_several_adapters_are_what_peft_combines(
+    kind: Literal["cat", "linear", "svd"], make_llama: Make, make_lora: Make, tmp_path: Path
+) -> None:
+    base = make_llama()
+    first, second = make_lora(base, "first"), make_lora(base, "second", seed=5)
+    result = artifacts.export(
+        first, tmp_path / "out", weight=0.7, more_adapters={second: 0.5}, combination=Combination(kind)
+    )
+    assert result.parity["merged_16bit"].passed
+    manifest = artifacts.read_manifest(tmp_path / "out")
+    assert manifest is not None
+    assert [(adapter["name"], adapter["weight"]) for adapter in manifest["adapters"]] == [
+        ("first", 0.7),
+        ("second", 0.5),
+    ]
+    assert manifest["combination"]["kind"] == kind
+
+
+def test_a_weight_is_checked_like_everything_else(
+    make_llama: Make, make_lora: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tuneserve.artifacts import _planning
+
+    adapter = make_lora(make_llama(), scale=0.3)
+    assert artifacts.export(adapter, tmp_path / "half", weight=0.5).parity["merged_16bit"].passed
+    real = _planning.WeightedAdapter
+    monkeypatch.setattr(_planning, "merge_model", lambda w, c, adapters, d, k: _merged(w, c, adapters, d, k, real))
+    with pytest.raises(ParityError):
+        artifacts.export(adapter, tmp_path / "wrong", weight=0.5)
+
+
+def _merged(weights: object, config: object, adapters: list[object], *rest: object) -> object:
+    """Merge with all weights forgotten."""
+    from tuneserve.adapters import merge_model
+
+    *options, weighted = rest
+    plain = [weighted(each.adapter) for each in adapters]  # type: ignore[attr-defined, operator]
+    return merge_model(weights, config, plain, *options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["lora", "gguf-lora"])
+def test_what_takes_one_adapter_refuses_more(method: str, make_llama: Make, make_lora: Make, tmp_path: Path) -> None:
+    base = make_llama()
+    adapter, other = make_lora(base), make_lora(base, "other", seed=5)
+    with pytest.raises(InputError, match="one adapter as it is"):
+        artifacts.export(adapter, tmp_path / "out", method=method, more_adapters={other: 1.0})
+    with pytest.raises(InputError, match="takes no weight"):
+        artifacts.export(base, tmp_path / "out", weight=2.0)
