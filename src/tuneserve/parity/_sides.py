@@ -1,5 +1,6 @@
 """The two sides of a comparison as files: what each consists of, before any weight is read."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,11 @@ class Side:
     def name(self) -> str:
         """What the user calls it."""
         return self.source.name
+
+    @property
+    def weights(self) -> int:
+        """How many weights the model has, its adapter aside."""
+        return sum(math.prod(spec.shape) for spec in self.reader.tensors.values())
 
     @property
     def adapter_dir(self) -> Path | None:
