@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 from tuneserve import artifacts
-from tuneserve.adapters import Combination
+from tuneserve.adapters import Combination, MergedModel, WeightedAdapter, merge_model
 from tuneserve.errors import InputError, ParityError
 
 Make = Callable[..., Path]
@@ -35,23 +35,15 @@ def test_several_adapters_are_what_peft_combines(
 def test_a_weight_is_checked_like_everything_else(
     make_llama: Make, make_lora: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tuneserve.artifacts import _planning
-
     adapter = make_lora(make_llama(), scale=0.3)
     assert artifacts.export(adapter, tmp_path / "half", weight=0.5).parity["merged_16bit"].passed
-    real = _planning.WeightedAdapter
-    monkeypatch.setattr(_planning, "merge_model", lambda w, c, adapters, d, k: _merged(w, c, adapters, d, k, real))
+
+    def forgetful(weights: Any, config: Any, adapters: list[WeightedAdapter], *options: Any) -> MergedModel:
+        return merge_model(weights, config, [WeightedAdapter(each.adapter) for each in adapters], *options)
+
+    monkeypatch.setattr("tuneserve.artifacts._planning.merge_model", forgetful)
     with pytest.raises(ParityError):
         artifacts.export(adapter, tmp_path / "wrong", weight=0.5)
-
-
-def _merged(weights: object, config: object, adapters: list[object], *rest: object) -> object:
-    """Merge with all weights forgotten."""
-    from tuneserve.adapters import merge_model
-
-    *options, weighted = rest
-    plain = [weighted(each.adapter) for each in adapters]  # type: ignore[attr-defined, operator]
-    return merge_model(weights, config, plain, *options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", ["lora", "gguf-lora"])

@@ -9,23 +9,56 @@ if TYPE_CHECKING:
 
 
 def verify(
-    candidate: Annotated[str, typer.Argument(help="What to check: usually a merged directory.")],
-    against: Annotated[str, typer.Option(help="The reference: usually the adapter that was trained.")],
+    candidate: Annotated[str, typer.Argument(help="What to check: a directory, adapter, .gguf or server's URL.")],
+    against: Annotated[
+        str | None, typer.Option(help="The reference: usually the adapter that was trained; without it, only hashes.")
+    ] = None,
     base: Annotated[str | None, typer.Option(help="The reference's base, if not the one its adapter names.")] = None,
+    method: Annotated[str | None, typer.Option(help="How it was made, if no manifest says so: gguf:q4_k_m.")] = None,
+    model: Annotated[str | None, typer.Option(help="With a URL, the model to ask; the first that it lists.")] = None,
+    api_key: Annotated[str | None, typer.Option(help="With a URL, its key.", envvar="TUNESERVE_API_KEY")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Measure how far a model is from the one that was trained; exit code 1 if it is another.
 
     [dim]tuneserve verify serving_model --against outputs/my-adapter[/dim]
+
+    [dim]tuneserve verify serving_model[/dim]  rechecks the hashes of its files
     """
-    from tuneserve import parity
     from tuneserve.cli._run import print_json
 
-    report = parity.verify(candidate, against, base=base)
+    if against is None:
+        _verify_files(candidate, [base, method, model], as_json=as_json)
+        return
+    from tuneserve import parity
+
+    key = api_key if candidate.startswith(("http://", "https://")) else None
+    report = parity.verify(candidate, against, base=base, method=method, model=model, api_key=key)
     if as_json:
         print_json(report.to_dict())
     else:
         print_parity(report)
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def _verify_files(candidate: str, others: "list[str | None]", *, as_json: bool) -> None:
+    from pathlib import Path
+
+    from tuneserve import parity
+    from tuneserve.cli._run import output, print_json
+    from tuneserve.errors import InputError
+
+    if any(value is not None for value in others):
+        raise InputError("--base, --method and --model are for a comparison; name the reference with --against.")
+    report = parity.verify_files(Path(candidate))
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        for file in report.files:
+            output.print(f"{file.state:<8}  {file.name}", markup=False, soft_wrap=True)
+        verdict = "[green]the files are as they were written[/green]"
+        output.print(verdict if report.passed else "[red]not the files that were written[/red]")
     if not report.passed:
         raise typer.Exit(1)
 

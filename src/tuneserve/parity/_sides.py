@@ -1,14 +1,13 @@
 """The two sides of a comparison as files: what each consists of, before any weight is read."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tuneserve.checkpoint import WeightReader
 from tuneserve.sources import ResolvedSource, open_model
-
-OpenModel = Callable[[ResolvedSource], tuple[WeightReader, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -25,16 +24,21 @@ class Side:
         return self.source.name
 
     @property
+    def weights(self) -> int:
+        """How many weights the model has, its adapter aside."""
+        return sum(math.prod(spec.shape) for spec in self.reader.tensors.values())
+
+    @property
     def adapter_dir(self) -> Path | None:
         """The adapter's directory."""
         return self.source.adapter_dir
 
 
-def open_side(source: ResolvedSource, opener: OpenModel = open_model) -> Side:
+def open_side(source: ResolvedSource) -> Side:
     """Open the files of ``source``.
 
     Raises:
         InputError: they cannot be used as they are.
     """
-    reader, config = opener(source)
+    reader, config = open_model(source)
     return Side(source, config, reader)

@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from tuneserve.errors import SourceError
 from tuneserve.parity._adapter import attach, needs_whole_base, reads_rows, wrappers
 from tuneserve.parity._shell import empty_model, unloadable
 from tuneserve.parity._sides import Side
 from tuneserve.parity._weights import ModelWeights
 
+# A model of at most this many weights can stay in memory, so that it can generate too.
+RESIDENT_WEIGHTS = 150_000_000
 _ROWS = 8192
 
 
@@ -54,7 +57,8 @@ class StreamedModel:
     """``side`` as a model to run; ``resident`` keeps every weight once it is read.
 
     ``on_unit`` is called with each unit of weights after it has run and while it is still filled, the embedding and the
-    output head aside. ``note`` says why an adapter needed all weights at once, None where it did not.
+    output head aside. ``note`` says why an adapter needed all weights at once, None where it did not;
+    then too it is ``resident``.
     """
 
     def __init__(self, side: Side, *, resident: bool = False) -> None:
@@ -73,19 +77,19 @@ class StreamedModel:
         self.units = list(_units(model, set(self.weights.shapes)))
         self._replaced: frozenset[tuple[int, str]] = frozenset()
         self.note = needs_whole_base(side.adapter_dir) if side.adapter_dir else None
-        self._resident = resident or self.note is not None
+        self.resident = resident or self.note is not None
         self._selected: torch.Tensor | None = None
         # The memory of the last layer, for the next: given back to the allocator each time, it would scatter.
         self._spare: dict[tuple[int, ...], list[torch.Tensor]] = {}
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-        if self._resident:
+        if self.resident:
             for unit in self.units:
                 self._fill(unit, required=False)
         self.model = model
         if side.adapter_dir:
             self.model, self._replaced = attach(model, side.adapter_dir, side.name, empty=self.note is None)
         self.wrappers = wrappers(self.model) if side.adapter_dir else {}
-        by_rows = [module for module in (embedding, head) if not self._resident and self._by_rows(module)]
+        by_rows = [module for module in (embedding, head) if not self.resident and self._by_rows(module)]
         for unit in self.units:
             if any(unit.runs is module for module in by_rows):
                 self._hook_rows(unit)
@@ -94,6 +98,18 @@ class StreamedModel:
         head = self.wrappers.get(id(head), head)
         if head is not None:
             head.register_forward_pre_hook(self._select)
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of tokens it tells the probabilities of.
+
+        Raises:
+            SourceError: it has none.
+        """
+        head = self.model.get_output_embeddings()
+        if head is None:
+            raise SourceError(f"{self.side.name} has no output head, so it is no language model; name one that is.")
+        return int(head.weight.shape[0])
 
     def logits(self, ids: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Return the float32 logits at the ``wanted`` positions, (count, vocabulary).
@@ -154,7 +170,7 @@ class StreamedModel:
 
     def release(self, unit: Unit) -> None:
         """Take the weights of ``unit`` out again, unless they stay."""
-        if self._resident:
+        if self.resident:
             return
         for slot in unit.slots:
             shape, present = self.weights.shapes[slot.name], slot.tensor
@@ -180,7 +196,7 @@ class StreamedModel:
 
     def _hook(self, unit: Unit) -> None:
         runs = self.wrappers.get(id(unit.runs), unit.runs)
-        if not self._resident:
+        if not self.resident:
             runs.register_forward_pre_hook(lambda *_: self._fill(unit, required=True))
         runs.register_forward_hook(lambda *_: self._leave(unit))
 
