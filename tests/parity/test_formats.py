@@ -43,7 +43,8 @@ def integers(bits: int, group: int | None) -> Callable[[torch.Tensor], torch.Ten
     def quantise(weight: torch.Tensor) -> torch.Tensor:
         groups = weight.reshape(-1, group or weight.shape[1])
         step = groups.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
-        return ((groups / step).round() * step).reshape(weight.shape)
+        rounded: torch.Tensor = (groups / step).round() * step
+        return rounded.reshape(weight.shape)
 
     return quantise
 
