@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 
+from tuneserve.errors import TextError
+from tuneserve.parity._shell import quiet
+
 # Different subjects, languages and shapes of text, so that no part of the model stays unused.
 _QUESTIONS = (
     "What is the capital of France, and which river runs through it?",
@@ -72,25 +75,44 @@ def conversations() -> list[list[dict[str, str]]]:
 
 
 def render(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
-    """Return the token ids of a conversation, up to where the answer begins, by Transformers."""
+    """Return the token ids of a conversation, up to where the answer begins, by Transformers.
+
+    Raises:
+        TextError: the chat template takes no conversation.
+    """
     from jinja2 import TemplateError
 
     options = {"add_generation_prompt": True, "return_dict": True}
-    try:
-        ids: list[int] = tokenizer.apply_chat_template(messages, **options).input_ids
-    except TemplateError:
-        # Some templates take no system message.
-        ids = tokenizer.apply_chat_template(messages[-1:], **options).input_ids
-    return ids
+    # Some templates take no system message.
+    for taken in (messages, messages[-1:]):
+        try:
+            ids: list[int] = tokenizer.apply_chat_template(taken, **options).input_ids
+        except TemplateError as error:
+            reason = str(error).partition("\n")[0][:200].rstrip(".")
+        else:
+            return ids
+    raise TextError(f"the reference's chat template takes no conversation ({reason}); repair it, or remove it.")
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """Return the Transformers tokenizer in ``directory``, None where there is none."""
+    """Return the Transformers tokenizer in ``directory``, None where there is none.
+
+    Raises:
+        TextError: Transformers does not load it.
+    """
     from transformers import AutoTokenizer
 
     if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return None
-    return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    # The tokenizers library raises plain Exception.
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0][:200].rstrip(".")
+        raise TextError(
+            f"the tokenizer in {directory} is not one that Transformers loads ({reason}); download or save it again."
+        ) from error
 
 
 def _padded(rows: list[list[int]]) -> Probes:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tuneserve.errors import InputError, TextError
+from tuneserve.errors import InputError, RequestError, TextError
 from tuneserve.parity._probes import conversations, render
 from tuneserve.parity._report import TextCheck
 from tuneserve.parity._stream import StreamedModel
@@ -89,23 +89,28 @@ def _conversations(reference: Any, tokenizer: Tokenizer, template: ChatTemplate 
     if template is None:
         yield TextCheck(name, TEMPLATE, False, "the candidate has no chat template")
         return
-    differing = None
-    for messages in _all_conversations():
-        expected = render(reference, messages)
-        try:
-            found = tokenizer.encode(template.render(messages), add_special_tokens=False)
-        except InputError as error:
-            try:
-                found = tokenizer.encode(template.render(messages[-1:]), add_special_tokens=False)
-            except InputError:
-                differing = str(error).rstrip(".")
-                break
-        if found != expected:
-            differing = _first_difference(tokenizer, expected, found)
-            break
+    try:
+        differing = _differing(reference, tokenizer, template)
+    except InputError as error:
+        yield TextCheck(name, TEMPLATE, False, str(error).rstrip("."))
+        return
     yield TextCheck(name, TEMPLATE, differing is None, differing or "the same tokens")
     yield _one_bos(reference, tokenizer, template)
     yield _answer_ends(reference, tokenizer, template)
+
+
+def _differing(reference: Any, tokenizer: Tokenizer, template: ChatTemplate) -> str | None:
+    for messages in _all_conversations():
+        expected = render(reference, messages)
+        try:
+            text = template.render(messages)
+        except RequestError:
+            # As for the reference: some templates take no system message.
+            text = template.render(messages[-1:])
+        found = tokenizer.encode(text, add_special_tokens=False)
+        if found != expected:
+            return _first_difference(tokenizer, expected, found)
+    return None
 
 
 def _all_conversations() -> list[list[dict[str, str]]]:
