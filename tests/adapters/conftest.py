@@ -63,7 +63,8 @@ def _quiet() -> Iterator[None]:
 
     logging.disable_progress_bar()
     torch.set_num_threads(1)
-    with warnings.catch_warnings():
+    # The seeds set here are no other test's.
+    with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
         yield
 
