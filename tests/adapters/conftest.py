@@ -63,7 +63,8 @@ def _quiet() -> Iterator[None]:
 
     logging.disable_progress_bar()
     torch.set_num_threads(1)
-    with warnings.catch_warnings():
+    # The seeds set here are no other test's.
+    with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
         yield
 
@@ -148,11 +149,15 @@ class Lab:
         return merged
 
     def compare(self, merged: MergedModel, reference: Any) -> None:
-        """Compare logits: the same sums in another order differ by a few float32 roundings of the largest terms."""
+        """Compare logits.
+
+        The same sums in another order differ by float32 roundings of 6e-8, which these random networks amplify up to
+        about a thousand times; a delta that is missing or misplaced moves them by far more than a hundredth.
+        """
         expected, ours = logits(reference), logits(self.load_merged(merged))
         assert expected.shape == ours.shape
         error = float((expected - ours).abs().max() / expected.abs().max().clamp(min=1.0))
-        assert error <= 2e-5
+        assert error <= 5e-4
         assert merged.changed
 
     def train(self, model: Any) -> Any:

@@ -19,7 +19,7 @@ from tuneserve.checkpoint import open_checkpoint
 from tuneserve.errors import AdapterError
 
 Lab = Any
-DRAWS = int(os.environ.get("TUNESERVE_DRAWS", "25"))
+DRAWS = int(os.environ.get("TUNESERVE_DRAWS", "35"))
 SEED = int(os.environ.get("TUNESERVE_SEED", "0"))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -18,7 +18,7 @@ PROMPT = [1, 5, 9, 30, 2, 77]
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
         yield
 
