@@ -1,7 +1,8 @@
 """Our merge, a plain copy of the base's files, and PEFT, one after the other on the same disk: wall time, peak memory.
 
 Each runs in a process of its own, in turn and several times, on a base that lies in the page cache. Imports are not
-counted; hashing of what is read and written is, and so is waiting until it is on the disk. Appends to ``compare.jsonl``.
+counted; hashing of what is read and written is, and so is waiting until it is on the disk. Appends to
+``compare.jsonl``.
 
     python benchmarks/export/compare.py llama-3.2-1b --runs 3
 """
@@ -101,8 +102,10 @@ def main() -> None:
                 "torch": torch.__version__,
             }
             results.write(json.dumps(line) + "\n")
-            print(f"{name:10} {statistics.median(seconds):7.1f} s  {line['median_ratio_to_cp']:5.2f} × cp  "
-                  f"{line['peak_above_imports_mb']:6} MB above imports")
+            print(
+                f"{name:10} {statistics.median(seconds):7.1f} s  {line['median_ratio_to_cp']:5.2f} × cp  "
+                f"{line['peak_above_imports_mb']:6} MB above imports"
+            )
 
 
 if __name__ == "__main__":

@@ -171,7 +171,9 @@ def test_weights_without_finite_logits_fail_their_request_only(make_llama: Make)
     model_dir = make_llama()
     tensors = load_file(model_dir / "model.safetensors")
     tensors["model.embed_tokens.weight"][9] = float("nan")
-    tensors["lm_head.weight"] = torch.randn(256, 64).bfloat16()
+    tensors["lm_head.weight"] = torch.randn(256, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    # The poisoned token must not be one that the others produce.
+    tensors["lm_head.weight"][9] = 0
     config = (
         (model_dir / "config.json").read_text().replace('"tie_word_embeddings": true', '"tie_word_embeddings": false')
     )

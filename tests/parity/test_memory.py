@@ -63,6 +63,7 @@ def test_a_check_needs_a_fraction_of_the_models_size(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _PROGRAM, str(tmp_path / "model"), str(tmp_path / "model")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    # A layer is 67 MB in float32, the embedding as much in bfloat16, and the logits of each side 50 MB.
-    assert int(result.stdout) < 500_000_000
+    # A layer is 67 MB in float32, the embedding as much in bfloat16, and the logits of each side 50 MB: 330 MB in most
+    # runs, and up to 650 where the C library's allocator scatters what was freed.
     assert whole > 1_800_000_000
+    assert int(result.stdout) < whole / 2

@@ -141,9 +141,10 @@ def _is_finished(out: Path, plan: ExportPlan) -> bool:
 def _checked(candidate: Path, method: str, against: ResolvedSource) -> ParityReport:
     report = parity.verify(candidate, against, method=method)
     if not report.passed:
+        broken = f"; what broke: {'; '.join(report.diagnosis)}" if report.diagnosis else ""
         raise ParityError(
             f"the {method} model is not the one that was trained ({'; '.join(report.failures)}), so nothing was "
-            "written; please report this with the adapter's configuration."
+            f"written{broken}; please report this with the adapter's configuration."
         )
     return report
 
