@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     import torch
 
 Blocks = Callable[[], Iterator[tuple[int, "torch.Tensor"]]]
-"""Yields the float32 blocks of a weight in order, each with the index of its first row; each is a fresh copy."""
+"""Yields the float32 blocks of a weight in order, each with the index of its first row.
+
+A block may be changed, and is good until the next is asked for."""
 
 
 class Edit(Protocol):

@@ -96,14 +96,17 @@ class MergedModel:
             return
 
         def copies() -> Iterator[tuple[int, torch.Tensor]]:
+            scratch = torch.empty(0)
             for start, block in stored():
-                yield start, block.to(torch.float32, copy=True)
+                if scratch.shape != block.shape:
+                    scratch = torch.empty(block.shape)
+                yield start, scratch.copy_(block)
 
         blocks: Blocks = copies
         for edit in recipe.edits:
             blocks = edit.apply(blocks)
         for _, block in blocks():
-            rounded = block.to(dtype)
+            rounded = block.to(dtype, copy=True)
             if not _is_finite(rounded):
                 raise _not_finite(recipe)
             yield rounded

@@ -30,7 +30,7 @@ class Residual:
         """See :class:`~tuneserve.adapters._edits.Edit`."""
         import torch
 
-        weight = torch.cat([block for _, block in blocks()])
+        weight = torch.cat([block.clone() for _, block in blocks()])
         # In PEFT's order of operations, so that the rounding below falls the same way.
         if self.kind == "pissa":
             u, s, vh = torch.linalg.svd(weight.T if self.transposed else weight, full_matrices=False)

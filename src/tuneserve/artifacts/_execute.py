@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from tuneserve.checkpoint import PlacedFile, TensorSpec
 # Bytes that may wait between two stages; together with the weight at hand this bounds memory.
 _BACKLOG = 1 << 25
 # After so many bytes what was written is put on disk and noted, for a later run to go on from.
-_NOTED_EVERY = 1 << 29
+_NOTED_EVERY = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def execute(
     ``advance`` is called with the bytes of each merged weight that is done.
 
     Returns:
-        The sha256 of every file read, and of every file written, by method and name.
+        The hash of every file read, and of every file written, by method and name.
 
     Raises:
         InputError: an input cannot be used as it is, or changed meanwhile.
@@ -78,10 +78,11 @@ def execute(
         merged: ByteQueue[_Merged] = ByteQueue(_BACKLOG)
         writes: ByteQueue[_Write | int] = ByteQueue(_BACKLOG)
         threads = stack.enter_context(ThreadPoolExecutor(2, "export"))
+        notes = stack.enter_context(ThreadPoolExecutor(1, "journal"))
         stack.callback(merged.abandon)
         stack.callback(writes.abandon)
         reading = threads.submit(_read, plan, names[done:], merged)
-        writing = threads.submit(_write, writes, files, journal)
+        writing = threads.submit(_write, writes, files, journal, notes)
         count, unnoted = done, 0
         try:
             for part in merged:
@@ -178,15 +179,27 @@ def _encoded(plan: ExportPlan, part: _Merged) -> list[_Write]:
     return writes
 
 
-def _write(writes: ByteQueue[_Write | int], files: dict[str, _Files], journal: Journal) -> None:
+def _write(
+    writes: ByteQueue[_Write | int], files: dict[str, _Files], journal: Journal, notes: ThreadPoolExecutor
+) -> None:
+    """Write what comes; a number says how many weights are complete with what came before it."""
+
+    def note(done: int) -> None:
+        for opened in files.values():
+            opened.sync()
+        journal.write(done)
+
+    noted: Future[None] | None = None
     try:
         for write in writes:
             if isinstance(write, _Write):
                 files[write.method].put(write)
                 continue
-            for opened in files.values():
-                opened.sync()
-            journal.write(write)
+            if noted is not None:
+                noted.result()
+            noted = notes.submit(note, write)
+        if noted is not None:
+            noted.result()
     finally:
         writes.abandon()
 

@@ -9,14 +9,13 @@ from typing import Any
 
 from tuneserve import parity
 from tuneserve.artifacts._execute import execute
-from tuneserve.artifacts._hashes import sha256
 from tuneserve.artifacts._journal import Journal
 from tuneserve.artifacts._manifest import MANIFEST_FILE, manifest, read_manifest
 from tuneserve.artifacts._plan import MERGED, ExportPlan
 from tuneserve.artifacts._planning import plan_export
 from tuneserve.artifacts._reference import reference
 from tuneserve.artifacts.calibrated import run_calibrated
-from tuneserve.checkpoint import AtomicDirectory, write_json
+from tuneserve.checkpoint import AtomicDirectory, file_digest, write_json
 from tuneserve.errors import OutputError, ParityError
 from tuneserve.parity import ParityReport
 from tuneserve.sources import ResolvedSource
@@ -165,4 +164,4 @@ def _require_space(directory: Path, plan: ExportPlan) -> None:
 
 def _other_hashes(directory: Path, known: Mapping[str, str]) -> dict[str, str]:
     files = sorted(path for path in directory.iterdir() if path.is_file() and not path.name.startswith("."))
-    return {path.name: sha256(path) for path in files if path.name not in (*known, MANIFEST_FILE)}
+    return {path.name: file_digest(path) for path in files if path.name not in (*known, MANIFEST_FILE)}

@@ -1,12 +1,12 @@
 """Hashing files while their tensors are read, a little ahead of them so that each byte leaves the disk once."""
 
-import hashlib
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tuneserve.checkpoint import new_digest
 from tuneserve.errors import CheckpointError
 
 _CHUNK = 1 << 22
@@ -33,7 +33,7 @@ class InputDigest:
             self._allowed.notify()
 
     def result(self) -> dict[Path, str]:
-        """Wait for the end and return the sha256 of each file.
+        """Wait for the end and return the hash of each file.
 
         Raises:
             CheckpointError: a file could not be read to its end.
@@ -60,7 +60,7 @@ class InputDigest:
         buffer = bytearray(_CHUNK)
         try:
             for path in self._files:
-                digest = hashlib.sha256()
+                digest = new_digest()
                 with path.open("rb", buffering=0) as file:
                     while count := file.readinto(buffer):
                         digest.update(memoryview(buffer)[:count])

@@ -9,6 +9,7 @@ from typing import Any
 
 from tuneserve._version import __version__
 from tuneserve.artifacts._plan import ExportPlan
+from tuneserve.checkpoint import ALGORITHM
 from tuneserve.parity import ParityReport
 from tuneserve.sources import read_config
 
@@ -28,7 +29,7 @@ def manifest(
     """Return the manifest of one artifact; everything outside ``run`` is the same for the same inputs.
 
     Args:
-        read, written: the sha256 of every file read, and of the artifact's files by name.
+        read, written: the hash of every file read, and of the artifact's files by name.
     """
     source = plan.source
     by_directory = {
@@ -53,6 +54,7 @@ def manifest(
         "adapters": adapters,
         "combination": asdict(plan.blend.combination) if plan.blend else None,
         "merged_tensors": len(plan.model.changed),
+        "hash": ALGORITHM,
         "files": dict(written),
         "parity": parity.to_dict() if parity else None,
         "libraries": {"tuneserve": __version__, **{name: version(name) for name in _LIBRARIES}},

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Literal
 
 from tuneserve.adapters import Combination, WeightedAdapter, merge_model, open_adapter
-from tuneserve.artifacts._hashes import sha256
 from tuneserve.artifacts._manifest import read_manifest
 from tuneserve.artifacts._methods import (
     ADAPTER_METHODS,
@@ -19,6 +18,7 @@ from tuneserve.artifacts._methods import (
 from tuneserve.artifacts._plan import MERGED, Blend, ExportPlan
 from tuneserve.artifacts.calibrated import CALIBRATED, open_calibrator
 from tuneserve.artifacts.gguf import compute_imatrix
+from tuneserve.checkpoint import file_digest
 from tuneserve.errors import InputError
 from tuneserve.sources import BasePrecision, ResolvedSource, open_model, resolve
 
@@ -137,7 +137,7 @@ def _refuse_merging_twice(source: ResolvedSource) -> None:
     if not isinstance(merged, list) or not weights.is_file():
         return
     files = [adapter.get("files") for adapter in merged if isinstance(adapter, dict)]
-    digest = sha256(weights)
+    digest = file_digest(weights)
     if any(isinstance(found, dict) and found.get(weights.name) == digest for found in files):
         raise InputError(
             f"{source.model_dir} already has {source.name} merged in; export that directory itself, or name the base "

@@ -1,5 +1,6 @@
 """Weights as streams: read one tensor at a time from hostile files, write them so that nothing is ever half-written."""
 
+from tuneserve.checkpoint._digest import ALGORITHM, file_digest, new_digest
 from tuneserve.checkpoint._gguf import GgufFile, GgufTensor, open_gguf
 from tuneserve.checkpoint._gguf_blocks import read_rows
 from tuneserve.checkpoint._output import AtomicDirectory, write_json
@@ -11,6 +12,7 @@ from tuneserve.checkpoint._tensor import DTYPE_BITS, RowReader, TensorHeader, Te
 from tuneserve.checkpoint._write import SafetensorsWriter, safetensors_header
 
 __all__ = [
+    "ALGORITHM",
     "DTYPE_BITS",
     "AtomicDirectory",
     "Checkpoint",
@@ -23,6 +25,8 @@ __all__ = [
     "TensorSpec",
     "WeightReader",
     "compile_pattern",
+    "file_digest",
+    "new_digest",
     "open_checkpoint",
     "open_gguf",
     "open_safetensors",

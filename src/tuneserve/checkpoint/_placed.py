@@ -1,8 +1,9 @@
 """A file of known size whose pieces are put in place one by one, and hashed on the way."""
 
-import hashlib
 import os
 from pathlib import Path
+
+from tuneserve.checkpoint._digest import new_digest
 
 _CHUNK = 1 << 22
 # Formats align their tensors; a longer gap is a piece that is still to come.
@@ -22,7 +23,7 @@ class PlacedFile:
     def __init__(self, path: Path, size: int, kept: int = 0) -> None:
         self._path = path
         self._size = size
-        self._hash = hashlib.sha256()
+        self._hash = new_digest()
         self._hashed = 0
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         os.ftruncate(self._file, size)
@@ -35,7 +36,7 @@ class PlacedFile:
         while done < data.nbytes:
             done += os.pwrite(self._file, data[done:], offset + done)
         if offset < self._hashed:
-            self._hash, self._hashed = hashlib.sha256(), 0
+            self._hash, self._hashed = new_digest(), 0
         elif offset - self._hashed <= _PADDING:
             self._absorb(offset)
         if offset == self._hashed:
@@ -47,7 +48,7 @@ class PlacedFile:
         os.fdatasync(self._file)
 
     def close(self) -> str:
-        """Close the file and return its sha256 in hexadecimal."""
+        """Close the file and return its hash in hexadecimal."""
         self._absorb(self._size)
         self.discard()
         return self._hash.hexdigest()

@@ -1,11 +1,11 @@
 """The files of an artifact against the hashes in its manifest."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneserve.checkpoint import file_digest
 from tuneserve.errors import SourceError
 from tuneserve.sources import read_config
 
@@ -63,6 +63,4 @@ def _checked(directory: Path, files: dict[str, Any]) -> Iterator[FileCheck]:
         if not path.is_file():
             yield FileCheck(name, "missing")
             continue
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        yield FileCheck(name, "same" if found == expected else "changed")
+        yield FileCheck(name, "same" if file_digest(path) == expected else "changed")
