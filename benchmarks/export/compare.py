@@ -1,14 +1,15 @@
-"""Our merge, a plain copy of the base's files, and PEFT, one after the other on the same disk: wall time, peak memory.
+"""Our merge and PEFT's beside a plain copy of the base's files, on the same disk in one run: wall time, peak memory.
 
-Each runs in a process of its own, in turn and several times, on a base that lies in the page cache. Imports are not
-counted; hashing of what is read and written is, and so is waiting until it is on the disk. Appends to
-``compare.jsonl``.
+Each runs in a process of its own, several times, the copy and our merge in turn. Imports are not counted; hashing of what
+is read and written is, and so is waiting until it is on the disk. With ``--cold`` the page cache is emptied before each
+(as root), so that the base comes from the disk; else it lies in memory. Appends to ``compare.jsonl``.
 
-    python benchmarks/export/compare.py llama-3.2-1b --runs 3
+    python benchmarks/export/compare.py llama-3.2-1b --runs 5 --cold
 """
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import statistics
@@ -53,8 +54,11 @@ _CONTENDERS = {
 }
 
 
-def measure(name: str, home: Path) -> tuple[float, int, int]:
+def measure(name: str, home: Path, *, cold: bool) -> tuple[float, int, int]:
     """Return seconds, and peak resident bytes before and after the work."""
+    if cold:
+        os.sync()
+        Path("/proc/sys/vm/drop_caches").write_text("1")
     imports, work = _CONTENDERS[name]
     out = home / "out"
     command = [sys.executable, "-W", "ignore", "-c", _PRELUDE.format(imports=imports, work=work)]
@@ -72,6 +76,7 @@ def main() -> None:
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--directory", type=Path, help="a disk with room for three times the model")
+    parser.add_argument("--cold", action="store_true", help="empty the page cache before each")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.directory) as scratch:
         home = Path(scratch)
@@ -79,8 +84,9 @@ def main() -> None:
         nbytes = (home / "base" / "model.safetensors").stat().st_size
         found: dict[str, list[tuple[float, int, int]]] = {name: [] for name in _CONTENDERS}
         for _ in range(options.runs):
-            for name in _CONTENDERS:
-                found[name].append(measure(name, home))
+            for name in ("cp", "tuneserve"):
+                found[name].append(measure(name, home, cold=options.cold))
+        found["peft"] = [measure("peft", home, cold=options.cold) for _ in range(options.runs)]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     with _RESULTS.open("a") as results:
         for name, runs in found.items():
@@ -89,6 +95,7 @@ def main() -> None:
             line = {
                 "contender": name,
                 "shape": options.shape,
+                "page_cache": "cold" if options.cold else "warm",
                 "bytes": nbytes,
                 "seconds": [round(value, 2) for value in seconds],
                 "median_ratio_to_cp": round(statistics.median(ratios), 2),

@@ -1,6 +1,6 @@
 """The hash that manifests hold of files: BLAKE3 (https://github.com/BLAKE3-team/BLAKE3-specs).
 
-An export hashes all that it reads and writes. SHA-256 does 2 GB/s a core, so that this took longer than all the rest of a
+An export hashes all that it reads and writes. SHA-256 does 2 GB/s a core, so that this took longer than the rest of a
 merge together; BLAKE3 does 9.
 """
 
