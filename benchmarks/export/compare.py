@@ -1,8 +1,8 @@
 """Our merge and PEFT's beside a plain copy of the base's files, on the same disk in one run: wall time, peak memory.
 
-Each runs in a process of its own, several times, the copy and our merge in turn. Imports are not counted; hashing of what
-is read and written is, and so is waiting until it is on the disk. With ``--cold`` the page cache is emptied before each
-(as root), so that the base comes from the disk; else it lies in memory. Appends to ``compare.jsonl``.
+Each runs in a process of its own, several times, the copy and our merge in turn. Imports are not counted; hashing of
+what is read and written is, and so is waiting until it is on the disk. With ``--cold`` the page cache is emptied before
+each (as root), so that the base comes from the disk; else it lies in memory. Appends to ``compare.jsonl``.
 
     python benchmarks/export/compare.py llama-3.2-1b --runs 5 --cold
 """
