@@ -54,3 +54,14 @@ def test_what_takes_one_adapter_refuses_more(method: str, make_llama: Make, make
         artifacts.export(adapter, tmp_path / "out", method=method, more_adapters={other: 1.0})
     with pytest.raises(InputError, match="takes no weight"):
         artifacts.export(base, tmp_path / "out", weight=2.0)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_refused(
+    weight: float, make_llama: Make, make_lora: Make, tmp_path: Path
+) -> None:
+    adapter = make_lora(make_llama())
+    with pytest.raises(InputError, match="no finite number"):
+        artifacts.export(adapter, tmp_path / "out", weight=weight)
+    with pytest.raises(InputError, match="no finite number"):
+        artifacts.export(adapter, tmp_path / "out", more_adapters={adapter: weight})

@@ -83,10 +83,10 @@ def export(
     progress = progress or ExportProgress()
     if resume and _is_finished(Path(out), plan):
         return ExportResult(Path(out).absolute(), plan, {}, time.monotonic() - started)
-    progress.planned(plan)
     reports: dict[str, ParityReport] = {}
     with AtomicDirectory(Path(out), resume=resume) as output, reference(plan) as against:
         _require_space(output.path, plan)
+        progress.planned(plan)
         read, hashes = execute(plan, output.path, progress.wrote)
         for name, format_ in plan.formats.items():
             format_.write_side_files(plan.directory(output.path, name))

@@ -1,5 +1,6 @@
 """From what the user asked for to a plan."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -68,6 +69,9 @@ def plan_export(
         raise InputError(f"the shard size {max_shard_bytes} is not positive; give it in bytes, or as 5GB.")
     if dtype is not None and dtype not in _DTYPES:
         raise InputError(f"the dtype {dtype!r} is not one to merge in; choose {' or '.join(_DTYPES)}.")
+    factors = [weight, *(more_adapters or {}).values()]
+    if not all(math.isfinite(factor) for factor in factors):
+        raise InputError("the weight of an adapter is no finite number; choose one like 0.5.")
     if isinstance(source, ResolvedSource):
         if base is not None or base_precision is not None:
             raise InputError("a resolved source has its base already; give base and base_precision to resolve().")

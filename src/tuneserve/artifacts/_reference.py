@@ -1,7 +1,6 @@
 """What an export's results are compared with."""
 
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,7 +27,7 @@ def reference(plan: ExportPlan) -> Iterator[ResolvedSource]:
 
     with (
         tempfile.TemporaryDirectory(prefix="tuneserve-blend-") as scratch,
-        warnings.catch_warnings(action="ignore"),
+        quiet(),
     ):
         with torch.device("meta"):
             config = AutoConfig.from_pretrained(plan.source.model_dir, local_files_only=True, trust_remote_code=False)

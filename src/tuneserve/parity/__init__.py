@@ -2,6 +2,7 @@
 
 from tuneserve.parity._files import FilesReport, verify_files
 from tuneserve.parity._report import ModuleParity, ParityReport, TextCheck
+from tuneserve.parity._shell import quiet
 from tuneserve.parity._thresholds import Thresholds, thresholds_for
 from tuneserve.parity._verify import verify
 
@@ -11,6 +12,7 @@ __all__ = [
     "ParityReport",
     "TextCheck",
     "Thresholds",
+    "quiet",
     "thresholds_for",
     "verify",
     "verify_files",

@@ -4,9 +4,7 @@ As llama.cpp's ``llama-imatrix``: the text in pieces of one context, and for eac
 inputs. The model runs whole in memory, so that none of this is within an export's bounds of memory.
 """
 
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import torch
 from tuneserve.artifacts.gguf._activations import Activations
 from tuneserve.artifacts.gguf._metadata import read_model
 from tuneserve.errors import InputError, SourceError
+from tuneserve.parity import quiet
 from tuneserve.sources import ResolvedSource, read_config
 from tuneserve.text import Tokenizer, open_tokenizer
 
@@ -88,7 +87,7 @@ def _load(source: ResolvedSource, config: Mapping[str, Any]) -> torch.nn.Module:
     from transformers import AutoModelForCausalLM
 
     named = config.get("dtype", config.get("torch_dtype"))
-    with _quiet():
+    with quiet():
         try:
             model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
                 source.model_dir,
@@ -109,19 +108,3 @@ def _load(source: ResolvedSource, config: Mapping[str, Any]) -> torch.nn.Module:
                 f"({reason}); repair it, or use a GGUF type that needs none."
             ) from error
     return model.eval()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
