@@ -7,8 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tuneserve.artifacts._plan import ExportPlan
+from tuneserve.artifacts._plan import Blend, ExportPlan
+from tuneserve.parity import quiet
 from tuneserve.sources import ResolvedSource
+
+_NAME = "combined"
 
 
 @contextmanager
@@ -21,26 +24,26 @@ def reference(plan: ExportPlan) -> Iterator[ResolvedSource]:
     if plan.blend is None:
         yield plan.source
         return
+    with tempfile.TemporaryDirectory(prefix="tuneserve-blend-") as scratch:
+        with quiet():
+            _combine(plan, plan.blend, Path(scratch))
+        yield replace(plan.source, adapter_dir=Path(scratch) / _NAME)
+
+
+def _combine(plan: ExportPlan, blend: Blend, directory: Path) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with (
-        tempfile.TemporaryDirectory(prefix="tuneserve-blend-") as scratch,
-        quiet(),
-    ):
-        with torch.device("meta"):
-            config = AutoConfig.from_pretrained(plan.source.model_dir, local_files_only=True, trust_remote_code=False)
-            base: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        # Memory that is asked for and never touched takes none.
-        base.to_empty(device="cpu")
-        names = [f"adapter{index}" for index in range(len(plan.adapter_dirs))]
-        model = PeftModel.from_pretrained(base, str(plan.adapter_dirs[0]), adapter_name=names[0])
-        for name, directory in zip(names[1:], plan.adapter_dirs[1:], strict=True):
-            model.load_adapter(str(directory), adapter_name=name)
-        kind, rank = plan.blend.combination.kind, plan.blend.combination.rank
-        model.add_weighted_adapter(
-            names, list(plan.blend.weights), "combined", combination_type=kind, **({"svd_rank": rank} if rank else {})
-        )
-        model.save_pretrained(scratch, selected_adapters=["combined"])
-        yield replace(plan.source, adapter_dir=Path(scratch) / "combined")
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(plan.source.model_dir, local_files_only=True, trust_remote_code=False)
+        base: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    # Memory that is asked for and never touched takes none.
+    base.to_empty(device="cpu")
+    names = [f"adapter{index}" for index in range(len(plan.adapter_dirs))]
+    model = PeftModel.from_pretrained(base, str(plan.adapter_dirs[0]), adapter_name=names[0])
+    for name, adapter in zip(names[1:], plan.adapter_dirs[1:], strict=True):
+        model.load_adapter(str(adapter), adapter_name=name)
+    rank = {"svd_rank": blend.combination.rank} if blend.combination.rank else {}
+    model.add_weighted_adapter(names, list(blend.weights), _NAME, combination_type=blend.combination.kind, **rank)
+    model.save_pretrained(directory, selected_adapters=[_NAME])
