@@ -7,9 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneserve.adapters._dtypes import torch_dtype
 from tuneserve.adapters._edits import Blocks, Edit
-from tuneserve.checkpoint import RowReader, TensorSpec, WeightReader
+from tuneserve.checkpoint import RowReader, TensorSpec, WeightReader, torch_dtype
 from tuneserve.errors import AdapterError
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tuneserve.adapters._dtypes import torch_dtype
 from tuneserve.adapters._edits import Blocks
+from tuneserve.checkpoint import torch_dtype
 
 if TYPE_CHECKING:
     import torch

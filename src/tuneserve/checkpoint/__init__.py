@@ -6,7 +6,7 @@ from tuneserve.checkpoint._gguf_blocks import read_rows
 from tuneserve.checkpoint._output import AtomicDirectory, write_json
 from tuneserve.checkpoint._pattern import compile_pattern
 from tuneserve.checkpoint._placed import PlacedFile
-from tuneserve.checkpoint._read import Checkpoint, open_checkpoint, open_safetensors
+from tuneserve.checkpoint._read import Checkpoint, open_checkpoint, open_safetensors, torch_dtype
 from tuneserve.checkpoint._safetensors import read_headers
 from tuneserve.checkpoint._tensor import DTYPE_BITS, RowReader, TensorHeader, TensorSpec, WeightReader
 from tuneserve.checkpoint._write import SafetensorsWriter, safetensors_header
@@ -33,5 +33,6 @@ __all__ = [
     "read_headers",
     "read_rows",
     "safetensors_header",
+    "torch_dtype",
     "write_json",
 ]
