@@ -226,3 +226,23 @@ def test_limits_grow_with_the_formats_error() -> None:
     assert [limit.mean_kl for limit in limits] == sorted(limit.mean_kl for limit in limits)
     assert [limit.agreement for limit in limits] == sorted((limit.agreement for limit in limits), reverse=True)
     assert all(limit.reason for limit in limits)
+
+
+def test_a_base_that_was_quantised_before_is_not_mistaken_for_a_wrong_merge(
+    tmp_path: Path, write_model: Make, write_adapter: Make
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    base = write_model(tmp_path / "base", hidden_size=128, head_dim=32, intermediate_size=256)
+    tensors = load_file(base / "model.safetensors")
+    once = {n: ggml("Q4_1")(t.float()).bfloat16() if "proj" in n else t for n, t in tensors.items()}
+    save_file(once, base / "model.safetensors", metadata={"format": "pt"})
+    adapter = write_adapter(tmp_path / "adapter", base, scale=0.02)
+    artifacts.export(adapter, tmp_path / "merged", verify=False)
+    report = checked(tmp_path / "merged", adapter, "gguf:q4_1")
+    assert report.modules is not None
+    assert (report.modules.skipped, report.modules.exceeded) == ((), ())
+    assert any("quantised before" in note for note in report.notes)
+    assert report.thresholds.mean_kl > parity.thresholds_for("gguf:q4_1").mean_kl
+    exact = checked(tmp_path / "merged", adapter, "gguf:q8_0")
+    assert exact.passed, exact.failures

@@ -141,9 +141,11 @@ def _checked(candidate: Path, method: str, against: ResolvedSource) -> ParityRep
     report = parity.verify(candidate, against, method=method)
     if not report.passed:
         broken = f"; what broke: {'; '.join(report.diagnosis)}" if report.diagnosis else ""
+        coarse = all(step.startswith("quantisation") for step in report.diagnosis) and report.diagnosis
+        remedy = "choose a method of more bits" if coarse else "please report this with the adapter's configuration"
         raise ParityError(
             f"the {method} model is not the one that was trained ({'; '.join(report.failures)}), so nothing was "
-            f"written{broken}; please report this with the adapter's configuration."
+            f"written{broken}; {remedy}."
         )
     return report
 

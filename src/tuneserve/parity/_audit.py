@@ -10,7 +10,8 @@ does not know of Δ and averages out over the weight, with standard deviation �
 Rounding to 16 bits loses of a small delta what is under half a spacing, the same way for everyone, so the share that
 rounding itself leaves is computed too. A base that lies on a coarse grid of its own, because it was once quantised to
 five bits or fewer, is the other case in which noise knows of Δ: quantised again, its values fall on the same steps with
-a small delta as without. What was merged and then rounded away is then the same file as what was never merged.
+a small delta as without, or, where they lie between two steps, the delta alone decides and is blown up. What was merged
+and then rounded away is the same file as what was never merged, so the share says nothing there.
 """
 
 from collections.abc import Iterator
@@ -53,20 +54,24 @@ class WeightComparison:
     @property
     def skipped(self) -> bool:
         """Whether less than half of the delta is in the weight, beyond doubt, and that was not to be expected."""
-        return self._lacking and not self.requantised
-
-    @property
-    def rounded_away(self) -> bool:
-        """Whether less than half of the delta is left, which is what the format does to a base on a grid."""
-        return self._lacking and self.requantised
-
-    @property
-    def _lacking(self) -> bool:
-        return self.share is not None and self.share + 4 * self.noise < min(self.kept, 1.0) / 2
+        return self._lacks and not self.requantised
 
     @property
     def exceeded(self) -> bool:
-        """Whether more than one and a half deltas are in the weight, beyond doubt."""
+        """Whether more than one and a half deltas are in the weight, beyond doubt, and that was not to be expected."""
+        return self._exceeds and not self.requantised
+
+    @property
+    def distorted(self) -> bool:
+        """Whether the delta is far from whole because of what the format does to a base on a grid."""
+        return self.requantised and (self._lacks or self._exceeds)
+
+    @property
+    def _lacks(self) -> bool:
+        return self.share is not None and self.share + 4 * self.noise < min(self.kept, 1.0) / 2
+
+    @property
+    def _exceeds(self) -> bool:
         return self.share is not None and self.share - 4 * self.noise > max(self.kept, 1.0) * 1.5
 
 

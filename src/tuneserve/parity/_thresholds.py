@@ -17,6 +17,7 @@ from tuneserve.errors import InputError
 
 _KAPPA = 75.0
 _ROOM = 3.0
+_AGAIN = 5.0
 _SIXTEEN_BIT_MEAN = 2e-3
 _COMPUTED = 0.01
 
@@ -112,6 +113,25 @@ def served(limits: Thresholds) -> Thresholds:
         max_kl=limits.max_kl + 30 * mean,
         agreement=limits.agreement - 8 * _COMPUTED,
         reason=f"{limits.reason}, and the server computes in 16 bits",
+    )
+
+
+def for_requantised(limits: Thresholds) -> Thresholds:
+    """Return wider limits, for a base that was quantised to five bits or fewer before.
+
+    Its values lie on steps, and all of those between two steps of the new format are rounded the same way: errors add
+    up instead of averaging out. On the demo model, which was once Q4_1, they came to five times what they are on
+    weights without steps.
+    """
+    mean = _AGAIN * limits.mean_kl
+    return replace(
+        limits,
+        mean_kl=mean,
+        p99_kl=0.05 + 12 * mean,
+        max_kl=0.5 + 30 * mean,
+        agreement=max(0.1, limits.agreement - 0.2),
+        perplexity=_AGAIN * limits.perplexity,
+        reason=f"{limits.reason}; the base was quantised before, which makes errors add up",
     )
 
 

@@ -18,7 +18,7 @@ from tuneserve.parity._served import verify_server
 from tuneserve.parity._sides import open_side
 from tuneserve.parity._stream import RESIDENT_WEIGHTS, StreamedModel
 from tuneserve.parity._text import check_stopping, check_text
-from tuneserve.parity._thresholds import Thresholds, thresholds_for
+from tuneserve.parity._thresholds import Thresholds, for_requantised, thresholds_for
 from tuneserve.sources import ResolvedSource, resolve
 from tuneserve.text import open_tokenizer
 
@@ -93,6 +93,8 @@ def verify(
     if probes.random:
         fields |= {"perplexity": None, "candidate_perplexity": None}
     text, notes = _text(tokenizer, reference, tested)
+    if any(weight.requantised for weight in audit.found):
+        limits = for_requantised(limits)
     report = ParityReport(
         method=method,
         prompts=len(probes.ids),
@@ -103,7 +105,7 @@ def verify(
         config=_other_buffers(reference, tested),
         text=text,
         diagnosis=(),
-        notes=(*_notes(reference, tested, probes), *_rounded_away(audit), *notes),
+        notes=(*_notes(reference, tested, probes), *_distorted(audit), *notes),
         thresholds=limits,
     )
     settings = changed_settings(reference.config, tested.config)
@@ -135,11 +137,11 @@ def _close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
     return ours.shape == theirs.shape and torch.allclose(ours.double(), theirs.double(), rtol=1e-3)
 
 
-def _rounded_away(audit: Audit) -> Iterator[str]:
-    names = [weight.name for weight in audit.found if weight.rounded_away]
+def _distorted(audit: Audit) -> Iterator[str]:
+    names = [weight.name for weight in audit.found if weight.distorted]
     if names:
         yield (
-            f"the base was quantised before, and quantising it again rounds most of the adapter's delta away in "
+            f"the base was quantised before, and quantising it again loses or distorts the adapter's delta in "
             f"{len(names)} weights ({names[0]} first); a format of more bits keeps it"
         )
 
