@@ -246,3 +246,11 @@ def test_a_base_that_was_quantised_before_is_not_mistaken_for_a_wrong_merge(
     assert report.thresholds.mean_kl > parity.thresholds_for("gguf:q4_1").mean_kl
     exact = checked(tmp_path / "merged", adapter, "gguf:q8_0")
     assert exact.passed, exact.failures
+
+
+@pytest.mark.parametrize("kind", ["f16", "f32", "bf16"])
+def test_wider_gguf_types_of_a_merge_in_bfloat16_pass(kind: str, merged: Path, adapter: Path) -> None:
+    wide = {"f16": torch.float16, "f32": torch.float32, "bf16": torch.bfloat16}[kind]
+    with patch.dict(FORMATS, {f"gguf:{kind}": lambda weight: weight.to(wide)}):
+        report = checked(merged, adapter, f"gguf:{kind}")
+    assert report.passed, report.failures

@@ -28,6 +28,8 @@ _EXPONENT = 0x7F800000
 _ROUNDED = {"BF16": torch.bfloat16, "F16": torch.float16}
 # Of 32 values on a grid of five bits about 18 differ, of 32 in bfloat16 nearly all.
 _GRID_BLOCKS, _GRID_DIFFERENT = 1024, 22
+# Formats that err by less keep a delta over any grid.
+_COARSE = 0.01
 # Sums in another order differ in the last bits of float32.
 _FLOAT32_EPS = 2.0**-20
 
@@ -153,7 +155,7 @@ class Audit:
         if not delta:
             return WeightComparison(name, adapted, vector, ratio, relative)
         noise = (error / theirs.numel() / delta) ** 0.5
-        again = self._format_error is not None and _on_grid(base)
+        again = (self._format_error or 0.0) > _COARSE and _on_grid(base)
         return WeightComparison(
             name, adapted, vector, ratio, relative, 1 + along / delta, 1 + kept / delta, noise, again
         )

@@ -88,7 +88,8 @@ def thresholds_for(method: str) -> Thresholds:
     """
     error, reason = _format_error(method)
     if error == _SIXTEEN_BIT:
-        return Thresholds(reason=reason)
+        # GGUF's f16 and f32 hold weights that were rounded to bfloat16 when they were merged.
+        return Thresholds(format_error=error if ":" in method else None, reason=reason)
     mean = max(_SIXTEEN_BIT_MEAN, _ROOM * _KAPPA * error**2)
     return Thresholds(
         mean_kl=mean,
