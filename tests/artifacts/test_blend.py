@@ -52,6 +52,8 @@ def test_what_takes_one_adapter_refuses_more(method: str, make_llama: Make, make
     adapter, other = make_lora(base), make_lora(base, "other", seed=5)
     with pytest.raises(InputError, match="one adapter as it is"):
         artifacts.export(adapter, tmp_path / "out", method=method, more_adapters={other: 1.0})
+    with pytest.raises(InputError, match="of several adapters"):
+        artifacts.export(adapter, tmp_path / "out", combination=Combination("svd"))
     with pytest.raises(InputError, match="takes no weight"):
         artifacts.export(base, tmp_path / "out", weight=2.0)
 

@@ -69,6 +69,8 @@ def plan_export(
         raise InputError(f"the shard size {max_shard_bytes} is not positive; give it in bytes, or as 5GB.")
     if dtype is not None and dtype not in _DTYPES:
         raise InputError(f"the dtype {dtype!r} is not one to merge in; choose {' or '.join(_DTYPES)}.")
+    if combination is not None and not more_adapters:
+        raise InputError("a combination is of several adapters; name the others, or leave it out.")
     factors = [weight, *(more_adapters or {}).values()]
     if not all(math.isfinite(factor) for factor in factors):
         raise InputError("the weight of an adapter is no finite number; choose one like 0.5.")

@@ -29,8 +29,9 @@ def export(
     ] = None,
     weight: Annotated[float, typer.Option(help="The factor of SOURCE's own delta.")] = 1.0,
     combination: Annotated[
-        Literal["cat", "linear", "svd"], typer.Option(help="How several adapters become one, as in PEFT.")
-    ] = "cat",
+        Literal["cat", "linear", "svd"] | None,
+        typer.Option(help="How several adapters become one, as in PEFT; cat if left out."),
+    ] = None,
     dtype: Annotated[
         Literal["bfloat16", "float16"] | None,
         typer.Option(help="Of the merged weights; a 16-bit base's own if left out, else bfloat16."),
@@ -68,7 +69,7 @@ def export(
         "base_precision": base_precision,
         "weight": weight,
         "more_adapters": dict(map(_weighted, adapter or [])),
-        "combination": Combination(combination),
+        "combination": Combination(combination) if combination else None,
         "dtype": dtype,
         "max_shard_bytes": artifacts.parse_size(max_shard_size),
         "imatrix_from": imatrix_from,
