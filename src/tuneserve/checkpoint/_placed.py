@@ -6,6 +6,9 @@ from pathlib import Path
 from tuneserve.checkpoint._digest import new_digest
 
 _CHUNK = 1 << 22
+# As ``cp`` writes: for larger pieces the kernel caches the file in larger folios, for which it must find memory that lies
+# together, and on a virtual machine that is memory which its host has yet to provide.
+_PIECE = 1 << 17
 # Formats align their tensors; a longer gap is a piece that is still to come.
 _PADDING = 4096
 
@@ -34,7 +37,8 @@ class PlacedFile:
         assert offset >= 0 and offset + data.nbytes <= self._size, f"{self._path} has no byte {offset + data.nbytes}"
         done = 0
         while done < data.nbytes:
-            done += os.pwrite(self._file, data[done:], offset + done)
+            room = _PIECE - (offset + done) % _PIECE
+            done += os.pwrite(self._file, data[done : done + room], offset + done)
         if offset < self._hashed:
             self._hash, self._hashed = new_digest(), 0
         elif offset - self._hashed <= _PADDING:
