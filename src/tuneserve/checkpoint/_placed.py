@@ -6,8 +6,8 @@ from pathlib import Path
 from tuneserve.checkpoint._digest import new_digest
 
 _CHUNK = 1 << 22
-# As ``cp`` writes: for larger pieces the kernel caches the file in larger folios, for which it must find memory that lies
-# together, and on a virtual machine that is memory which its host has yet to provide.
+# As ``cp`` writes: for larger pieces the kernel caches the file in larger folios, for which it must find memory that
+# lies together, and on a virtual machine that is memory which its host has yet to provide.
 _PIECE = 1 << 17
 # Formats align their tensors; a longer gap is a piece that is still to come.
 _PADDING = 4096

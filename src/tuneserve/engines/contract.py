@@ -4,7 +4,7 @@ Every engine, whatever runs it, stands behind :class:`Engine`. Text never crosse
 templates, detokenises, and cuts at stop strings, so that a conversation is the same tokens on every engine.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Literal, Protocol
 
 import msgspec
@@ -14,12 +14,25 @@ from tuneserve.errors import RequestError
 FinishReason = Literal["stop", "length"]
 
 
+class Grammar(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the output must look like: a JSON schema, a regular expression or a grammar, as text.
+
+    ``json_object`` has no text; ``choice`` is a JSON array of strings; ``lark`` is the grammar form of llguidance.
+    """
+
+    kind: Literal["json_object", "json_schema", "regex", "choice", "lark"]
+    text: str = ""
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the next token is chosen. Validate untrusted values with :meth:`check` before use.
 
-    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 and ``repetition_penalty`` 1 switch their filter
-    off. ``max_tokens`` None means up to the context length. ``stop_token_ids`` end the sequence when sampled and are
-    part of the output; the model's own end tokens are included by whoever builds the request.
+    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1, ``min_p`` 0, ``typical_p`` 1, ``repetition_penalty`` 1 and
+    the other penalties 0 switch their filter off. ``max_tokens`` None means up to the context length.
+    ``stop_token_ids`` end the sequence when sampled and are part of the output; the model's own end tokens are included
+    by whoever builds the request, and left out for ``ignore_eos``. ``logit_bias`` is added to the logits before all
+    else; ``bad_words`` are token sequences that never appear. ``logprobs`` asks for the log-probability of each new
+    token and of so many of the likeliest, before any filter; ``prompt_logprobs`` for the same of the prompt.
     """
 
     max_tokens: int | None = None
@@ -28,9 +41,17 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    typical_p: float = 1.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = {}
+    bad_words: tuple[tuple[int, ...], ...] = ()
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def check(self) -> None:
         """Check every value.
@@ -51,6 +72,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 _MAX_COUNT = 2**31 - 1
+_MAX_LOGPROBS = 100
 _RANGES = (
     ("max_tokens", 1, _MAX_COUNT),
     ("min_tokens", 0, _MAX_COUNT),
@@ -58,6 +80,11 @@ _RANGES = (
     ("top_p", 0, 1),
     ("top_k", 0, _MAX_COUNT),
     ("min_p", 0, 1),
+    ("typical_p", 0, 1),
+    ("presence_penalty", -100, 100),
+    ("frequency_penalty", -100, 100),
+    ("logprobs", 0, _MAX_LOGPROBS),
+    ("prompt_logprobs", 0, _MAX_LOGPROBS),
     ("repetition_penalty", 0, 100),
     ("seed", -(2**63), 2**64 - 1),
 )
@@ -72,15 +99,33 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     adapter: str | None = None
 
 
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """The natural log-probability of a token, and of the likeliest tokens at its place, likeliest first."""
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]] = []
+
+
 class TokenChunk(msgspec.Struct, frozen=True, kw_only=True):
-    """New tokens of one sequence; the last chunk carries the finish reason and may be empty."""
+    """New tokens of one sequence; the last chunk carries the finish reason and may be empty.
+
+    ``logprobs`` has an entry per token where they were asked for. ``prompt_logprobs`` comes once, with the first chunk:
+    an entry per prompt token but the first.
+    """
 
     token_ids: list[int]
     finish_reason: FinishReason | None = None
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a running engine serves. Lengths are in tokens; ``weight_bytes`` in bytes."""
+    """What a running engine serves. Lengths are in tokens; ``weight_bytes`` in bytes.
+
+    ``lacks`` names the fields of :class:`SamplingParams` that it cannot honour, for a grammar with its kind
+    (``grammar:lark``); a request that sets one is refused. ``adapters`` are the names that requests may give.
+    """
 
     engine: str
     version: str
@@ -90,6 +135,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     weight_bytes: int
     max_running: int
+    lacks: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):

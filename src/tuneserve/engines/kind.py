@@ -1,0 +1,77 @@
+"""What is known of an engine before it runs: whether it can serve a source, what would help, and how it is started."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tuneserve.engines.contract import Engine
+from tuneserve.sources import ResolvedSource
+
+
+@dataclass(frozen=True)
+class NamedAdapter:
+    """An adapter that requests choose by ``name``."""
+
+    name: str
+    directory: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """What the user asked of an engine; None and ``auto`` leave it to the engine.
+
+    ``program`` is the engine's own interpreter or binary, ``arguments`` go to it as they are. ``logs`` is the directory
+    that keeps what it says.
+    """
+
+    context_length: int | None = None
+    max_running: int | None = None
+    dtype: str = "auto"
+    tensor_parallel: int = 1
+    program: Path | None = None
+    arguments: tuple[str, ...] = ()
+    logs: Path | None = None
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Whether an engine can serve a source as it is.
+
+    ``problems`` are all the reasons why it cannot, each a clause without a full stop. ``export`` is the method whose
+    artifact it can serve instead, None where there is none; of a source with an adapter that artifact is merged.
+    ``notes`` are worth telling although it can.
+    """
+
+    problems: tuple[str, ...] = ()
+    export: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+class EngineKind(Protocol):
+    """One engine, running or not."""
+
+    @property
+    def name(self) -> str:
+        """What ``--engine`` calls it."""
+
+    def check(self, source: ResolvedSource, adapters: Sequence[NamedAdapter], options: ServeOptions) -> Preflight:
+        """Say whether it can serve ``source`` with ``adapters`` unmerged. Reads configs and headers, starts nothing.
+
+        Raises:
+            InputError: an option is not one that the engine has.
+            EngineError: the engine is not installed.
+        """
+
+    async def start(
+        self, source: ResolvedSource, adapters: Sequence[NamedAdapter], options: ServeOptions, name: str
+    ) -> Engine:
+        """Start it under supervision and wait until it takes requests; what it serves is called ``name``.
+
+        Raises:
+            InputError: the source cannot be served as it is.
+            EngineError: it did not start; the message has its last lines.
+        """
+
+
+Registry = Mapping[str, EngineKind]
