@@ -1,0 +1,22 @@
+"""How a kernel is launched so that it overlaps with the one before it."""
+
+from typing import Any
+
+import torch
+import triton
+from triton.runtime.interpreter import InterpretedFunction
+
+
+def dependent(kernel: Any) -> dict[str, Any]:
+    """Return the launch options of a kernel that waits for its predecessor by itself (programmatic dependent launch).
+
+    Such a kernel reads its weights while the kernel before it still runs. It needs compute capability 9.0; elsewhere the
+    kernel is launched, and compiled, without.
+    """
+    overlap = not isinstance(kernel, InterpretedFunction) and torch.cuda.get_device_capability()[0] >= 9
+    return {"PDL": overlap, "launch_pdl": True} if overlap else {"PDL": False}
+
+
+def power_of_two(value: int) -> int:
+    """Return the least power of two that is not below ``value``."""
+    return int(triton.next_power_of_2(value))

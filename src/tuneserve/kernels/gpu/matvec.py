@@ -1,0 +1,117 @@
+"""One row times a weight matrix, at the speed of the memory bus, with what surrounds it in a decoder fused in.
+
+``gated`` computes two products and ``silu(first) * second``. A norm's weight scales the row before the product; its root
+mean square is a single number, so it is applied after it.
+"""
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from tuneserve.kernels.gpu.launch import dependent
+
+
+def matvec_reference(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    norm: torch.Tensor | None = None,
+    eps: float = 0.0,
+    residual: torch.Tensor | None = None,
+    gated: bool = False,
+) -> torch.Tensor:
+    """Return what :func:`matvec` does, in float32, rounded once."""
+    row = x.float()
+    if norm is not None:
+        row = F.rms_norm(row, row.shape[-1:], norm.float(), eps)
+    product = row @ weight.float().T
+    if gated:
+        first, second = product.chunk(2, dim=-1)
+        product = F.silu(first) * second
+    return (product if residual is None else product + residual.float()).to(x.dtype)
+
+
+def matvec(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    norm: torch.Tensor | None = None,
+    eps: float = 0.0,
+    residual: torch.Tensor | None = None,
+    gated: bool = False,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    """Multiply one row; accumulates in float32 and rounds once.
+
+    Args:
+        x: (1, columns).
+        weight: (rows, columns), contiguous; where ``gated``, the first half of the rows is the gate.
+        norm: (columns), weight of an RMS norm of ``x``.
+        residual: (1, rows of the result), added to the result.
+        out: (1, rows of the result), may be ``residual``.
+    """
+    rows, columns = weight.shape
+    results = rows // 2 if gated else rows
+    per_program, block, warps = shape_of(columns, gated)
+    _matvec[(triton.cdiv(results, per_program),)](
+        x, weight, norm, residual, out, results, columns, eps,
+        ROWS=per_program, BLOCK=block, NORM=norm is not None, RESIDUAL=residual is not None, GATED=gated,
+        num_warps=warps, **dependent(_matvec),
+    )  # fmt: skip
+    return out
+
+
+def shape_of(columns: int, gated: bool) -> tuple[int, int, int]:
+    """Return rows per program, columns at a time and warps, as measured."""
+    block = 2048 if columns % 2048 == 0 else (1024 if columns % 1024 == 0 else 512)
+    return 1 if gated or columns > 8192 else 2, block, 8 if block == 2048 else 4
+
+
+@triton.jit
+def _matvec(
+    x, weight, norm, residual, out, results, columns, eps,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    if PDL:
+        gdc_launch_dependents()
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)
+    inside = (row < results)[:, None]
+    first = weight + row.to(tl.int64)[:, None] * columns + column[None, :]
+    second = first + results.to(tl.int64) * columns
+    # The first of the weights are on their way before the kernel that makes ``x`` is done.
+    ahead = column < columns
+    w = tl.load(first, mask=inside & ahead[None, :], other=0.0, eviction_policy="evict_first")
+    if GATED:
+        v = tl.load(second, mask=inside & ahead[None, :], other=0.0, eviction_policy="evict_first")
+    if PDL:
+        gdc_wait()
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    gate_total = tl.zeros((ROWS, BLOCK), tl.float32)
+    squares = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, columns, BLOCK):
+        here = start + column < columns
+        if start > 0:
+            w = tl.load(first + start, mask=inside & here[None, :], other=0.0, eviction_policy="evict_first")
+            if GATED:
+                v = tl.load(second + start, mask=inside & here[None, :], other=0.0, eviction_policy="evict_first")
+        value = tl.load(x + start + column, mask=here, other=0.0).to(tl.float32)
+        if NORM:
+            squares += value * value
+            value *= tl.load(norm + start + column, mask=here, other=0.0).to(tl.float32)
+        total += w.to(tl.float32) * value[None, :]
+        if GATED:
+            gate_total += v.to(tl.float32) * value[None, :]
+    result = tl.sum(total, 1)
+    scale = 1.0
+    if NORM:
+        scale = 1.0 / tl.sqrt(tl.sum(squares, 0) / columns + eps)
+        result *= scale
+    if GATED:
+        result = result / (1.0 + tl.exp(-result)) * (tl.sum(gate_total, 1) * scale)
+    if RESIDUAL:
+        result += tl.load(residual + row, mask=row < results, other=0.0).to(tl.float32)
+    tl.store(out + row, result.to(out.dtype.element_ty), mask=row < results)

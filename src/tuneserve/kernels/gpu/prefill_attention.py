@@ -1,0 +1,154 @@
+"""Causal attention of many new tokens per sequence over the paged cache (arXiv:2205.14135), lengths mixed."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from tuneserve.kernels.gpu.launch import dependent
+
+QUERIES = 64
+
+
+def prefill_attention_reference(
+    qkv: torch.Tensor,
+    starts: torch.Tensor,
+    lengths: torch.Tensor,
+    tables: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Return what :func:`prefill_attention` does, in float32, rounded once."""
+    _, kv_heads, block_size, head_dim = keys.shape
+    heads = qkv.shape[1] // head_dim - 2 * kv_heads
+    result = torch.zeros(len(qkv), heads * head_dim, dtype=qkv.dtype, device=qkv.device)
+    bounds = starts.tolist()
+    for index, length in enumerate(lengths.tolist()):
+        rows = slice(bounds[index], bounds[index + 1])
+        count = rows.stop - rows.start
+        at = torch.arange(length, device=qkv.device)
+        blocks = tables[index].long()[at // block_size]
+        key, value = (cache[blocks, :, at % block_size].float().transpose(0, 1) for cache in (keys, values))
+        query = qkv[rows].view(count, -1, head_dim)[:, :heads].float().transpose(0, 1)
+        key, value = (part.repeat_interleave(heads // kv_heads, 0) for part in (key, value))
+        scores = query @ key.transpose(1, 2) * (scale or head_dim**-0.5)
+        if softcap:
+            scores = softcap * torch.tanh(scores / softcap)
+        place = torch.arange(length - count, length, device=qkv.device)[:, None]
+        seen = at[None] <= place
+        if window:
+            seen &= at[None] > place - window
+        scores = scores.masked_fill(~seen, -torch.inf)
+        result[rows] = (F.softmax(scores, -1) @ value).transpose(0, 1).reshape(count, -1).to(qkv.dtype)
+    return result
+
+
+def query_tiles(counts: list[int]) -> list[tuple[int, int]]:
+    """Return which sequence each program takes, and from which of its new tokens on, the longest first."""
+    tiles = [(index, first) for index, count in enumerate(counts) for first in range(0, count, QUERIES)]
+    return sorted(tiles, key=lambda tile: -tile[1])
+
+
+def prefill_attention(
+    qkv: torch.Tensor,
+    starts: torch.Tensor,
+    lengths: torch.Tensor,
+    tables: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    tiles: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Attend from the last tokens of each sequence, whose keys and values are in the cache already.
+
+    Args:
+        qkv: (tokens, (heads + 2 * kv_heads) * head_dim), queries rotated.
+        starts: int32 (sequences + 1), where each sequence's tokens begin in ``qkv``.
+        lengths: int32 (sequences), tokens of each in the cache, the new ones counted.
+        tables: int32 (sequences, blocks).
+        keys, values: (blocks, kv_heads, block_size, head_dim) of one layer.
+        tiles: int32 (programs, 2), from :func:`query_tiles`.
+        out: (tokens, heads * head_dim).
+        scale, window, softcap: as in decode attention.
+    """
+    _, kv_heads, block_size, head_dim = keys.shape
+    heads = qkv.shape[1] // head_dim - 2 * kv_heads
+    _prefill[(len(tiles), heads)](
+        qkv, starts, lengths, tables, tables.stride(0), keys, values, tiles, out,
+        (scale or head_dim**-0.5) * (1.0 if softcap else math.log2(math.e)), window or 0, softcap or 0.0,
+        KV=kv_heads, HEADS=heads, SIZE=block_size, DIM=head_dim, QUERIES=QUERIES, TILE=64,
+        WINDOW=bool(window), SOFTCAP=bool(softcap), num_warps=4, num_stages=3, **dependent(_prefill),
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _prefill(
+    qkv, starts, lengths, tables, table_stride, keys, values, tiles, out, scale, window, softcap,
+    KV: tl.constexpr, HEADS: tl.constexpr, SIZE: tl.constexpr, DIM: tl.constexpr, QUERIES: tl.constexpr,
+    TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    LOG2E: tl.constexpr = 1.4426950408889634
+    sequence = tl.load(tiles + tl.program_id(0) * 2).to(tl.int64)
+    first = tl.load(tiles + tl.program_id(0) * 2 + 1)
+    head = tl.program_id(1)
+    kv_head = head // (HEADS // KV)
+    row = tl.load(starts + sequence)
+    count = tl.load(starts + sequence + 1) - row
+    length = tl.load(lengths + sequence)
+    member = first + tl.arange(0, QUERIES)
+    real = member < count
+    place = length - count + member
+    lane = tl.arange(0, DIM)
+    token = (row + member).to(tl.int64)
+    query = tl.load(
+        qkv + (token[:, None] * (HEADS + 2 * KV) + head) * DIM + lane[None, :], mask=real[:, None], other=0.0
+    )
+    end = tl.minimum(length - count + first + QUERIES, length)
+    begin = 0
+    if WINDOW:
+        begin = tl.maximum(0, length - count + first - window + 1) // TILE * TILE
+    table = tables + sequence * table_stride
+    highest = tl.full((QUERIES,), float("-inf"), tl.float32)
+    weight = tl.zeros((QUERIES,), tl.float32)
+    total = tl.zeros((QUERIES, DIM), tl.float32)
+    for tile in range(begin, end, TILE):
+        at = tile + tl.arange(0, TILE)
+        inside = at < end
+        block = tl.load(table + at // SIZE, mask=inside, other=0).to(tl.int64)
+        source = ((block * KV + kv_head) * SIZE + at % SIZE) * DIM
+        key = tl.load(keys + source[:, None] + lane[None, :], mask=inside[:, None], other=0.0)
+        score = tl.dot(query, tl.trans(key)) * scale
+        if SOFTCAP:
+            capped = 2.0 / (1.0 + tl.exp(-2.0 * score / softcap)) - 1.0
+            score = capped * softcap * LOG2E
+        seen = (at[None, :] <= place[:, None]) & inside[None, :]
+        if WINDOW:
+            seen = seen & (at[None, :] > place[:, None] - window)
+        score = tl.where(seen, score, float("-inf"))
+        peak = tl.maximum(highest, tl.max(score, 1))
+        # A row that has seen nothing yet must not become NaN.
+        base = tl.where(peak == float("-inf"), 0.0, peak)
+        share = tl.exp2(score - base[:, None])
+        faded = tl.exp2(highest - base)
+        weight = weight * faded + tl.sum(share, 1)
+        value = tl.load(values + source[:, None] + lane[None, :], mask=inside[:, None], other=0.0)
+        total = total * faded[:, None] + tl.dot(share.to(value.dtype), value)
+        highest = peak
+    weight = tl.where(weight == 0.0, 1.0, weight)
+    target = out + (token[:, None] * HEADS + head) * DIM + lane[None, :]
+    tl.store(target, (total / weight[:, None]).to(out.dtype.element_ty), mask=real[:, None])

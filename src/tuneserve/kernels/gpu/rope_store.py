@@ -1,0 +1,90 @@
+"""Rotary positions (arXiv:2104.09864) for new tokens, and their keys and values into the paged cache."""
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from tuneserve.kernels.gpu.launch import dependent
+
+
+def rope_store_reference(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+) -> None:
+    """Do what :func:`rope_store` does, in float32, rounded once."""
+    _, kv_heads, block_size, head_dim = keys.shape
+    heads = qkv.shape[1] // head_dim - 2 * kv_heads
+    turned = qkv.view(len(qkv), -1, head_dim)[:, : heads + kv_heads]
+    first, second = turned.float().chunk(2, dim=-1)
+    c, s = cos[positions].float()[:, None], sin[positions].float()[:, None]
+    turned.copy_(torch.cat((first * c - second * s, second * c + first * s), dim=-1))
+    whole = qkv.view(len(qkv), -1, head_dim)
+    keys[slots // block_size, :, slots % block_size] = whole[:, heads : heads + kv_heads]
+    values[slots // block_size, :, slots % block_size] = whole[:, heads + kv_heads :]
+
+
+def rope_store(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+) -> None:
+    """Rotate the queries in place, and rotated keys and values into the cache.
+
+    Args:
+        qkv: (tokens, (heads + 2 * kv_heads) * head_dim).
+        cos, sin: float32 (positions, head_dim / 2).
+        positions, slots: int64 (tokens); a slot is a block's number times its size plus the place in it.
+        keys, values: (blocks, kv_heads, block_size, head_dim) of one layer.
+    """
+    _, kv_heads, block_size, head_dim = keys.shape
+    all_heads = qkv.shape[1] // head_dim
+    _rope_store[(len(qkv), all_heads)](
+        qkv, cos, sin, positions, slots, keys, values,
+        ALL=all_heads, KV=kv_heads, SIZE=block_size, HALF=head_dim // 2, num_warps=1, **dependent(_rope_store),
+    )  # fmt: skip
+
+
+@triton.jit
+def _rope_store(
+    qkv, cos, sin, positions, slots, keys, values,
+    ALL: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    lane = tl.arange(0, HALF)
+    source = qkv + (token * ALL + head) * 2 * HALF
+    first = tl.load(source + lane)
+    second = tl.load(source + HALF + lane)
+    if head < ALL - KV:
+        position = tl.load(positions + token)
+        c = tl.load(cos + position * HALF + lane)
+        s = tl.load(sin + position * HALF + lane)
+        a, b = first.to(tl.float32), second.to(tl.float32)
+        first = (a * c - b * s).to(first.dtype)
+        second = (b * c + a * s).to(second.dtype)
+    if head < ALL - 2 * KV:
+        tl.store(source + lane, first)
+        tl.store(source + HALF + lane, second)
+    else:
+        slot = tl.load(slots + token)
+        is_value = head >= ALL - KV
+        kv_head = tl.where(is_value, head - (ALL - KV), head - (ALL - 2 * KV))
+        place = ((slot // SIZE) * KV + kv_head) * SIZE + slot % SIZE
+        if is_value:
+            tl.store(values + place * 2 * HALF + lane, first)
+            tl.store(values + place * 2 * HALF + HALF + lane, second)
+        else:
+            tl.store(keys + place * 2 * HALF + lane, first)
+            tl.store(keys + place * 2 * HALF + HALF + lane, second)

@@ -1,0 +1,139 @@
+"""Each Triton kernel computes what its PyTorch reference does, at sizes that do not fit its tiles."""
+
+import pytest
+import torch
+
+from tuneserve.kernels.gpu.decode_attention import DecodeScratch, decode_attention, decode_attention_reference
+from tuneserve.kernels.gpu.gate import gate, gate_reference
+from tuneserve.kernels.gpu.greedy import greedy, greedy_reference, greedy_scratch
+from tuneserve.kernels.gpu.matvec import matvec, matvec_reference
+from tuneserve.kernels.gpu.norm import norm, norm_reference
+from tuneserve.kernels.gpu.prefill_attention import (
+    prefill_attention,
+    prefill_attention_reference,
+    query_tiles,
+)
+from tuneserve.kernels.gpu.rope_store import rope_store, rope_store_reference
+from tuneserve.kernels.gpu.skinny import skinny, skinny_reference
+
+CLOSE = {"rtol": 2e-3, "atol": 2e-3}
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("columns", [512, 576, 2560])
+@pytest.mark.parametrize(("normed", "gated", "residual"), [(False, False, True), (True, False, False), (True, True, False)])
+def test_matvec(columns: int, normed: bool, gated: bool, residual: bool) -> None:
+    rows = 34
+    x, weight = torch.randn(1, columns), torch.randn(rows, columns) / columns**0.5
+    results = rows // 2 if gated else rows
+    options = {
+        "norm": torch.rand(columns) if normed else None,
+        "eps": 1e-5,
+        "residual": torch.randn(1, results) if residual else None,
+        "gated": gated,
+    }
+    out = torch.full((1, results), torch.nan)
+    matvec(x, weight, **options, out=out)
+    torch.testing.assert_close(out, matvec_reference(x, weight, **options), **CLOSE)
+
+
+@pytest.mark.parametrize("count", [2, 5, 16])
+@pytest.mark.parametrize(("gated", "residual"), [(False, True), (True, False)])
+def test_skinny(count: int, gated: bool, residual: bool) -> None:
+    rows, columns = 70, 320
+    x, weight = torch.randn(count, columns), torch.randn(rows, columns) / columns**0.5
+    results = rows // 2 if gated else rows
+    added = torch.randn(count, results) if residual else None
+    out = torch.full((count, results), torch.nan)
+    skinny(x, weight, residual=added, gated=gated, out=out)
+    torch.testing.assert_close(out, skinny_reference(x, weight, residual=added, gated=gated), **CLOSE)
+
+
+def test_norm() -> None:
+    x, weight = torch.randn(3, 576), torch.rand(576)
+    out = torch.full_like(x, torch.nan)
+    torch.testing.assert_close(norm(x, weight, 1e-5, out), norm_reference(x, weight, 1e-5), **CLOSE)
+
+
+def test_greedy() -> None:
+    logits = torch.randn(3, 5000)
+    logits[1, [4321, 77]] = 9.0
+    logits[2] = -torch.rand(5000) - 1
+    expected, counted = torch.zeros(3, dtype=torch.int64), torch.tensor([5, 0, 7], dtype=torch.int32)
+    ids, lengths, scratch = expected.clone(), counted.clone(), greedy_scratch(3, logits.device)
+    for _ in range(2):  # the second time from the scratch that the first has left
+        greedy_reference(logits, expected, counted)
+        greedy(logits, ids, lengths, scratch)
+        assert torch.equal(ids, expected)
+        assert torch.equal(lengths, counted)
+
+
+def test_gate() -> None:
+    gate_up = torch.randn(3, 2 * 1100)
+    out = torch.full((3, 1100), torch.nan)
+    torch.testing.assert_close(gate(gate_up, out), gate_reference(gate_up), **CLOSE)
+
+
+class Cache:
+    """A paged cache of random content, with sequences whose blocks lie in no order."""
+
+    def __init__(self, lengths: list[int], heads: int, kv_heads: int, head_dim: int, block_size: int = 16) -> None:
+        most = max(lengths) // block_size + 1
+        order = torch.randperm(most * len(lengths))
+        self.tables = order.view(len(lengths), most).int()
+        self.keys = torch.randn(len(order), kv_heads, block_size, head_dim)
+        self.values = torch.randn_like(self.keys)
+        self.lengths = torch.tensor(lengths, dtype=torch.int32)
+        angles = torch.rand(max(lengths) + 1, head_dim // 2) * 6
+        self.cos, self.sin = angles.cos(), angles.sin()
+        self.width = (heads + 2 * kv_heads) * head_dim
+        self.heads = heads
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(6, 2, 32), (4, 4, 64)])
+@pytest.mark.parametrize("options", [{}, {"window": 70, "scale": 0.3}, {"softcap": 5.0}])
+def test_decode_attention(splits: int, heads: int, kv_heads: int, head_dim: int, options: dict[str, float]) -> None:
+    cache = Cache([1, 0, 65, 200], heads, kv_heads, head_dim)
+    qkv = torch.randn(4, cache.width)
+    places = (cache.cos, cache.sin, cache.lengths, cache.tables)
+    keys, values = cache.keys.clone(), cache.values.clone()
+    expected = decode_attention_reference(qkv, *places, keys, values, **options)
+    scratch = DecodeScratch.of(4, heads, kv_heads, head_dim, splits, qkv.device)
+    out = torch.zeros(4, heads * head_dim)
+    for _ in range(2):  # the second time from the scratch that the first has left
+        decode_attention(qkv, *places, cache.keys, cache.values, scratch, out, **options)
+        torch.testing.assert_close(out, expected, **CLOSE)
+    torch.testing.assert_close(cache.keys, keys, **CLOSE)
+    torch.testing.assert_close(cache.values, values, **CLOSE)
+    assert not scratch.arrived.any()
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 50}, {"softcap": 5.0, "scale": 0.3}])
+def test_prefill_attention(options: dict[str, float]) -> None:
+    counts, lengths = [3, 70, 130], [3, 100, 190]
+    cache = Cache(lengths, 6, 2, 32)
+    qkv = torch.randn(sum(counts), cache.width)
+    starts = torch.tensor([0, *torch.tensor(counts).cumsum(0).tolist()], dtype=torch.int32)
+    tiles = torch.tensor(query_tiles(counts), dtype=torch.int32)
+    out = torch.full((len(qkv), 6 * 32), torch.nan)
+    given = (qkv, starts, cache.lengths, cache.tables, cache.keys, cache.values)
+    prefill_attention(*given, tiles, out, **options)
+    torch.testing.assert_close(out, prefill_attention_reference(*given, **options), **CLOSE)
+
+
+def test_rope_store() -> None:
+    cache = Cache([40], 6, 2, 32)
+    qkv, positions = torch.randn(3, cache.width), torch.tensor([0, 7, 33])
+    slots = cache.tables[0].long()[positions // 16] * 16 + positions % 16
+    expected = qkv.clone(), cache.keys.clone(), cache.values.clone()
+    rope_store_reference(expected[0], cache.cos, cache.sin, positions, slots, *expected[1:])
+    rope_store(qkv, cache.cos, cache.sin, positions, slots, cache.keys, cache.values)
+    queries = 6 * 32
+    torch.testing.assert_close(qkv[:, :queries], expected[0][:, :queries], **CLOSE)
+    torch.testing.assert_close(cache.keys, expected[1], **CLOSE)
+    torch.testing.assert_close(cache.values, expected[2], **CLOSE)
