@@ -1,7 +1,7 @@
 """The decoder on an NVIDIA GPU: Triton kernels and cuBLAS, decode steps captured in CUDA graphs.
 
-A decode step is bound by reading the weights once. For one sequence every product is a matrix-vector kernel with its norm,
-its gate or its residual fused in; for up to 16 a matrix kernel that reads each weight once; beyond that cuBLAS is as fast.
+A decode step is bound by reading the weights once. For one sequence every product is a matrix-vector kernel, for up to 32 a
+matrix kernel that reads each weight once, both with the gate or the residual fused in; beyond that cuBLAS is as fast.
 A step feeds its tokens to the next on the device, so that the host may be a step behind.
 """
 
@@ -25,7 +25,8 @@ from tuneserve.spec import ModelSpec
 # Enough programs for every multiprocessor of the largest GPUs to have two.
 _PROGRAMS = 264
 _MOST_SPLITS = 32
-_SKINNY = 16
+_SKINNY = 32
+FUSED = False
 
 
 @dataclass(frozen=True)
@@ -151,18 +152,14 @@ class GpuDecoder:
         count = bucket.count
         ids, lengths = self.ids[:count], self.lengths[:count]
         torch.index_select(self.weights.embedding, 0, ids, out=bucket.hidden)
-        run = self._one if count == 1 else self._few if count <= _SKINNY else self._many
+        run = self._few if count <= _SKINNY else self._many
         for index, layer in enumerate(self.weights.layers):
             run(bucket, index, layer)
-        eps = self.spec.norm_eps
-        if count == 1:
-            matvec(bucket.hidden, self.weights.head, norm=self.weights.norm, eps=eps, out=bucket.logits)
+        norm(bucket.hidden, self.weights.norm, self.spec.norm_eps, bucket.normed)
+        if count <= _SKINNY:
+            (matvec if count == 1 else skinny)(bucket.normed, self.weights.head, out=bucket.logits)
         else:
-            norm(bucket.hidden, self.weights.norm, eps, bucket.normed)
-            if count <= _SKINNY:
-                skinny(bucket.normed, self.weights.head, out=bucket.logits)
-            else:
-                torch.mm(bucket.normed, self.weights.head.T, out_dtype=torch.float32, out=bucket.logits)
+            torch.mm(bucket.normed, self.weights.head.T, out_dtype=torch.float32, out=bucket.logits)
         greedy(bucket.logits, ids, lengths, bucket.best)
 
     def _attend(self, bucket: _Bucket, index: int) -> None:
@@ -171,21 +168,21 @@ class GpuDecoder:
             self.values[index], bucket.scratch, bucket.attended,
         )  # fmt: skip
 
-    def _one(self, bucket: _Bucket, index: int, layer: LayerWeights) -> None:
-        eps, hidden = self.spec.norm_eps, bucket.hidden
-        matvec(hidden, layer.qkv, norm=layer.attention_norm, eps=eps, out=bucket.qkv)
-        self._attend(bucket, index)
-        matvec(bucket.attended, layer.output, residual=hidden, out=hidden)
-        matvec(hidden, layer.gate_up, norm=layer.mlp_norm, eps=eps, gated=True, out=bucket.activated)
-        matvec(bucket.activated, layer.down, residual=hidden, out=hidden)
-
     def _few(self, bucket: _Bucket, index: int, layer: LayerWeights) -> None:
         eps, hidden, normed = self.spec.norm_eps, bucket.hidden, bucket.normed
-        skinny(norm(hidden, layer.attention_norm, eps, normed), layer.qkv, out=bucket.qkv)
+        multiply = matvec if bucket.count == 1 else skinny
+        if bucket.count == 1 and FUSED:
+            matvec(hidden, layer.qkv, norm=layer.attention_norm, eps=eps, out=bucket.qkv)
+            self._attend(bucket, index)
+            matvec(bucket.attended, layer.output, residual=hidden, out=hidden)
+            matvec(hidden, layer.gate_up, norm=layer.mlp_norm, eps=eps, gated=True, out=bucket.activated)
+            matvec(bucket.activated, layer.down, residual=hidden, out=hidden)
+            return
+        multiply(norm(hidden, layer.attention_norm, eps, normed), layer.qkv, out=bucket.qkv)
         self._attend(bucket, index)
-        skinny(bucket.attended, layer.output, residual=hidden, out=hidden)
-        skinny(norm(hidden, layer.mlp_norm, eps, normed), layer.gate_up, gated=True, out=bucket.activated)
-        skinny(bucket.activated, layer.down, residual=hidden, out=hidden)
+        multiply(bucket.attended, layer.output, residual=hidden, out=hidden)
+        multiply(norm(hidden, layer.mlp_norm, eps, normed), layer.gate_up, gated=True, out=bucket.activated)
+        multiply(bucket.activated, layer.down, residual=hidden, out=hidden)
 
     def _many(self, bucket: _Bucket, index: int, layer: LayerWeights) -> None:
         eps, hidden, normed = self.spec.norm_eps, bucket.hidden, bucket.normed

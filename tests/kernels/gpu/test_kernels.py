@@ -25,23 +25,18 @@ def _seed() -> None:
 
 
 @pytest.mark.parametrize("columns", [512, 576, 2560])
-@pytest.mark.parametrize(("normed", "gated", "residual"), [(False, False, True), (True, False, False), (True, True, False)])
-def test_matvec(columns: int, normed: bool, gated: bool, residual: bool) -> None:
+@pytest.mark.parametrize(("gated", "residual"), [(False, True), (False, False), (True, False)])
+def test_matvec(columns: int, gated: bool, residual: bool) -> None:
     rows = 34
     x, weight = torch.randn(1, columns), torch.randn(rows, columns) / columns**0.5
     results = rows // 2 if gated else rows
-    options = {
-        "norm": torch.rand(columns) if normed else None,
-        "eps": 1e-5,
-        "residual": torch.randn(1, results) if residual else None,
-        "gated": gated,
-    }
+    added = torch.randn(1, results) if residual else None
     out = torch.full((1, results), torch.nan)
-    matvec(x, weight, **options, out=out)
-    torch.testing.assert_close(out, matvec_reference(x, weight, **options), **CLOSE)
+    matvec(x, weight, residual=added, gated=gated, out=out)
+    torch.testing.assert_close(out, matvec_reference(x, weight, residual=added, gated=gated), **CLOSE)
 
 
-@pytest.mark.parametrize("count", [2, 5, 16])
+@pytest.mark.parametrize("count", [2, 16, 21])
 @pytest.mark.parametrize(("gated", "residual"), [(False, True), (True, False)])
 def test_skinny(count: int, gated: bool, residual: bool) -> None:
     rows, columns = 70, 320

@@ -17,7 +17,7 @@ from tuneserve.kernels.gpu.launch import dependent, power_of_two
 from tuneserve.kernels.gpu.rope_store import rope_store_reference
 
 # Positions at a time, warps, and stages of the pipeline, as measured.
-_TILE, _WARPS, _STAGES = 64, 4, 3
+_TILE, _WARPS, _STAGES = 32, 1, 2
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
-"""One row times a weight matrix, at the speed of the memory bus, with what surrounds it in a decoder fused in.
+"""One row times a weight matrix, at the speed of the memory bus, with the gate or the residual that follows fused in.
 
-``gated`` computes two products and ``silu(first) * second``. A norm's weight scales the row before the product; its root
-mean square is a single number, so it is applied after it.
+A program takes a row of the matrix, or two, and has several loads in flight; many programs fill a multiprocessor.
 """
 
 import torch
@@ -23,9 +22,7 @@ def matvec_reference(
     gated: bool = False,
 ) -> torch.Tensor:
     """Return what :func:`matvec` does, in float32, rounded once."""
-    row = x.float()
-    if norm is not None:
-        row = F.rms_norm(row, row.shape[-1:], norm.float(), eps)
+    row = x.float() if norm is None else F.rms_norm(x.float(), x.shape[-1:], norm.float(), eps)
     product = row @ weight.float().T
     if gated:
         first, second = product.chunk(2, dim=-1)
@@ -47,8 +44,9 @@ def matvec(
 
     Args:
         x: (1, columns).
-        weight: (rows, columns), contiguous; where ``gated``, the first half of the rows is the gate.
-        norm: (columns), weight of an RMS norm of ``x``.
+        weight: (rows, columns), contiguous; where ``gated``, the first half of the rows is the gate, and the result is
+            ``silu(first) * second``.
+        norm: (columns), weight of an RMS norm of ``x``, whose mean square is a single number and applied at the end.
         residual: (1, rows of the result), added to the result.
         out: (1, rows of the result), may be ``residual``.
     """
@@ -57,8 +55,7 @@ def matvec(
     per_program, block, warps = shape_of(columns, gated)
     _matvec[(triton.cdiv(results, per_program),)](
         x, weight, norm, residual, out, results, columns, eps,
-        ROWS=per_program, BLOCK=block, NORM=norm is not None, RESIDUAL=residual is not None, GATED=gated,
-        num_warps=warps, **dependent(_matvec),
+        ROWS=per_program, BLOCK=block, NORM=norm is not None, RESIDUAL=residual is not None, GATED=gated, num_warps=warps, **dependent(_matvec),
     )  # fmt: skip
     return out
 
@@ -66,14 +63,13 @@ def matvec(
 def shape_of(columns: int, gated: bool) -> tuple[int, int, int]:
     """Return rows per program, columns at a time and warps, as measured."""
     block = 2048 if columns % 2048 == 0 else (1024 if columns % 1024 == 0 else 512)
-    return 1 if gated or columns > 8192 else 2, block, 8 if block == 2048 else 4
+    return 1, block, 8 if block == 2048 else 4
 
 
 @triton.jit
 def _matvec(
     x, weight, norm, residual, out, results, columns, eps,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr,
-    PDL: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
@@ -82,36 +78,36 @@ def _matvec(
     inside = (row < results)[:, None]
     first = weight + row.to(tl.int64)[:, None] * columns + column[None, :]
     second = first + results.to(tl.int64) * columns
-    # The first of the weights are on their way before the kernel that makes ``x`` is done.
-    ahead = column < columns
-    w = tl.load(first, mask=inside & ahead[None, :], other=0.0, eviction_policy="evict_first")
+    # The first weights are on their way before the kernel that makes ``x`` is done, and always the next ones.
+    here = column < columns
+    w = tl.load(first, mask=inside & here[None, :], other=0.0, eviction_policy="evict_first")
     if GATED:
-        v = tl.load(second, mask=inside & ahead[None, :], other=0.0, eviction_policy="evict_first")
+        v = tl.load(second, mask=inside & here[None, :], other=0.0, eviction_policy="evict_first")
     if PDL:
         gdc_wait()
     total = tl.zeros((ROWS, BLOCK), tl.float32)
-    gate_total = tl.zeros((ROWS, BLOCK), tl.float32)
+    other = tl.zeros((ROWS, BLOCK), tl.float32)
     squares = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, columns, BLOCK):
         here = start + column < columns
-        if start > 0:
-            w = tl.load(first + start, mask=inside & here[None, :], other=0.0, eviction_policy="evict_first")
-            if GATED:
-                v = tl.load(second + start, mask=inside & here[None, :], other=0.0, eviction_policy="evict_first")
         value = tl.load(x + start + column, mask=here, other=0.0).to(tl.float32)
         if NORM:
             squares += value * value
             value *= tl.load(norm + start + column, mask=here, other=0.0).to(tl.float32)
+        ahead = inside & (start + BLOCK + column < columns)[None, :]
+        next_w = tl.load(first + start + BLOCK, mask=ahead, other=0.0, eviction_policy="evict_first")
         total += w.to(tl.float32) * value[None, :]
+        w = next_w
         if GATED:
-            gate_total += v.to(tl.float32) * value[None, :]
-    result = tl.sum(total, 1)
+            next_v = tl.load(second + start + BLOCK, mask=ahead, other=0.0, eviction_policy="evict_first")
+            other += v.to(tl.float32) * value[None, :]
+            v = next_v
     scale = 1.0
     if NORM:
         scale = 1.0 / tl.sqrt(tl.sum(squares, 0) / columns + eps)
-        result *= scale
+    result = tl.sum(total, 1) * scale
     if GATED:
-        result = result / (1.0 + tl.exp(-result)) * (tl.sum(gate_total, 1) * scale)
+        result = result / (1.0 + tl.exp(-result)) * (tl.sum(other, 1) * scale)
     if RESIDUAL:
         result += tl.load(residual + row, mask=row < results, other=0.0).to(tl.float32)
     tl.store(out + row, result.to(out.dtype.element_ty), mask=row < results)

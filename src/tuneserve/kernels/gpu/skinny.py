@@ -1,6 +1,6 @@
 """A few rows times a weight matrix, on the matrix units, each weight read once.
 
-The products of 2 to 16 rows are bound by the reading of the weights. A program takes a few rows of the weight matrix over
+The products of 2 to 32 rows are bound by the reading of the weights. A program takes a few rows of the weight matrix over
 all its columns, or over a share of them, whose sums are then added up by the last program to finish.
 """
 
@@ -25,21 +25,21 @@ def skinny(
     gated: bool = False,
     out: torch.Tensor,
 ) -> torch.Tensor:
-    """Multiply up to 16 rows; accumulates in float32 and rounds once.
+    """Multiply up to 32 rows; accumulates in float32 and rounds once.
 
     Args:
-        x: (count, columns), ``count`` at most 16.
+        x: (count, columns), ``count`` at most 32.
         weight: (rows, columns), contiguous; where ``gated``, the first half of the rows is the gate.
         residual: (count, rows of the result), added to the result.
         out: (count, rows of the result), may be ``residual``.
     """
     count, (rows, columns) = len(x), weight.shape
-    assert count <= 16
+    assert count <= 32
     results = rows // 2 if gated else rows
     block_rows, block, warps, stages = shape_of(gated)
     _skinny[(triton.cdiv(results, block_rows),)](
         x, weight, residual, out, count, results, columns,
-        ROWS=block_rows, BLOCK=block, COUNT=16, RESIDUAL=residual is not None, GATED=gated,
+        ROWS=block_rows, BLOCK=block, COUNT=16 if count <= 16 else 32, RESIDUAL=residual is not None, GATED=gated,
         num_warps=warps, num_stages=stages, **dependent(_skinny),
     )  # fmt: skip
     return out
