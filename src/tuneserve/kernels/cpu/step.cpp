@@ -67,7 +67,6 @@ struct Session {
     Queries* queries;
     Buffer* rows;
     Buffer residual, operand, qkv, activated;
-    std::atomic<int> next{0};
 };
 
 class Step {
@@ -89,34 +88,41 @@ class Step {
         // As many tokens of a sequence as fill the queries that one turned block of keys serves.
         group = m.heads / m.kv_heads;
         span = std::max(1, MAX_QUERIES / group);
-        s.next = 0;
         for (int seq = 0; seq < b.sequences; ++seq) spans += (b.starts[seq + 1] - b.starts[seq] + span - 1) / span;
     }
 
     void run() {
-        s.pool.run([this](int id) { work(id); });
+        s.pool.run(m.layers * PHASES_PER_LAYER + 5, [this](int id) { work({id, 0}); });
     }
 
    private:
-    void work(int id) {
-        each(id, b.tokens, [&](int token) { embed(token); });
+    static constexpr int PHASES_PER_LAYER = 12;
+    static constexpr int64_t PIECE = 2048;  // columns times rows
+
+    // A thread and the phase that it is in.
+    struct Worker {
+        int id, phase;
+    };
+
+    void work(Worker&& w) {
+        each(w, b.tokens, [&](int token) { embed(token); });
         for (int index = 0; index < m.layers; ++index) {
             const Layer& layer = m.layer[index];
-            norm_all(id, layer.attention_norm, layer.qkv.kind);
-            linear(id, layer.qkv, operand, b.tokens, [&](int first, int count, int column, const float* results) {
+            norm_all(w, layer.attention_norm, layer.qkv.kind);
+            linear(w, layer.qkv, operand, b.tokens, [&](int first, int count, int column, const float* results) {
                 place(layer.qkv, qkv, qkv_width, first, count, column, results);
             });
             dispatch([&](auto tag) {
                 using T = decltype(tag);
-                each(id, b.tokens, [&](int token) { rotate<T>(layer, index, token); });
-                attention<T>(id, layer, index);
+                each(w, b.tokens, [&](int token) { rotate<T>(layer, index, token); });
+                attention<T>(w, layer, index);
             });
-            add(id, layer.output, operand, layer.post_attention_norm);
-            norm_all(id, layer.mlp_norm, layer.gate_up.kind);
-            gate(id, layer);
-            add(id, layer.down, layer.down.kind < INT8 ? activated : operand, layer.post_mlp_norm);
+            add(w, layer.output, operand, layer.post_attention_norm);
+            norm_all(w, layer.mlp_norm, layer.gate_up.kind);
+            gate(w, layer);
+            add(w, layer.down, layer.down.kind < INT8 ? activated : operand, layer.post_mlp_norm);
         }
-        finish(id);
+        finish(w);
     }
 
     template <class F>
@@ -126,13 +132,10 @@ class Step {
         else f(float{});
     }
 
-    // An equal share of [0, count) for this thread, then a meeting of all.
+    // Rows are cheap: as many at a time as leave some for everyone.
     template <class F>
-    void each(int id, int count, F&& f) {
-        const int64_t size = s.pool.size();
-        const int end = (int)((id + 1) * (int64_t)count / size);
-        for (int i = (int)(id * (int64_t)count / size); i < end; ++i) f(i);
-        s.pool.barrier();
+    void each(Worker& w, int count, F&& f) {
+        s.pool.share(w.phase++, count, std::max(1, count / (2 * s.pool.size())), f);
     }
 
     void embed(int token) {
@@ -159,19 +162,22 @@ class Step {
 
     uint8_t* operand_row(int kind, int cols, int row) const { return operand + row * operand_bytes(kind, cols); }
 
-    void norm_all(int id, const float* weight, int kind) {
-        each(id, b.tokens, [&](int token) {
-            float* row = (float*)s.rows[id].data;
+    void norm_all(Worker& w, const float* weight, int kind) {
+        each(w, b.tokens, [&](int token) {
+            float* row = (float*)s.rows[w.id].data;
             normalise(residual + (size_t)token * m.hidden, weight, row, m.hidden);
             prepare(kind, row, operand_row(kind, m.hidden, token), 0, m.hidden);
         });
     }
 
     template <class Done>
-    void linear(int id, const Linear& w, const uint8_t* x, int rows, Done&& done) {
-        const size_t stride = operand_bytes(w.kind, w.cols);
-        each(id, panels_of(w.rows), [&](int panel) {
-            multiply(w, panel, x, stride, rows,
+    void linear(Worker& w, const Linear& l, const uint8_t* x, int rows, Done&& done) {
+        const size_t stride = operand_bytes(l.kind, l.cols);
+        const int panels = panels_of(l.rows);
+        // Large enough to be worth sharing out, small enough to end together.
+        const int enough = (int)std::min<int64_t>(PIECE / ((int64_t)l.cols * rows) + 1, panels / (2 * s.pool.size()));
+        s.pool.share(w.phase++, panels, std::max(1, enough), [&](int panel) {
+            multiply(l, panel, x, stride, rows,
                      [&](int first, int count, const float* results) { done(first, count, panel * PANEL, results); });
         });
     }
@@ -191,12 +197,12 @@ class Step {
     }
 
     // residual += product with x, normalised first where the family does so.
-    void add(int id, const Linear& w, const uint8_t* x, const float* post_norm) {
+    void add(Worker& w, const Linear& l, const uint8_t* x, const float* post_norm) {
         if (post_norm) {
-            linear(id, w, x, b.tokens, [&](int first, int count, int column, const float* results) {
-                place(w, qkv, m.hidden, first, count, column, results);
+            linear(w, l, x, b.tokens, [&](int first, int count, int column, const float* results) {
+                place(l, qkv, m.hidden, first, count, column, results);
             });
-            each(id, b.tokens, [&](int token) {
+            each(w, b.tokens, [&](int token) {
                 float* row = qkv + (size_t)token * m.hidden;
                 normalise(row, post_norm, row, m.hidden);
                 float* to = residual + (size_t)token * m.hidden;
@@ -204,13 +210,13 @@ class Step {
             });
             return;
         }
-        linear(id, w, x, b.tokens, [&](int first, int count, int column, const float* results) {
-            const int columns = std::min(PANEL, w.rows - column);
+        linear(w, l, x, b.tokens, [&](int first, int count, int column, const float* results) {
+            const int columns = std::min(PANEL, l.rows - column);
             for (int r = 0; r < count; ++r, results += PANEL) {
                 float* row = residual + (size_t)(first + r) * m.hidden + column;
                 for (int i = 0; i < columns; i += LANES) {
                     vf y = load(results + i);
-                    if (w.bias) y += load(w.bias + column + i);
+                    if (l.bias) y += load(l.bias + column + i);
                     store(row + i, fma(y, splat(m.residual_scale), load(row + i)));
                 }
             }
@@ -255,14 +261,13 @@ class Step {
 
     // Every key-value head of every span of tokens, shared out as threads become free.
     template <class T>
-    void attention(int id, const Layer& layer, int index) {
+    void attention(Worker& w, const Layer& layer, int index) {
         const int items = spans * m.kv_heads, kind = layer.output.kind;
         const AttentionShape shape{m.head_dim, m.kv_heads * BLOCK * m.head_dim, (int)layer.window, m.attention_scale,
                                    m.attention_softcap};
-        Queries& q = s.queries[id];
-        int seq = 0, before = 0;  // spans before this sequence's
-        for (int item = s.next++ - index * (items + s.pool.size()); item < items;
-             item = s.next++ - index * (items + s.pool.size())) {
+        Queries& q = s.queries[w.id];
+        int seq = 0, before = 0;  // spans before this sequence's: pieces come in order
+        s.pool.share(w.phase++, items, 1, [&](int item) {
             const int head = item % m.kv_heads, number = item / m.kv_heads;
             auto spans_in = [&] { return (b.starts[seq + 1] - b.starts[seq] + span - 1) / span; };
             while (number >= before + spans_in()) before += spans_in(), ++seq;
@@ -284,8 +289,7 @@ class Step {
                 const int column = (head * group + i % group) * m.head_dim;
                 prepare(kind, q.out[i], row, column, m.head_dim);
             }
-        }
-        s.pool.barrier();
+        });
     }
 
     vf activate(vf gate) const {
@@ -295,11 +299,11 @@ class Step {
     }
 
     // Panels of 16 gate rows and the 16 up rows that belong to them; the products become the operand of `down`.
-    void gate(int id, const Layer& layer) {
+    void gate(Worker& w, const Layer& layer) {
         const int kind = layer.down.kind, half = PANEL / 2;
         const bool direct = kind < INT8;
         const size_t stride = direct ? operand_bytes(kind, m.intermediate) : (size_t)m.intermediate * 4;
-        linear(id, layer.gate_up, operand, b.tokens, [&](int first, int count, int column, const float* results) {
+        linear(w, layer.gate_up, operand, b.tokens, [&](int first, int count, int column, const float* results) {
             alignas(64) float row[PANEL / 2];
             for (int r = 0; r < count; ++r, results += PANEL) {
                 for (int i = 0; i < half; i += LANES) store(row + i, activate(load(results + i)) * load(results + half + i));
@@ -307,24 +311,24 @@ class Step {
             }
         });
         if (direct) return;
-        each(id, b.tokens, [&](int token) {
+        each(w, b.tokens, [&](int token) {
             prepare(kind, (const float*)(activated + token * stride), operand_row(kind, m.intermediate, token), 0,
                     m.intermediate);
         });
     }
 
-    void finish(int id) {
+    void finish(Worker& w) {
         if (b.hidden)
-            each(id, b.tokens, [&](int token) {
+            each(w, b.tokens, [&](int token) {
                 normalise(residual + (size_t)token * m.hidden, m.norm, b.hidden + (size_t)token * m.hidden, m.hidden);
             });
         if (!b.rows) return;
-        each(id, b.rows, [&](int row) {
-            float* normed = (float*)s.rows[id].data;
+        each(w, b.rows, [&](int row) {
+            float* normed = (float*)s.rows[w.id].data;
             normalise(residual + (size_t)b.out_rows[row] * m.hidden, m.norm, normed, m.hidden);
             prepare(m.head.kind, normed, operand_row(m.head.kind, m.hidden, row), 0, m.hidden);
         });
-        linear(id, m.head, operand, b.rows, [&](int first, int count, int column, const float* results) {
+        linear(w, m.head, operand, b.rows, [&](int first, int count, int column, const float* results) {
             alignas(64) float scaled[MAX_ROWS * PANEL];
             for (int i = 0; i < count * PANEL; i += LANES) {
                 vf x = load(results + i) * m.logit_scale;
