@@ -3,7 +3,7 @@
 import torch
 
 from tuneserve.model import Decoder
-from tuneserve.native._batch import Batch, make_batch
+from tuneserve.native._batch import make_batch
 from tuneserve.native._cache import PagedCache, StepAttention
 from tuneserve.native._sampler import sample
 from tuneserve.native._scheduler import Step
@@ -26,7 +26,7 @@ class Runner:
         self.cache.wipe(step.wiped)
         batch = make_batch(step, self.decoder.device)
         hidden = self.decoder.forward(batch.ids, batch.positions, StepAttention(self.cache, batch))
-        results = _broken(step, batch, hidden)
+        results = _broken(step, hidden)
         sampled = [segment.sequence for segment in step.segments if segment.samples]
         if sampled:
             rows = hidden if len(sampled) == len(hidden) else hidden[batch.last_rows]
@@ -34,12 +34,13 @@ class Runner:
         return results
 
 
-def _broken(step: Step, batch: Batch, hidden: torch.Tensor) -> dict[Sequence, int | None]:
+def _broken(step: Step, hidden: torch.Tensor) -> dict[Sequence, int | None]:
     """Return the sequences whose chunk of the prompt, which nothing is sampled from, ends in what is not finite."""
-    rows, sequences = [], []
-    for segment, end in zip(step.segments[batch.decodes :], batch.starts[batch.decodes + 1 :].tolist(), strict=True):
+    rows, sequences, row = [], [], -1
+    for segment in step.segments:
+        row += segment.count
         if not segment.samples:
-            rows.append(end - 1)
+            rows.append(row)
             sequences.append(segment.sequence)
     if not rows:
         return {}
