@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from tuneserve.kernels.attention import attend_many, attend_one
+from tuneserve.kernels.attention import attend
 from tuneserve.native._scheduler import Move, Step
 from tuneserve.spec import ModelSpec
 
@@ -52,32 +52,51 @@ class StepAttention:
         self._cache = cache
         self._decodes = step.decodes
         self._prefills = step.segments[step.decodes :]
-        self._positions = positions[: step.decodes]
+        self._positions = positions
         self._slots = torch.arange(step.decodes, device=positions.device)
-        lengths = [segment.start + 1 for segment in step.segments[: step.decodes]]
-        self._length = max(lengths, default=0)
-        self._mask = None
-        if min(lengths, default=0) < self._length:
-            columns = torch.arange(self._length, device=positions.device)
-            self._mask = (columns <= self._positions[:, None])[:, None, None]
+        self._length = max((segment.start + 1 for segment in step.segments[: step.decodes]), default=0)
 
-    def __call__(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
         """Store, then attend; see :class:`tuneserve.model.Attention`."""
-        attended = [self._decode(layer, query, key, value)] if self._decodes else []
+        attended = []
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         row = self._decodes
+        if row:
+            positions = self._positions[:row]
+            keys[self._slots, :, positions] = key[:row]
+            values[self._slots, :, positions] = value[:row]
+            near = slice(0, self._length)
+            mask = _mask(positions[:, None], self._length, window, query.dtype)
+            context = keys[:row, :, near], values[:row, :, near]
+            out = attend(query[:row, None], *context, mask, scale=scale, softcap=softcap, sinks=sinks)
+            attended.append(out[:, 0])
         for segment in self._prefills:
             rows, slot = slice(row, row + segment.count), segment.slot
             end = segment.start + segment.count
             keys[slot, :, segment.start : end] = key[rows].transpose(0, 1)
             values[slot, :, segment.start : end] = value[rows].transpose(0, 1)
-            attended.append(attend_many(query[rows], keys[slot, :, :end], values[slot, :, :end]))
+            mask = _mask(self._positions[None, rows], end, window, query.dtype)
+            context = keys[slot, None, :, :end], values[slot, None, :, :end]
+            out = attend(query[None, rows], *context, mask, scale=scale, softcap=softcap, sinks=sinks)
+            attended.append(out[0])
             row += segment.count
         return attended[0] if len(attended) == 1 else torch.cat(attended)
 
-    def _decode(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        count = self._decodes
-        keys, values = self._cache.keys[layer, :count], self._cache.values[layer, :count]
-        keys[self._slots, :, self._positions] = key[:count]
-        values[self._slots, :, self._positions] = value[:count]
-        return attend_one(query[:count], keys[:, :, : self._length], values[:, :, : self._length], self._mask)
+
+def _mask(positions: torch.Tensor, length: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+    columns = torch.arange(length, device=positions.device)
+    seen = columns <= positions[..., None]
+    if window is not None:
+        seen &= columns > positions[..., None] - window
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
