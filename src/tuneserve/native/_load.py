@@ -78,7 +78,7 @@ def load_decoder(config: EngineConfig) -> Decoder:
     reader, model_config = open_files(Path(config.model_dir), weights_file)
     model = merge_model(reader, model_config, adapters, dtype)
     spec = read_spec(model.config)
-    context = config.context_length or min(spec.context_length, _DEFAULT_CONTEXT)
+    context = config.context_length or min(spec.short_context_length, _DEFAULT_CONTEXT)
     if not 2 <= context <= spec.context_length:
         raise InputError(
             f"a context of {context} tokens was asked for and the model has {spec.context_length}; "
