@@ -76,10 +76,12 @@ def compute(decoder: Decoder, prompts: list[list[int]], chunk: int) -> list[torc
     return [torch.cat(mine) for mine in found]
 
 
-def transformers_logits(directory: Path, prompts: list[list[int]]) -> list[torch.Tensor]:
+def transformers_logits(
+    directory: Path, prompts: list[list[int]], dtype: torch.dtype = torch.float32
+) -> list[torch.Tensor]:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="eager").eval()
     with torch.inference_mode():
         return [model(torch.tensor([prompt]), use_cache=False).logits[0] for prompt in prompts]
 

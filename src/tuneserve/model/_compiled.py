@@ -2,20 +2,31 @@
 
 import ctypes
 import weakref
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Protocol
 
 import torch
 
 from tuneserve.errors import EngineError
 from tuneserve.kernels import cpu
-from tuneserve.kernels.cpu import Kind
-from tuneserve.model._rope import frequencies
+from tuneserve.kernels.cpu import Activation, Kind
+from tuneserve.model._linear import DenseLinear, Linear
+from tuneserve.model._rope import rope_tables
 from tuneserve.model._weights import LayerWeights, Weights
-from tuneserve.spec import ModelSpec
+from tuneserve.spec import LayerSpec, ModelSpec, RopeSpec
 
 _KINDS = {torch.float32: Kind.FLOAT32, torch.float16: Kind.FLOAT16, torch.bfloat16: Kind.BFLOAT16}
 # Of attention.h, and the widest vector.
 _MAX_HEAD_DIM, _MAX_GROUP, _LANES = 256, 32, 16
+_ACTIVATIONS = {"silu": Activation.SILU, "gelu_tanh": Activation.GELU_TANH}
+_LINEARS = ("qkv", "output", "gate_up", "down")
+_LAYER_FIELDS = {"rope", "window"}
+_MODEL_FIELDS = {
+    "family", "hidden_size", "intermediate_size", "heads", "kv_heads", "head_dim", "vocab_size", "context_length",
+    "per_layer", "norm_eps", "tied", "scale", "activation", "norm_plus_one", "qkv_bias", "output_bias", "mlp_bias",
+    "fused", "qk_norm", "post_norms", "softcap", "embedding_scale", "residual_scale", "logit_scale", "logit_softcap",
+}  # fmt: skip
 
 
 class PagedBatch(Protocol):
@@ -29,29 +40,45 @@ class PagedBatch(Protocol):
     """
 
     @property
-    def ids(self) -> torch.Tensor: ...  # noqa: D102
+    def ids(self) -> torch.Tensor: ...
     @property
-    def positions(self) -> torch.Tensor: ...  # noqa: D102
+    def positions(self) -> torch.Tensor: ...
     @property
-    def slots(self) -> torch.Tensor: ...  # noqa: D102
+    def slots(self) -> torch.Tensor: ...
     @property
-    def starts(self) -> torch.Tensor: ...  # noqa: D102
+    def starts(self) -> torch.Tensor: ...
     @property
-    def block_tables(self) -> torch.Tensor: ...  # noqa: D102
+    def block_tables(self) -> torch.Tensor: ...
     @property
-    def last_rows(self) -> torch.Tensor: ...  # noqa: D102
+    def last_rows(self) -> torch.Tensor: ...
 
 
-def reasons_against(spec: ModelSpec, weights: Kind) -> list[str]:
-    """Return why the compiled step cannot run a model, nothing where it can."""
+def reasons_against(spec: ModelSpec, weights: Weights, bits: Kind | None = None) -> list[str]:
+    """Return why the compiled step cannot run a model, nothing where it can; for ``bits`` see :class:`CompiledDecoder`.
+
+    What a spec may come to say that is not known here counts against it unless it has the default.
+    """
+    multiple = _LANES if bits is None else cpu.GROUP_SIZE
     widths = {"hidden_size": spec.hidden_size, "intermediate_size": spec.intermediate_size, "head_dim": spec.head_dim}
-    multiple = cpu.GROUP_SIZE if weights in (Kind.INT8, Kind.INT4) else _LANES
     reasons = [f"{name} is {width}, not a multiple of {multiple}" for name, width in widths.items() if width % multiple]
     if spec.head_dim > _MAX_HEAD_DIM:
         reasons.append(f"head_dim is {spec.head_dim}, more than {_MAX_HEAD_DIM}")
     if spec.heads // spec.kv_heads > _MAX_GROUP:
-        reasons.append(f"{spec.heads // spec.kv_heads} heads share a key, more than {_MAX_GROUP}")
+        reasons.append(f"{spec.heads // spec.kv_heads} query heads share a key head, more than {_MAX_GROUP}")
+    reasons += _unknown(spec, _MODEL_FIELDS)
+    reasons += sorted({reason for layer in spec.per_layer for reason in _unknown(layer, _LAYER_FIELDS)})
+    if spec.activation not in _ACTIVATIONS:
+        reasons.append(f"its activation is {spec.activation}")
+    linears = [weights.head, *(getattr(layer, name) for layer in weights.layers for name in _LINEARS)]
+    reasons += sorted({f"its weights are {type(one).__name__}" for one in linears if not isinstance(one, DenseLinear)})
+    if weights.embedding.device.type != "cpu":
+        reasons.append(f"its weights are on {weights.embedding.device}")
     return reasons
+
+
+def _unknown(part: ModelSpec | LayerSpec, known: set[str]) -> list[str]:
+    unknown = [field for field in fields(part) if field.name not in known]
+    return [f"it has {field.name}" for field in unknown if getattr(part, field.name) != field.default]
 
 
 class CompiledDecoder:
@@ -155,40 +182,50 @@ class CompiledDecoder:
 
     def _describe(self, weights: Weights) -> cpu.Model:
         spec, kind = self.spec, _KINDS[self.dtype]
-        angles = torch.outer(torch.arange(self.context_length, dtype=torch.float32), frequencies(spec))
-        cos, sin = self._pointer(angles.cos()), self._pointer(angles.sin())
-        layers = (cpu.Layer * spec.layers)(*(self._layer(layer, cos, sin) for layer in weights.layers))
+        ropes = {layer.rope for layer in spec.per_layer if layer.rope}
+        tables = {rope: self._rope_tables(rope) for rope in ropes}
+        layers = [self._layer(own, layer, tables) for own, layer in zip(spec.per_layer, weights.layers, strict=True)]
         return cpu.Model(
             hidden=spec.hidden_size, intermediate=spec.intermediate_size, layers=spec.layers, heads=spec.heads,
-            kv_heads=spec.kv_heads, head_dim=spec.head_dim, rotary_dim=spec.head_dim, vocab=spec.vocab_size,
-            activation=cpu.Activation.SILU, cache_kind=kind, embedding_kind=kind,
-            eps=spec.norm_eps, attention_scale=spec.head_dim**-0.5, attention_softcap=0.0, logit_softcap=0.0,
-            embedding_scale=1.0, residual_scale=1.0, logit_scale=1.0,
-            embedding=self._pointer(weights.embedding), norm=self._pointer(weights.norm.float()),
-            head=self._linear(weights.head, head=True), layer=layers,
+            kv_heads=spec.kv_heads, head_dim=spec.head_dim, vocab=spec.vocab_size,
+            activation=_ACTIVATIONS[spec.activation], cache_kind=kind, embedding_kind=kind, eps=spec.norm_eps,
+            attention_scale=spec.scale, attention_softcap=spec.softcap or 0.0, logit_softcap=spec.logit_softcap or 0.0,
+            embedding_scale=torch.tensor(spec.embedding_scale, dtype=self.dtype).item(),
+            residual_scale=spec.residual_scale, logit_scale=spec.logit_scale,
+            embedding=self._pointer(weights.embedding), norm=self._float(weights.norm),
+            head=self._linear(weights.head, least=Kind.INT8), layer=(cpu.Layer * spec.layers)(*layers),
         )  # fmt: skip
 
-    def _layer(self, layer: LayerWeights, cos: int, sin: int) -> cpu.Layer:
-        return cpu.Layer(
-            attention_norm=self._pointer(layer.attention_norm.float()),
-            mlp_norm=self._pointer(layer.mlp_norm.float()),
-            qkv=self._linear(layer.qkv),
-            output=self._linear(layer.output),
-            gate_up=self._linear(layer.gate_up, paired=True),
-            down=self._linear(layer.down),
-            cos=cos,
-            sin=sin,
-        )
+    def _rope_tables(self, rope: RopeSpec) -> tuple[int, int]:
+        cos, sin = rope_tables(rope, self.context_length, torch.float32, torch.device("cpu"))
+        half = rope.dim // 2
+        return self._pointer(cos[:, 0, :half]), self._pointer(sin[:, 0, half:])
 
-    def _linear(self, weight: torch.Tensor, *, paired: bool = False, head: bool = False) -> cpu.Linear:
+    def _layer(self, own: LayerSpec, layer: LayerWeights, tables: Mapping[RopeSpec, tuple[int, int]]) -> cpu.Layer:
+        cos, sin = tables[own.rope] if own.rope else (None, None)
+        return cpu.Layer(
+            attention_norm=self._float(layer.attention_norm), mlp_norm=self._float(layer.mlp_norm),
+            post_attention_norm=self._float(layer.post_attention_norm), post_mlp_norm=self._float(layer.post_mlp_norm),
+            query_norm=self._float(layer.q_norm), key_norm=self._float(layer.k_norm), sinks=self._float(layer.sinks),
+            qkv=self._linear(layer.qkv), output=self._linear(layer.output),
+            gate_up=self._linear(layer.gate_up, paired=True), down=self._linear(layer.down),
+            cos=cos, sin=sin, rotary_dim=own.rope.dim if own.rope else 0, window=own.window or 0,
+        )  # fmt: skip
+
+    def _linear(self, linear: Linear, *, paired: bool = False, least: Kind | None = None) -> cpu.Linear:
+        assert isinstance(linear, DenseLinear)
+        weight, bias = linear.weight, linear.bias
         rows, cols = weight.shape
-        kind = _KINDS[weight.dtype] if self._bits is None else self._bits
-        if head and kind == Kind.INT4:
-            kind = Kind.INT8
+        kind = _KINDS[weight.dtype] if self._bits is None else least or self._bits
         source = (weight if self._bits is None else weight.float()).contiguous()
         panels = torch.empty(self._library.packed_bytes(kind, rows, cols), dtype=torch.uint8)
         self._library.pack(kind, paired, source.data_ptr(), rows, cols, panels.data_ptr())
-        return cpu.Linear(kind=kind, rows=rows, cols=cols, panels=self._pointer(panels))
+        if paired and bias is not None:
+            bias = bias.view(2, -1, _LANES).transpose(0, 1).reshape(-1)
+        return cpu.Linear(kind=kind, rows=rows, cols=cols, panels=self._pointer(panels), bias=self._float(bias))
+
+    def _float(self, tensor: torch.Tensor | None) -> int | None:
+        return None if tensor is None else self._pointer(tensor.float())
 
     def _pointer(self, tensor: torch.Tensor) -> int:
         kept = tensor.contiguous()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 # Of linear.h and attention.h.
 GROUP_SIZE = 32
@@ -37,13 +38,17 @@ class Linear(ctypes.Structure):
 
 
 class Layer(ctypes.Structure):
-    """One layer; norms are float32, null where the family has none; ``cos`` and ``sin`` (context, rotary_dim / 2)."""
+    """One layer, in float32 but for packed weights; what a family lacks is null, a window of 0 is none.
+
+    ``cos`` and ``sin`` are (context, rotary_dim / 2), ``sinks`` (heads). Weight and bias of ``gate_up`` are paired: 16
+    rows of the gate, then the 16 of the up projection that they multiply.
+    """
 
     _fields_ = (
         *((name, _POINTER) for name in ("attention_norm", "mlp_norm", "post_attention_norm", "post_mlp_norm",
-                                        "query_norm", "key_norm")),
+                                        "query_norm", "key_norm", "sinks")),
         *((name, Linear) for name in ("qkv", "output", "gate_up", "down")),
-        ("cos", _POINTER), ("sin", _POINTER), ("window", _I64),
+        ("cos", _POINTER), ("sin", _POINTER), ("rotary_dim", _I32), ("window", _I32),
     )  # fmt: skip
 
 
@@ -51,10 +56,10 @@ class Model(ctypes.Structure):
     """A whole decoder; what it points to must outlive it."""
 
     _fields_ = (
-        *((name, _I32) for name in ("hidden", "intermediate", "layers", "heads", "kv_heads", "head_dim", "rotary_dim",
-                                    "vocab", "activation", "cache_kind", "embedding_kind", "unused")),
+        *((name, _I32) for name in ("hidden", "intermediate", "layers", "heads", "kv_heads", "head_dim", "vocab",
+                                    "activation", "cache_kind", "embedding_kind")),
         *((name, _F32) for name in ("eps", "attention_scale", "attention_softcap", "logit_softcap", "embedding_scale",
-                                    "residual_scale", "logit_scale", "padding")),
+                                    "residual_scale", "logit_scale", "unused")),
         ("embedding", _POINTER), ("norm", _POINTER), ("head", Linear), ("layer", ctypes.POINTER(Layer)),
     )  # fmt: skip
 
@@ -93,15 +98,15 @@ def load(path: Path) -> Library:
     """Load the library at ``path``, which :func:`build` returned."""
     library = ctypes.CDLL(str(path))
 
-    def function(name: str, result: type | None, *arguments: type) -> Callable[..., int]:
+    def function(name: str, result: Any, *arguments: Any) -> Any:
         found = library[name]
         found.restype, found.argtypes = result, arguments
-        return found  # type: ignore[no-any-return]
+        return found
 
     return Library(
         packed_bytes=function("ts_packed_bytes", _I64, _I32, _I32, _I32),
-        pack=function("ts_pack", None, _I32, _I32, _POINTER, _I32, _I32, _POINTER),  # type: ignore[arg-type]
+        pack=function("ts_pack", None, _I32, _I32, _POINTER, _I32, _I32, _POINTER),
         open=function("ts_open", _POINTER, _I32),
-        close=function("ts_close", None, _POINTER),  # type: ignore[arg-type]
-        step=function("ts_step", _I32, _POINTER, ctypes.POINTER(Model), ctypes.POINTER(Batch)),  # type: ignore[arg-type]
+        close=function("ts_close", None, _POINTER),
+        step=function("ts_step", _I32, _POINTER, ctypes.POINTER(Model), ctypes.POINTER(Batch)),
     )

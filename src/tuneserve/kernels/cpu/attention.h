@@ -22,6 +22,7 @@ struct Queries {
     int64_t position[MAX_QUERIES];
     alignas(64) float values[MAX_QUERIES][MAX_HEAD_DIM];
     alignas(64) float out[MAX_QUERIES][MAX_HEAD_DIM];
+    float sink[MAX_QUERIES];  // a score that takes its part and gives nothing; minus infinity: none
     float peak[MAX_QUERIES], total[MAX_QUERIES];
     alignas(64) uint32_t keys[MAX_HEAD_DIM * BLOCK];
     alignas(64) float weights[MAX_QUERIES][BLOCK];
@@ -174,8 +175,8 @@ static inline void meet(Queries& q, int first, const T* values, const AttentionS
 template <class T>
 static void attend(Queries& q, const T* keys, const T* values, const int32_t* table, const AttentionShape& shape) {
     for (int m = 0; m < q.count; ++m) {
-        q.peak[m] = -INFINITY;
-        q.total[m] = 0;
+        q.peak[m] = q.sink[m];
+        q.total[m] = q.sink[m] > -INFINITY ? 1.0f : 0.0f;
         std::memset(q.out[m], 0, sizeof(float) * shape.head_dim);
     }
     // Tokens of a group are in order: the first sees furthest back, the last furthest ahead.

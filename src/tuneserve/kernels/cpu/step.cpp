@@ -14,15 +14,17 @@ extern "C" {
 
 struct Layer {
     const float *attention_norm, *mlp_norm, *post_attention_norm, *post_mlp_norm, *query_norm, *key_norm;
+    const float* sinks;      // (heads), or null
     Linear qkv, output, gate_up, down;
-    const float *cos, *sin;  // (context, rotary_dim / 2)
-    int64_t window;          // 0: all positions
+    const float *cos, *sin;  // (context, rotary_dim / 2); null: no positions
+    int32_t rotary_dim;
+    int32_t window;          // 0: all positions
 };
 
 struct Model {
-    int32_t hidden, intermediate, layers, heads, kv_heads, head_dim, rotary_dim, vocab;
-    int32_t activation, cache_kind, embedding_kind, unused;
-    float eps, attention_scale, attention_softcap, logit_softcap, embedding_scale, residual_scale, logit_scale, padding;
+    int32_t hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, activation;
+    int32_t cache_kind, embedding_kind;
+    float eps, attention_scale, attention_softcap, logit_softcap, embedding_scale, residual_scale, logit_scale, unused;
     const void* embedding;
     const float* norm;
     Linear head;
@@ -223,10 +225,11 @@ class Step {
         });
     }
 
-    // A head's query or key: normalised if the family does, then its first rotary_dim dimensions turned by halves.
+    // A head's query or key: normalised if the family does, then the first rotary_dim dimensions turned by halves.
     void turn_head(const Layer& layer, const float* norm, float* head, int64_t position) const {
         if (norm) normalise(head, norm, head, m.head_dim);
-        const int half = m.rotary_dim / 2;
+        if (!layer.cos) return;
+        const int half = layer.rotary_dim / 2;
         const float *cos = layer.cos + position * half, *sin = layer.sin + position * half;
         int i = 0;
         for (; i + LANES <= half; i += LANES) {
@@ -263,7 +266,7 @@ class Step {
     template <class T>
     void attention(Worker& w, const Layer& layer, int index) {
         const int items = spans * m.kv_heads, kind = layer.output.kind;
-        const AttentionShape shape{m.head_dim, m.kv_heads * BLOCK * m.head_dim, (int)layer.window, m.attention_scale,
+        const AttentionShape shape{m.head_dim, m.kv_heads * BLOCK * m.head_dim, layer.window, m.attention_scale,
                                    m.attention_softcap};
         Queries& q = s.queries[w.id];
         int seq = 0, before = 0;  // spans before this sequence's: pieces come in order
@@ -278,6 +281,7 @@ class Step {
                 for (int g = 0; g < group; ++g, ++q.count) {
                     const float* from = qkv + (size_t)token * qkv_width + (head * group + g) * m.head_dim;
                     q.position[q.count] = b.positions[token];
+                    q.sink[q.count] = layer.sinks ? layer.sinks[head * group + g] : -INFINITY;
                     if constexpr (std::is_same_v<T, bf16>) prepare(BF16, from, (uint8_t*)q.values[q.count], 0, m.head_dim);
                     else std::memcpy(q.values[q.count], from, sizeof(float) * m.head_dim);
                 }
@@ -302,11 +306,16 @@ class Step {
     void gate(Worker& w, const Layer& layer) {
         const int kind = layer.down.kind, half = PANEL / 2;
         const bool direct = kind < INT8;
+        const float* bias = layer.gate_up.bias;  // in the panels' order
         const size_t stride = direct ? operand_bytes(kind, m.intermediate) : (size_t)m.intermediate * 4;
         linear(w, layer.gate_up, operand, b.tokens, [&](int first, int count, int column, const float* results) {
             alignas(64) float row[PANEL / 2];
             for (int r = 0; r < count; ++r, results += PANEL) {
-                for (int i = 0; i < half; i += LANES) store(row + i, activate(load(results + i)) * load(results + half + i));
+                for (int i = 0; i < half; i += LANES) {
+                    vf x = load(results + i), y = load(results + half + i);
+                    if (bias) x += load(bias + column + i), y += load(bias + column + half + i);
+                    store(row + i, activate(x) * y);
+                }
                 prepare(direct ? kind : F32, row, activated + (first + r) * stride, column / 2, half);
             }
         });
