@@ -17,7 +17,6 @@ class HandMadeBatch:
     slots: torch.Tensor
     starts: torch.Tensor
     block_tables: torch.Tensor
-    last_rows: torch.Tensor
 
 
 @dataclass
@@ -35,7 +34,7 @@ class Paged:
         self.keys, self.values = (torch.full(shape, torch.nan, dtype=self.decoder.dtype) for _ in range(2))
 
     def batch(self, parts: dict[int, list[int]]) -> HandMadeBatch:
-        """Append tokens to sequences; every row's logits are wanted."""
+        """Append tokens to sequences."""
         ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -59,7 +58,6 @@ class Paged:
             slots=torch.tensor(slots),
             starts=torch.tensor(starts, dtype=torch.int32),
             block_tables=torch.tensor(tables, dtype=torch.int32),
-            last_rows=torch.arange(len(ids)),
         )
 
     def logits(self, prompts: list[list[int]], chunk: int) -> list[torch.Tensor]:
@@ -67,7 +65,8 @@ class Paged:
         found: list[list[torch.Tensor]] = [[] for _ in prompts]
         for begin in range(0, max(map(len, prompts)), chunk):
             parts = {index: part for index, text in enumerate(prompts) if (part := text[begin : begin + chunk])}
-            logits = self.decoder.step(self.batch(parts), self.keys, self.values).clone()
+            hidden = self.decoder.forward(self.batch(parts), self.keys, self.values)
+            logits = self.decoder.logits(hidden).clone()
             for index, rows in zip(parts, torch.split(logits, [len(part) for part in parts.values()]), strict=True):
                 found[index].append(rows)
         return [torch.cat(rows) for rows in found]

@@ -36,7 +36,6 @@ class PagedBatch(Protocol):
         ids, positions, slots: int64 (tokens); a slot is block * block size + offset.
         starts: the first row of each sequence, then the number of rows, int32 (sequences + 1).
         block_tables: the blocks of each sequence in order, int32 (sequences, blocks).
-        last_rows: the rows whose logits are wanted, int64.
     """
 
     @property
@@ -112,73 +111,71 @@ class CompiledDecoder:
             EngineError: there is no compiler, or the threads cannot be started.
         """
         self.spec, self.context_length = spec, context_length
-        self.dtype = weights.embedding.dtype
+        self.dtype, self.device = weights.embedding.dtype, weights.embedding.device
         self._library = library or cpu.load(cpu.build())
         self._kept: list[torch.Tensor] = []
         self._bits = bits
         self._model = self._describe(weights)
-        self._logits = torch.empty(0)
-        session = self._library.open(threads or torch.get_num_threads())
+        self._logits = torch.empty(0, spec.vocab_size)
+        self.threads = threads or torch.get_num_threads()
+        session = self._library.open(self.threads)
         if session is None:
             raise EngineError("the threads of the compiled step cannot be started; lower OMP_NUM_THREADS.")
         self._session = session
         weakref.finalize(self, self._library.close, session)
 
     @property
-    def nbytes(self) -> int:
+    def weight_bytes(self) -> int:
         """Bytes of memory that the weights take."""
         return sum(tensor.nbytes for tensor in self._kept)
 
-    def step(self, batch: PagedBatch, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Store the keys and values of a batch's tokens and return the logits of its ``last_rows``.
+    def forward(self, batch: PagedBatch, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Store the keys and values of a batch's tokens and return their hidden states after the last norm.
 
         Args:
             batch: the tokens.
             keys, values: the cache, (layers, blocks, kv_heads, block size, head_dim).
 
         Returns:
-            float32 (rows, vocabulary), valid until the next step.
+            float32 (tokens, hidden).
+
+        Raises:
+            EngineError: there is no memory for so many tokens.
         """
-        rows = len(batch.last_rows)
-        if self._logits.shape[0] < rows:
-            self._logits = torch.empty(rows, self.spec.vocab_size)
-        self._run(batch, keys, values, rows, self._logits.data_ptr(), None)
-        return self._logits[:rows]
-
-    def hidden(self, batch: PagedBatch, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Store likewise and return all tokens' hidden states after the last norm, float32 (tokens, hidden)."""
-        hidden = torch.empty(len(batch.ids), self.spec.hidden_size)
-        self._run(batch, keys, values, 0, None, hidden.data_ptr())
-        return hidden
-
-    def _run(
-        self,
-        batch: PagedBatch,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        rows: int,
-        logits: int | None,
-        hidden: int | None,
-    ) -> None:
         spec, tokens, sequences = self.spec, len(batch.ids), len(batch.starts) - 1
         assert keys.shape == values.shape and keys.dtype == values.dtype == self.dtype
         assert keys.shape[0] == spec.layers and keys.shape[2:] == (spec.kv_heads, cpu.BLOCK_SIZE, spec.head_dim)
-        assert keys.is_contiguous() and values.is_contiguous()
-        assert all(len(of_token) == tokens for of_token in (batch.positions, batch.slots))
-        for array in (batch.ids, batch.positions, batch.slots, batch.last_rows):
-            assert array.dtype == torch.int64 and array.is_contiguous()
-        for array in (batch.starts, batch.block_tables):
-            assert array.dtype == torch.int32 and array.is_contiguous()
-        assert len(batch.block_tables) == sequences
+        assert len(batch.positions) == len(batch.slots) == tokens and len(batch.block_tables) == sequences
+        by_dtype = {torch.int64: (batch.ids, batch.positions, batch.slots),
+                    torch.int32: (batch.starts, batch.block_tables), self.dtype: (keys, values)}  # fmt: skip
+        for dtype, tensors in by_dtype.items():
+            assert all(tensor.dtype == dtype and tensor.is_contiguous() for tensor in tensors)
+        hidden = torch.empty(tokens, spec.hidden_size)
         given = cpu.Batch(
-            tokens=tokens, sequences=sequences, max_blocks=batch.block_tables.shape[1], rows=rows,
+            tokens=tokens, sequences=sequences, max_blocks=batch.block_tables.shape[1],
             ids=batch.ids.data_ptr(), positions=batch.positions.data_ptr(), slots=batch.slots.data_ptr(),
             starts=batch.starts.data_ptr(), block_tables=batch.block_tables.data_ptr(),
-            out_rows=batch.last_rows.data_ptr(), keys=keys.data_ptr(), values=values.data_ptr(),
-            layer_stride=keys.stride(0), logits=logits, hidden=hidden,
+            keys=keys.data_ptr(), values=values.data_ptr(), layer_stride=keys.stride(0), hidden=hidden.data_ptr(),
         )  # fmt: skip
         if self._library.step(self._session, ctypes.byref(self._model), ctypes.byref(given)) != 0:
-            raise EngineError(f"there is no memory for a step of {tokens} tokens; lower the number of tokens per step.")
+            raise EngineError(f"there is no memory for a step of {tokens} tokens; free some on this machine.")
+        return hidden
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits (tokens, vocabulary) of float32 hidden states (tokens, hidden), until the next call.
+
+        Raises:
+            EngineError: there is no memory for so many tokens.
+        """
+        rows = len(hidden)
+        assert hidden.dtype == torch.float32 and hidden.is_contiguous() and hidden.shape[1] == self.spec.hidden_size
+        if len(self._logits) < rows:
+            # Kept, because memory that is new is slower to write than the head is to compute.
+            self._logits = torch.empty(rows, self.spec.vocab_size)
+        arguments = (self._session, ctypes.byref(self._model), hidden.data_ptr(), rows, self._logits.data_ptr())
+        if self._library.head(*arguments) != 0:
+            raise EngineError(f"there is no memory for the logits of {rows} tokens; free some on this machine.")
+        return self._logits[:rows]
 
     def _describe(self, weights: Weights) -> cpu.Model:
         spec, kind = self.spec, _KINDS[self.dtype]

@@ -56,6 +56,11 @@ class Decoder:
         self._tables: _Tables = {rope: rope_tables(rope, context_length, self.dtype, self.device) for rope in ropes}
         self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=self.dtype, device=self.device)
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of memory that the weights take."""
+        return self.weights.nbytes
+
     @torch.inference_mode()
     def forward(self, ids: torch.Tensor, positions: torch.Tensor, attention: Attention) -> torch.Tensor:
         """Return the hidden states after the last norm, (tokens, hidden).

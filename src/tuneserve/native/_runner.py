@@ -2,8 +2,8 @@
 
 import torch
 
-from tuneserve.model import Decoder
-from tuneserve.native._batch import make_batch
+from tuneserve.model import CompiledDecoder, Decoder
+from tuneserve.native._batch import Batch, make_batch
 from tuneserve.native._cache import PagedCache, StepAttention
 from tuneserve.native._sampler import sample
 from tuneserve.native._scheduler import Step
@@ -13,7 +13,7 @@ from tuneserve.native._sequence import Sequence
 class Runner:
     """A decoder with its cache."""
 
-    def __init__(self, decoder: Decoder, blocks: int) -> None:
+    def __init__(self, decoder: Decoder | CompiledDecoder, blocks: int) -> None:
         self.decoder = decoder
         self.cache = PagedCache(decoder.spec, blocks, decoder.dtype, decoder.device)
 
@@ -25,13 +25,18 @@ class Runner:
         """
         self.cache.wipe(step.wiped)
         batch = make_batch(step, self.decoder.device)
-        hidden = self.decoder.forward(batch.ids, batch.positions, StepAttention(self.cache, batch))
+        hidden = self._forward(batch)
         results = _broken(step, hidden)
         sampled = [segment.sequence for segment in step.segments if segment.samples]
         if sampled:
             rows = hidden if len(sampled) == len(hidden) else hidden[batch.last_rows]
             results.update(zip(sampled, sample(self.decoder.logits(rows), sampled), strict=True))
         return results
+
+    def _forward(self, batch: Batch) -> torch.Tensor:
+        if isinstance(self.decoder, CompiledDecoder):
+            return self.decoder.forward(batch, self.cache.keys, self.cache.values)
+        return self.decoder.forward(batch.ids, batch.positions, StepAttention(self.cache, batch))
 
 
 def _broken(step: Step, hidden: torch.Tensor) -> dict[Sequence, int | None]:

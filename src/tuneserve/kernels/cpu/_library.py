@@ -68,10 +68,10 @@ class Batch(ctypes.Structure):
     """The tokens of a step, the cache and where results go; see ``step.cpp``."""
 
     _fields_ = (
-        *((name, _I32) for name in ("tokens", "sequences", "max_blocks", "rows")),
-        *((name, _POINTER) for name in ("ids", "positions", "slots", "starts", "block_tables", "out_rows", "keys",
+        *((name, _I32) for name in ("tokens", "sequences", "max_blocks", "unused")),
+        *((name, _POINTER) for name in ("ids", "positions", "slots", "starts", "block_tables", "keys",
                                         "values")),
-        ("layer_stride", _I64), ("logits", _POINTER), ("hidden", _POINTER),
+        ("layer_stride", _I64), ("hidden", _POINTER),
     )  # fmt: skip
 
 
@@ -85,6 +85,7 @@ class Library:
         open: (threads) to a session or None. A session runs one step at a time.
         close: (session).
         step: (session, model, batch) to 0, or 1 where memory ran out.
+        head: (session, model, hidden, rows, logits) likewise.
     """
 
     packed_bytes: Callable[[int, int, int], int]
@@ -92,6 +93,7 @@ class Library:
     open: Callable[[int], int | None]
     close: Callable[[int], None]
     step: Callable[..., int]
+    head: Callable[..., int]
 
 
 def load(path: Path) -> Library:
@@ -109,4 +111,5 @@ def load(path: Path) -> Library:
         open=function("ts_open", _POINTER, _I32),
         close=function("ts_close", None, _POINTER),
         step=function("ts_step", _I32, _POINTER, ctypes.POINTER(Model), ctypes.POINTER(Batch)),
+        head=function("ts_head", _I32, _POINTER, ctypes.POINTER(Model), _POINTER, _I32, _POINTER),
     )

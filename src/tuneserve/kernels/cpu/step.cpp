@@ -32,13 +32,12 @@ struct Model {
 };
 
 struct Batch {
-    int32_t tokens, sequences, max_blocks, rows;
+    int32_t tokens, sequences, max_blocks, unused;
     const int64_t *ids, *positions, *slots;
     const int32_t *starts, *block_tables;
-    const int64_t* out_rows;
     void *keys, *values;
     int64_t layer_stride;  // elements
-    float *logits, *hidden;
+    float* hidden;         // (tokens, hidden), after the last norm
 };
 }
 
@@ -71,18 +70,67 @@ struct Session {
     Buffer residual, operand, qkv, activated;
 };
 
+// A thread and the phase that it is in.
+struct Worker {
+    int id, phase;
+};
+
+constexpr int64_t PIECE = 2048;  // columns times rows of a panel that are worth sharing out
+
+// Rows are cheap: as many at a time as leave some for everyone.
+template <class F>
+void each_row(Session& s, Worker& w, int count, F&& f) {
+    s.pool.share(w.phase++, count, std::max(1, count / (2 * s.pool.size())), f);
+}
+
+void normalise(const float* from, const float* weight, float* to, int size, float eps) {
+    vf squares[4] = {};
+    for (int i = 0; i < size; i += LANES) {
+        vf x = load(from + i);
+        squares[i / LANES % 4] = fma(x, x, squares[i / LANES % 4]);
+    }
+    float mean = sum((squares[0] + squares[1]) + (squares[2] + squares[3])) / size;
+    float scale = 1.0f / std::sqrt(mean + eps);
+    for (int i = 0; i < size; i += LANES) store(to + i, load(from + i) * scale * load(weight + i));
+}
+
+template <class Done>
+void multiply_all(Session& s, Worker& w, const Linear& l, const uint8_t* x, int rows, Done&& done) {
+    const size_t stride = operand_bytes(l.kind, l.cols);
+    const int panels = panels_of(l.rows);
+    // Large enough to be worth sharing out, small enough to end together.
+    const int enough = (int)std::min<int64_t>(PIECE / ((int64_t)l.cols * rows) + 1, panels / (2 * s.pool.size()));
+    s.pool.share(w.phase++, panels, std::max(1, enough), [&](int panel) {
+        multiply(l, panel, x, stride, rows,
+                 [&](int first, int count, const float* results) { done(first, count, panel * PANEL, results); });
+    });
+}
+
+// Write a tile into rows of `width` floats, its bias added; the last panel may be cut off.
+void place(const Linear& w, float* to, size_t width, int first, int count, int column, const float* results) {
+    const int columns = std::min(PANEL, w.rows - column);
+    for (int r = 0; r < count; ++r, results += PANEL) {
+        float* row = to + (first + r) * width + column;
+        int i = 0;
+        for (; i + LANES <= columns; i += LANES) {
+            vf x = load(results + i);
+            store(row + i, w.bias ? x + load(w.bias + column + i) : x);
+        }
+        for (; i < columns; ++i) row[i] = results[i] + (w.bias ? w.bias[column + i] : 0.0f);
+    }
+}
+
 class Step {
    public:
     Step(Session& session, const Model& model, const Batch& batch) : s(session), m(model), b(batch) {
         const size_t tokens = b.tokens, queries = (size_t)m.heads * m.head_dim;
-        const size_t rows = std::max(b.tokens, b.rows);
         const size_t widest = std::max({(size_t)m.hidden, queries, (size_t)m.intermediate});
         qkv_width = (m.heads + 2 * m.kv_heads) * m.head_dim;
         s.residual.reserve(tokens * m.hidden * 4);
-        s.operand.reserve(rows * widest * 4);
+        s.operand.reserve(tokens * widest * 4);
         s.qkv.reserve(tokens * std::max(qkv_width, m.hidden) * 4);
         s.activated.reserve(tokens * m.intermediate * 4);
-        for (int id = 0; id < s.pool.size(); ++id) s.rows[id].reserve(widest * 4);
+        for (int id = 0; id < s.pool.size(); ++id) s.rows[id].reserve(m.hidden * 4);
         residual = (float*)s.residual.data;
         qkv = (float*)s.qkv.data;
         activated = s.activated.data;
@@ -94,29 +142,23 @@ class Step {
     }
 
     void run() {
-        s.pool.run(m.layers * PHASES_PER_LAYER + 5, [this](int id) { work({id, 0}); });
+        s.pool.run(m.layers * PHASES_PER_LAYER + 2, [this](int id) { work({id, 0}); });
     }
 
    private:
     static constexpr int PHASES_PER_LAYER = 12;
-    static constexpr int64_t PIECE = 2048;  // columns times rows
-
-    // A thread and the phase that it is in.
-    struct Worker {
-        int id, phase;
-    };
 
     void work(Worker&& w) {
-        each(w, b.tokens, [&](int token) { embed(token); });
+        each(w, [&](int token) { embed(token); });
         for (int index = 0; index < m.layers; ++index) {
             const Layer& layer = m.layer[index];
             norm_all(w, layer.attention_norm, layer.qkv.kind);
-            linear(w, layer.qkv, operand, b.tokens, [&](int first, int count, int column, const float* results) {
+            multiply_all(s, w, layer.qkv, operand, b.tokens, [&](int first, int count, int column, const float* results) {
                 place(layer.qkv, qkv, qkv_width, first, count, column, results);
             });
             dispatch([&](auto tag) {
                 using T = decltype(tag);
-                each(w, b.tokens, [&](int token) { rotate<T>(layer, index, token); });
+                each(w, [&](int token) { rotate<T>(layer, index, token); });
                 attention<T>(w, layer, index);
             });
             add(w, layer.output, operand, layer.post_attention_norm);
@@ -124,7 +166,9 @@ class Step {
             gate(w, layer);
             add(w, layer.down, layer.down.kind < INT8 ? activated : operand, layer.post_mlp_norm);
         }
-        finish(w);
+        each(w, [&](int token) {
+            normalise(residual + (size_t)token * m.hidden, m.norm, b.hidden + (size_t)token * m.hidden, m.hidden, m.eps);
+        });
     }
 
     template <class F>
@@ -134,10 +178,9 @@ class Step {
         else f(float{});
     }
 
-    // Rows are cheap: as many at a time as leave some for everyone.
     template <class F>
-    void each(Worker& w, int count, F&& f) {
-        s.pool.share(w.phase++, count, std::max(1, count / (2 * s.pool.size())), f);
+    void each(Worker& w, F&& f) {
+        each_row(s, w, b.tokens, f);
     }
 
     void embed(int token) {
@@ -151,68 +194,31 @@ class Step {
         else copy((const float*)m.embedding);
     }
 
-    void normalise(const float* from, const float* weight, float* to, int size) const {
-        vf squares[4] = {};
-        for (int i = 0; i < size; i += LANES) {
-            vf x = load(from + i);
-            squares[i / LANES % 4] = fma(x, x, squares[i / LANES % 4]);
-        }
-        float mean = sum((squares[0] + squares[1]) + (squares[2] + squares[3])) / size;
-        float scale = 1.0f / std::sqrt(mean + m.eps);
-        for (int i = 0; i < size; i += LANES) store(to + i, load(from + i) * scale * load(weight + i));
-    }
-
     uint8_t* operand_row(int kind, int cols, int row) const { return operand + row * operand_bytes(kind, cols); }
 
     void norm_all(Worker& w, const float* weight, int kind) {
-        each(w, b.tokens, [&](int token) {
+        each(w, [&](int token) {
             float* row = (float*)s.rows[w.id].data;
-            normalise(residual + (size_t)token * m.hidden, weight, row, m.hidden);
+            normalise(residual + (size_t)token * m.hidden, weight, row, m.hidden, m.eps);
             prepare(kind, row, operand_row(kind, m.hidden, token), 0, m.hidden);
         });
-    }
-
-    template <class Done>
-    void linear(Worker& w, const Linear& l, const uint8_t* x, int rows, Done&& done) {
-        const size_t stride = operand_bytes(l.kind, l.cols);
-        const int panels = panels_of(l.rows);
-        // Large enough to be worth sharing out, small enough to end together.
-        const int enough = (int)std::min<int64_t>(PIECE / ((int64_t)l.cols * rows) + 1, panels / (2 * s.pool.size()));
-        s.pool.share(w.phase++, panels, std::max(1, enough), [&](int panel) {
-            multiply(l, panel, x, stride, rows,
-                     [&](int first, int count, const float* results) { done(first, count, panel * PANEL, results); });
-        });
-    }
-
-    // Write a tile into rows of `width` floats, its bias added; the last panel may be cut off.
-    static void place(const Linear& w, float* to, size_t width, int first, int count, int column, const float* results) {
-        const int columns = std::min(PANEL, w.rows - column);
-        for (int r = 0; r < count; ++r, results += PANEL) {
-            float* row = to + (first + r) * width + column;
-            int i = 0;
-            for (; i + LANES <= columns; i += LANES) {
-                vf x = load(results + i);
-                store(row + i, w.bias ? x + load(w.bias + column + i) : x);
-            }
-            for (; i < columns; ++i) row[i] = results[i] + (w.bias ? w.bias[column + i] : 0.0f);
-        }
     }
 
     // residual += product with x, normalised first where the family does so.
     void add(Worker& w, const Linear& l, const uint8_t* x, const float* post_norm) {
         if (post_norm) {
-            linear(w, l, x, b.tokens, [&](int first, int count, int column, const float* results) {
+            multiply_all(s, w, l, x, b.tokens, [&](int first, int count, int column, const float* results) {
                 place(l, qkv, m.hidden, first, count, column, results);
             });
-            each(w, b.tokens, [&](int token) {
+            each(w, [&](int token) {
                 float* row = qkv + (size_t)token * m.hidden;
-                normalise(row, post_norm, row, m.hidden);
+                normalise(row, post_norm, row, m.hidden, m.eps);
                 float* to = residual + (size_t)token * m.hidden;
                 for (int i = 0; i < m.hidden; i += LANES) store(to + i, load(to + i) + load(row + i) * m.residual_scale);
             });
             return;
         }
-        linear(w, l, x, b.tokens, [&](int first, int count, int column, const float* results) {
+        multiply_all(s, w, l, x, b.tokens, [&](int first, int count, int column, const float* results) {
             const int columns = std::min(PANEL, l.rows - column);
             for (int r = 0; r < count; ++r, results += PANEL) {
                 float* row = residual + (size_t)(first + r) * m.hidden + column;
@@ -227,7 +233,7 @@ class Step {
 
     // A head's query or key: normalised if the family does, then the first rotary_dim dimensions turned by halves.
     void turn_head(const Layer& layer, const float* norm, float* head, int64_t position) const {
-        if (norm) normalise(head, norm, head, m.head_dim);
+        if (norm) normalise(head, norm, head, m.head_dim, m.eps);
         if (!layer.cos) return;
         const int half = layer.rotary_dim / 2;
         const float *cos = layer.cos + position * half, *sin = layer.sin + position * half;
@@ -308,7 +314,7 @@ class Step {
         const bool direct = kind < INT8;
         const float* bias = layer.gate_up.bias;  // in the panels' order
         const size_t stride = direct ? operand_bytes(kind, m.intermediate) : (size_t)m.intermediate * 4;
-        linear(w, layer.gate_up, operand, b.tokens, [&](int first, int count, int column, const float* results) {
+        multiply_all(s, w, layer.gate_up, operand, b.tokens, [&](int first, int count, int column, const float* results) {
             alignas(64) float row[PANEL / 2];
             for (int r = 0; r < count; ++r, results += PANEL) {
                 for (int i = 0; i < half; i += LANES) {
@@ -320,31 +326,9 @@ class Step {
             }
         });
         if (direct) return;
-        each(w, b.tokens, [&](int token) {
+        each(w, [&](int token) {
             prepare(kind, (const float*)(activated + token * stride), operand_row(kind, m.intermediate, token), 0,
                     m.intermediate);
-        });
-    }
-
-    void finish(Worker& w) {
-        if (b.hidden)
-            each(w, b.tokens, [&](int token) {
-                normalise(residual + (size_t)token * m.hidden, m.norm, b.hidden + (size_t)token * m.hidden, m.hidden);
-            });
-        if (!b.rows) return;
-        each(w, b.rows, [&](int row) {
-            float* normed = (float*)s.rows[w.id].data;
-            normalise(residual + (size_t)b.out_rows[row] * m.hidden, m.norm, normed, m.hidden);
-            prepare(m.head.kind, normed, operand_row(m.head.kind, m.hidden, row), 0, m.hidden);
-        });
-        linear(w, m.head, operand, b.rows, [&](int first, int count, int column, const float* results) {
-            alignas(64) float scaled[MAX_ROWS * PANEL];
-            for (int i = 0; i < count * PANEL; i += LANES) {
-                vf x = load(results + i) * m.logit_scale;
-                if (m.logit_softcap > 0) x = tanh_of(x * (1.0f / m.logit_softcap)) * m.logit_softcap;
-                store(scaled + i, x);
-            }
-            place(m.head, b.logits, m.vocab, first, count, column, scaled);
         });
     }
 
@@ -355,6 +339,27 @@ class Step {
     uint8_t *operand, *activated;
     int qkv_width, group, span, spans = 0;
 };
+
+// Logits of hidden states, float32 both.
+void head(Session& s, const Model& m, const float* hidden, int rows, float* logits) {
+    const size_t stride = operand_bytes(m.head.kind, m.hidden);
+    s.operand.reserve(rows * stride);
+    s.pool.run(2, [&](int id) {
+        Worker w{id, 0};
+        each_row(s, w, rows, [&](int row) {
+            prepare(m.head.kind, hidden + (size_t)row * m.hidden, s.operand.data + row * stride, 0, m.hidden);
+        });
+        multiply_all(s, w, m.head, s.operand.data, rows, [&](int first, int count, int column, const float* results) {
+            alignas(64) float scaled[MAX_ROWS * PANEL];
+            for (int i = 0; i < count * PANEL; i += LANES) {
+                vf x = load(results + i) * m.logit_scale;
+                if (m.logit_softcap > 0) x = tanh_of(x * (1.0f / m.logit_softcap)) * m.logit_softcap;
+                store(scaled + i, x);
+            }
+            place(m.head, logits, m.vocab, first, count, column, scaled);
+        });
+    });
+}
 
 }  // namespace
 
@@ -384,6 +389,16 @@ void ts_close(void* session) { delete (Session*)session; }
 int32_t ts_step(void* session, const Model* model, const Batch* batch) {
     try {
         Step(*(Session*)session, *model, *batch).run();
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+}
+
+// Likewise.
+int32_t ts_head(void* session, const Model* model, const float* hidden, int32_t rows, float* logits) {
+    try {
+        head(*(Session*)session, *model, hidden, rows, logits);
         return 0;
     } catch (const std::bad_alloc&) {
         return 1;
