@@ -2,8 +2,16 @@
 
 from tuneserve.spec._fields import Fields
 from tuneserve.spec._gguf_names import GGUF_ARCHITECTURES, GgufPart, gguf_parts, hf_name
+from tuneserve.spec._positions import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    RopeScaling,
+    RopeSpec,
+    YarnScaling,
+)
 from tuneserve.spec._read import FAMILIES, read_spec
-from tuneserve.spec._spec import ModelSpec, RopeScaling
+from tuneserve.spec._spec import Activation, LayerSpec, ModelSpec
 from tuneserve.spec._tensors import EMBEDDING, HEAD, NORM, LayerNames, layer_names, tensor_shapes
 
 __all__ = [
@@ -12,11 +20,18 @@ __all__ = [
     "GGUF_ARCHITECTURES",
     "HEAD",
     "NORM",
+    "Activation",
     "Fields",
     "GgufPart",
     "LayerNames",
+    "LayerSpec",
+    "LinearScaling",
+    "Llama3Scaling",
+    "LongRopeScaling",
     "ModelSpec",
     "RopeScaling",
+    "RopeSpec",
+    "YarnScaling",
     "gguf_parts",
     "hf_name",
     "layer_names",

@@ -5,11 +5,28 @@ from typing import Any
 
 from tuneserve.errors import SpecError
 from tuneserve.spec._fields import Fields
+from tuneserve.spec._gemma import read_gemma2, read_gemma3
+from tuneserve.spec._granite import read_granite
 from tuneserve.spec._llama import read_llama
+from tuneserve.spec._mistral import read_ministral, read_mistral
+from tuneserve.spec._phi3 import read_phi3
+from tuneserve.spec._qwen import read_qwen2, read_qwen3
+from tuneserve.spec._smollm3 import read_smollm3
 from tuneserve.spec._spec import ModelSpec
 
 _Reader = Callable[[Fields], ModelSpec]
-FAMILIES: Mapping[str, _Reader] = {"llama": read_llama}
+FAMILIES: Mapping[str, _Reader] = {
+    "llama": read_llama,
+    "smollm3": read_smollm3,
+    "mistral": read_mistral,
+    "ministral": read_ministral,
+    "qwen2": read_qwen2,
+    "qwen3": read_qwen3,
+    "gemma2": read_gemma2,
+    "gemma3_text": read_gemma3,
+    "phi3": read_phi3,
+    "granite": read_granite,
+}
 
 
 def read_spec(config: Mapping[str, Any]) -> ModelSpec:

@@ -1,0 +1,13 @@
+"""The gate of a feed-forward layer (GLU variants, arXiv:2002.05202)."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+
+def gated(gate_up: torch.Tensor, activation: Literal["silu", "gelu_tanh"]) -> torch.Tensor:
+    """Return activation(gate) * up, (tokens, inner), of both side by side, (tokens, 2 * inner)."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    activated = F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
+    return activated * up

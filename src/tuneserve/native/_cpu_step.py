@@ -1,0 +1,49 @@
+"""Which of the two ways a step is computed on a CPU: compiled where it can be, eager where not."""
+
+import logging
+
+from tuneserve.errors import EngineError, InputError
+from tuneserve.kernels import cpu
+from tuneserve.kernels.cpu import Kind
+from tuneserve.model import CompiledDecoder, Decoder, Weights, reasons_against
+from tuneserve.spec import ModelSpec
+
+_STEPS = ("auto", "compiled", "eager")
+_BITS = {"auto": None, "int8": Kind.INT8, "int4": Kind.INT4}
+_logger = logging.getLogger("tuneserve.native")
+
+
+def prepare_step(
+    spec: ModelSpec, weights: Weights, context_length: int, step: str, bits: str
+) -> Decoder | CompiledDecoder:
+    """Return the decoder that ``step`` and ``bits`` name; see :class:`~tuneserve.native.EngineConfig`.
+
+    Raises:
+        InputError: they name none, or the model cannot be run as they ask.
+        EngineError: the compiled step was asked for, or is needed for quantised weights, and cannot be built.
+    """
+    if step not in _STEPS:
+        raise InputError(f"the CPU step {step!r} is not known; choose {', '.join(_STEPS)}.")
+    if bits not in _BITS:
+        raise InputError(f"the weights {bits!r} are not known; choose {', '.join(_BITS)}.")
+    must = step == "compiled" or bits != "auto"
+    if step == "eager" and must:
+        raise InputError(f"{bits} weights need the compiled step; leave the CPU step at auto, or the weights.")
+    if weights.embedding.device.type != "cpu" and not must:
+        return Decoder(spec, weights, context_length)
+    if step != "eager":
+        reasons = reasons_against(spec, weights, _BITS[bits])
+        if must and reasons:
+            raise InputError(f"the compiled step cannot run this model ({'; '.join(reasons)}); set the step to eager.")
+        try:
+            library = None if reasons else cpu.load(cpu.build())
+        except EngineError as error:
+            if must:
+                raise
+            library, reasons = None, [str(error).rstrip(".")]
+        if library is not None:
+            decoder = CompiledDecoder(spec, weights, context_length, bits=_BITS[bits], library=library)
+            _logger.info("steps are compiled, on %d threads", decoder.threads)
+            return decoder
+        _logger.warning("steps are not compiled, which is slower: %s", "; ".join(reasons))
+    return Decoder(spec, weights, context_length)
