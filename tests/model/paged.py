@@ -1,29 +1,42 @@
 """Batches over a paged cache, made by hand: blocks are given out from the highest down, so that tables matter."""
 
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 
 from tuneserve.kernels.cpu import BLOCK_SIZE
-from tuneserve.model import CompiledDecoder
+from tuneserve.spec import ModelSpec
+
+
+class PagedDecoder(Protocol):
+    """What both decoders over a paged cache have."""
+
+    spec: ModelSpec
+    dtype: torch.dtype
+
+    def forward(self, batch: Any, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor: ...
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
 
 
 @dataclass
 class HandMadeBatch:
-    """What the compiled step takes."""
+    """What the compiled step and the GPU's take."""
 
     ids: torch.Tensor
     positions: torch.Tensor
     slots: torch.Tensor
     starts: torch.Tensor
+    lengths: torch.Tensor
+    counts: list[int]
     block_tables: torch.Tensor
 
 
 @dataclass
 class Paged:
-    """A compiled decoder with a cache full of NaN, as whatever was there before may be, and the sequences in it."""
+    """A decoder with a cache full of NaN, as whatever was there before may be, and the sequences in it."""
 
-    decoder: CompiledDecoder
+    decoder: PagedDecoder
     blocks: int = 64
     _tables: dict[int, list[int]] = field(default_factory=dict)
     _lengths: dict[int, int] = field(default_factory=dict)
@@ -57,6 +70,8 @@ class Paged:
             positions=torch.tensor(positions),
             slots=torch.tensor(slots),
             starts=torch.tensor(starts, dtype=torch.int32),
+            lengths=torch.tensor([self._lengths[sequence] for sequence in parts], dtype=torch.int32),
+            counts=[len(tokens) for tokens in parts.values()],
             block_tables=torch.tensor(tables, dtype=torch.int32),
         )
 

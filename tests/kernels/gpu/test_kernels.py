@@ -1,5 +1,7 @@
 """Each Triton kernel computes what its PyTorch reference does, at sizes that do not fit its tiles."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -30,10 +32,16 @@ def test_matvec(columns: int, gated: bool, residual: bool) -> None:
     rows = 34
     x, weight = torch.randn(1, columns), torch.randn(rows, columns) / columns**0.5
     results = rows // 2 if gated else rows
-    added = torch.randn(1, results) if residual else None
+    options = {
+        "norm": None if residual else torch.rand(columns),
+        "eps": 1e-5,
+        "bias": torch.randn(rows) if columns == 576 else None,
+        "residual": torch.randn(1, results) if residual else None,
+        "gated": gated,
+    }
     out = torch.full((1, results), torch.nan)
-    matvec(x, weight, residual=added, gated=gated, out=out)
-    torch.testing.assert_close(out, matvec_reference(x, weight, residual=added, gated=gated), **CLOSE)
+    matvec(x, weight, **options, out=out)
+    torch.testing.assert_close(out, matvec_reference(x, weight, **options), **CLOSE)
 
 
 @pytest.mark.parametrize("count", [2, 16, 21])
@@ -42,10 +50,14 @@ def test_skinny(count: int, gated: bool, residual: bool) -> None:
     rows, columns = 70, 320
     x, weight = torch.randn(count, columns), torch.randn(rows, columns) / columns**0.5
     results = rows // 2 if gated else rows
-    added = torch.randn(count, results) if residual else None
+    options = {
+        "bias": torch.randn(rows) if count > 2 else None,
+        "residual": torch.randn(count, results) if residual else None,
+        "gated": gated,
+    }
     out = torch.full((count, results), torch.nan)
-    skinny(x, weight, residual=added, gated=gated, out=out)
-    torch.testing.assert_close(out, skinny_reference(x, weight, residual=added, gated=gated), **CLOSE)
+    skinny(x, weight, **options, out=out)
+    torch.testing.assert_close(out, skinny_reference(x, weight, **options), **CLOSE)
 
 
 def test_norm() -> None:
@@ -55,11 +67,12 @@ def test_norm() -> None:
 
 
 def test_greedy() -> None:
-    logits = torch.randn(3, 5000)
+    logits = torch.randn(6, 5000)
     logits[1, [4321, 77]] = 9.0
     logits[2] = -torch.rand(5000) - 1
-    expected, counted = torch.zeros(3, dtype=torch.int64), torch.tensor([5, 0, 7], dtype=torch.int32)
-    ids, lengths, scratch = expected.clone(), counted.clone(), greedy_scratch(3, logits.device)
+    logits[3, 4999], logits[4], logits[5, 0] = torch.nan, -torch.inf, torch.inf
+    expected, counted = torch.zeros(6, dtype=torch.int64), torch.tensor([5, 0, 7, 1, 1, 1], dtype=torch.int32)
+    ids, lengths, scratch = expected.clone(), counted.clone(), greedy_scratch(6, logits.device)
     for _ in range(2):  # the second time from the scratch that the first has left
         greedy_reference(logits, expected, counted)
         greedy(logits, ids, lengths, scratch)
@@ -92,9 +105,11 @@ class Cache:
 @pytest.mark.parametrize("splits", [1, 4])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(6, 2, 32), (4, 4, 64)])
 @pytest.mark.parametrize("options", [{}, {"window": 70, "scale": 0.3}, {"softcap": 5.0}])
-def test_decode_attention(splits: int, heads: int, kv_heads: int, head_dim: int, options: dict[str, float]) -> None:
+def test_decode_attention(splits: int, heads: int, kv_heads: int, head_dim: int, options: dict[str, Any]) -> None:
     cache = Cache([1, 0, 65, 200], heads, kv_heads, head_dim)
     qkv = torch.randn(4, cache.width)
+    if "scale" in options:
+        options = {**options, "norms": (torch.rand(head_dim), torch.rand(head_dim)), "eps": 1e-6}
     places = (cache.cos, cache.sin, cache.lengths, cache.tables)
     keys, values = cache.keys.clone(), cache.values.clone()
     expected = decode_attention_reference(qkv, *places, keys, values, **options)
@@ -121,13 +136,14 @@ def test_prefill_attention(options: dict[str, float]) -> None:
     torch.testing.assert_close(out, prefill_attention_reference(*given, **options), **CLOSE)
 
 
-def test_rope_store() -> None:
+@pytest.mark.parametrize("norms", [None, (torch.rand(32), torch.rand(32))])
+def test_rope_store(norms: tuple[torch.Tensor, torch.Tensor] | None) -> None:
     cache = Cache([40], 6, 2, 32)
     qkv, positions = torch.randn(3, cache.width), torch.tensor([0, 7, 33])
     slots = cache.tables[0].long()[positions // 16] * 16 + positions % 16
     expected = qkv.clone(), cache.keys.clone(), cache.values.clone()
-    rope_store_reference(expected[0], cache.cos, cache.sin, positions, slots, *expected[1:])
-    rope_store(qkv, cache.cos, cache.sin, positions, slots, cache.keys, cache.values)
+    rope_store_reference(expected[0], cache.cos, cache.sin, positions, slots, *expected[1:], norms, 1e-6)
+    rope_store(qkv, cache.cos, cache.sin, positions, slots, cache.keys, cache.values, norms, 1e-6)
     queries = 6 * 32
     torch.testing.assert_close(qkv[:, :queries], expected[0][:, :queries], **CLOSE)
     torch.testing.assert_close(cache.keys, expected[1], **CLOSE)

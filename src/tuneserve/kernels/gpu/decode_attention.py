@@ -29,7 +29,9 @@ class DecodeScratch:
     arrived: torch.Tensor
 
     @classmethod
-    def of(cls, sequences: int, heads: int, kv_heads: int, head_dim: int, splits: int, device: torch.device) -> "DecodeScratch":
+    def of(
+        cls, sequences: int, heads: int, kv_heads: int, head_dim: int, splits: int, device: torch.device
+    ) -> "DecodeScratch":
         """Return scratch for ``splits`` programs per sequence and key head."""
         return cls(
             torch.empty(sequences, heads, splits, head_dim, device=device),
@@ -55,6 +57,8 @@ def decode_attention_reference(
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    norms: tuple[torch.Tensor, torch.Tensor] | None = None,
+    eps: float = 0.0,
 ) -> torch.Tensor:
     """Return what :func:`decode_attention` does, in float32, rounded once; sequences of no length get zeros."""
     _, kv_heads, block_size, head_dim = keys.shape
@@ -67,7 +71,7 @@ def decode_attention_reference(
         row = qkv[index : index + 1].clone()
         slot = table[last // block_size] * block_size + last % block_size
         place = torch.tensor([last], device=qkv.device)
-        rope_store_reference(row, cos, sin, place, slot[None], keys, values)
+        rope_store_reference(row, cos, sin, place, slot[None], keys, values, norms, eps)
         first = max(0, length - window) if window else 0
         at = torch.arange(first, length, device=qkv.device)
         blocks, within = table[at // block_size], at % block_size
@@ -94,6 +98,8 @@ def decode_attention(
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    norms: tuple[torch.Tensor, torch.Tensor] | None = None,
+    eps: float = 0.0,
 ) -> torch.Tensor:
     """Rotate the newest token of each sequence, store its key and value, and attend to all the sequence.
 
@@ -108,13 +114,14 @@ def decode_attention(
         scale: of the scores; 1 over the root of ``head_dim`` unless given.
         window: how many of the latest tokens are seen, the new one counted; None means all.
         softcap: bounds the scores by a hyperbolic tangent (arXiv:2408.00118).
+        norms: (head_dim) each, weights of an RMS norm of each query and of the key before they are rotated.
     """
     _, kv_heads, block_size, head_dim = keys.shape
     group = qkv.shape[1] // head_dim // kv_heads - 2
     _decode[(len(qkv), kv_heads, scratch.splits)](
         qkv, cos, sin, lengths, tables, tables.stride(0), keys, values, scratch.sums, scratch.states, scratch.arrived, out,
-        (scale or head_dim**-0.5) * math.log2(math.e) if not softcap else (scale or head_dim**-0.5), window or 0, softcap or 0.0,
-        KV=kv_heads, GROUP=group, PADDED=max(16, power_of_two(group)), SIZE=block_size, HALF=head_dim // 2,
+        (scale or head_dim**-0.5) * (1.0 if softcap else math.log2(math.e)), window or 0, softcap or 0.0,
+        *(norms or (None, None)), eps, NORM=norms is not None, KV=kv_heads, GROUP=group, PADDED=max(16, power_of_two(group)), SIZE=block_size, HALF=head_dim // 2,
         SPLITS=scratch.splits, TILE=_TILE, WINDOW=bool(window), SOFTCAP=bool(softcap),
         num_warps=_WARPS, num_stages=_STAGES, **dependent(_decode),
     )  # fmt: skip
@@ -150,7 +157,8 @@ def _capped(score, softcap):
 @triton.jit
 def _decode(
     qkv, cos, sin, lengths, tables, table_stride, keys, values, sums, states, arrived, out, scale, window, softcap,
-    KV: tl.constexpr, GROUP: tl.constexpr, PADDED: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr,
+    query_norm, key_norm, eps,
+    NORM: tl.constexpr, KV: tl.constexpr, GROUP: tl.constexpr, PADDED: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr,
     SPLITS: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
@@ -192,6 +200,10 @@ def _decode(
     real = (member < GROUP)[:, None]
     a = tl.load(place, mask=real, other=0.0).to(tl.float32)
     b = tl.load(place + HALF, mask=real, other=0.0).to(tl.float32)
+    if NORM:
+        factor = 1.0 / tl.sqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / (2 * HALF) + eps)
+        a *= factor[:, None] * tl.load(query_norm + lane).to(tl.float32)[None, :]
+        b *= factor[:, None] * tl.load(query_norm + HALF + lane).to(tl.float32)[None, :]
     query_first = (a * c[None, :] - b * s[None, :]).to(qkv.dtype.element_ty)
     query_second = (b * c[None, :] + a * s[None, :]).to(qkv.dtype.element_ty)
 
@@ -202,6 +214,10 @@ def _decode(
         new_key = row + (HEADS + kv_head) * 2 * HALF
         first = tl.load(new_key + lane).to(tl.float32)
         second = tl.load(new_key + HALF + lane).to(tl.float32)
+        if NORM:
+            shrink = 1.0 / tl.sqrt((tl.sum(first * first, 0) + tl.sum(second * second, 0)) / (2 * HALF) + eps)
+            first *= shrink * tl.load(key_norm + lane).to(tl.float32)
+            second *= shrink * tl.load(key_norm + HALF + lane).to(tl.float32)
         new_first = (first * c - second * s).to(qkv.dtype.element_ty)
         new_second = (second * c + first * s).to(qkv.dtype.element_ty)
         added = tl.load(row + (HEADS + KV + kv_head) * 2 * HALF + both)

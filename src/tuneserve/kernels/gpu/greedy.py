@@ -12,7 +12,8 @@ _CHUNK = 4096
 
 def greedy_reference(logits: torch.Tensor, ids: torch.Tensor, lengths: torch.Tensor) -> None:
     """Do what :func:`greedy` does."""
-    ids.copy_(logits.argmax(-1))
+    best = logits.nan_to_num(torch.inf).max(-1)
+    ids.copy_(torch.where(best.values.isfinite(), best.indices, -1))
     lengths.add_(lengths.clamp(max=1))
 
 
@@ -25,7 +26,7 @@ def greedy(logits: torch.Tensor, ids: torch.Tensor, lengths: torch.Tensor, scrat
     """Put the first of the likeliest tokens into ``ids`` and count it in ``lengths``.
 
     Args:
-        logits: float32 (rows, vocabulary); a row with NaN gives any token.
+        logits: float32 (rows, vocabulary); a row whose largest is not finite gives -1.
         ids: int64 (rows).
         lengths: int32 (rows); 0 stays 0.
         scratch: from :func:`greedy_scratch`.
@@ -45,6 +46,8 @@ def _greedy(logits, ids, lengths, scratch, vocabulary, chunks, CHUNK: tl.constex
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     token = chunk * CHUNK + tl.arange(0, CHUNK)
     value = tl.load(logits + row * vocabulary + token, mask=token < vocabulary, other=float("-inf"))
+    # What is not a number is above all numbers, so that it is found.
+    value = tl.where(value != value, float("inf"), value)
     # The order of these integers is that of the floats, and among equal ones the lowest token is the highest.
     bits = value.to(tl.int32, bitcast=True)
     bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
@@ -54,6 +57,8 @@ def _greedy(logits, ids, lengths, scratch, vocabulary, chunks, CHUNK: tl.constex
     if before + 1 == chunks:
         best = tl.atomic_xchg(scratch + row * 2, -9223372036854775808, sem="acq_rel")
         tl.store(scratch + row * 2 + 1, 0)
-        tl.store(ids + row, 0x7FFFFFFF - (best & 0x7FFFFFFF))
+        # Infinity, either way, as these integers have it.
+        broken = (best >> 32 == 2139095040) | (best >> 32 == -2139095041)
+        tl.store(ids + row, tl.where(broken, -1, 0x7FFFFFFF - (best & 0x7FFFFFFF)))
         length = tl.load(lengths + row)
         tl.store(lengths + row, length + tl.minimum(length, 1))

@@ -1,6 +1,6 @@
 """One row times a weight matrix, at the speed of the memory bus, with the gate or the residual that follows fused in.
 
-A program takes a row of the matrix, or two, and has several loads in flight; many programs fill a multiprocessor.
+A program takes eight rows of the matrix, which share what it reads of ``x``, and has the next loads always in flight.
 """
 
 import torch
@@ -18,12 +18,13 @@ def matvec_reference(
     *,
     norm: torch.Tensor | None = None,
     eps: float = 0.0,
+    bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     gated: bool = False,
 ) -> torch.Tensor:
     """Return what :func:`matvec` does, in float32, rounded once."""
     row = x.float() if norm is None else F.rms_norm(x.float(), x.shape[-1:], norm.float(), eps)
-    product = row @ weight.float().T
+    product = F.linear(row, weight.float(), None if bias is None else bias.float())
     if gated:
         first, second = product.chunk(2, dim=-1)
         product = F.silu(first) * second
@@ -36,6 +37,7 @@ def matvec(
     *,
     norm: torch.Tensor | None = None,
     eps: float = 0.0,
+    bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     gated: bool = False,
     out: torch.Tensor,
@@ -47,29 +49,29 @@ def matvec(
         weight: (rows, columns), contiguous; where ``gated``, the first half of the rows is the gate, and the result is
             ``silu(first) * second``.
         norm: (columns), weight of an RMS norm of ``x``, whose mean square is a single number and applied at the end.
+        bias: (rows), added to the product.
         residual: (1, rows of the result), added to the result.
         out: (1, rows of the result), may be ``residual``.
     """
     rows, columns = weight.shape
     results = rows // 2 if gated else rows
-    per_program, block, warps = shape_of(columns, gated)
+    per_program, block, warps = shape_of(gated)
     _matvec[(triton.cdiv(results, per_program),)](
-        x, weight, norm, residual, out, results, columns, eps,
-        ROWS=per_program, BLOCK=block, NORM=norm is not None, RESIDUAL=residual is not None, GATED=gated, num_warps=warps, **dependent(_matvec),
+        x, weight, norm, bias, residual, out, results, columns, eps,
+        ROWS=per_program, BLOCK=block, NORM=norm is not None, BIAS=bias is not None, RESIDUAL=residual is not None, GATED=gated, num_warps=warps, **dependent(_matvec),
     )  # fmt: skip
     return out
 
 
-def shape_of(columns: int, gated: bool) -> tuple[int, int, int]:
+def shape_of(gated: bool) -> tuple[int, int, int]:
     """Return rows per program, columns at a time and warps, as measured."""
-    block = 2048 if columns % 2048 == 0 else (1024 if columns % 1024 == 0 else 512)
-    return 1, block, 8 if block == 2048 else 4
+    return 4 if gated else 8, 512, 4
 
 
 @triton.jit
 def _matvec(
-    x, weight, norm, residual, out, results, columns, eps,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, PDL: tl.constexpr,
+    x, weight, norm, bias, residual, out, results, columns, eps,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
@@ -106,8 +108,13 @@ def _matvec(
     if NORM:
         scale = 1.0 / tl.sqrt(tl.sum(squares, 0) / columns + eps)
     result = tl.sum(total, 1) * scale
+    if BIAS:
+        result += tl.load(bias + row, mask=row < results, other=0.0).to(tl.float32)
     if GATED:
-        result = result / (1.0 + tl.exp(-result)) * (tl.sum(other, 1) * scale)
+        up = tl.sum(other, 1) * scale
+        if BIAS:
+            up += tl.load(bias + results + row, mask=row < results, other=0.0).to(tl.float32)
+        result = result / (1.0 + tl.exp(-result)) * up
     if RESIDUAL:
         result += tl.load(residual + row, mask=row < results, other=0.0).to(tl.float32)
     tl.store(out + row, result.to(out.dtype.element_ty), mask=row < results)

@@ -1,6 +1,7 @@
 """Rotary positions (arXiv:2104.09864) for new tokens, and their keys and values into the paged cache."""
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
@@ -16,12 +17,18 @@ def rope_store_reference(
     slots: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
+    norms: tuple[torch.Tensor, torch.Tensor] | None = None,
+    eps: float = 0.0,
 ) -> None:
     """Do what :func:`rope_store` does, in float32, rounded once."""
     _, kv_heads, block_size, head_dim = keys.shape
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
     turned = qkv.view(len(qkv), -1, head_dim)[:, : heads + kv_heads]
-    first, second = turned.float().chunk(2, dim=-1)
+    whole = turned.float()
+    if norms is not None:
+        scales = torch.cat([norms[0].float().expand(heads, -1), norms[1].float().expand(kv_heads, -1)])
+        whole = F.rms_norm(whole, (head_dim,), None, eps) * scales
+    first, second = whole.chunk(2, dim=-1)
     c, s = cos[positions].float()[:, None], sin[positions].float()[:, None]
     turned.copy_(torch.cat((first * c - second * s, second * c + first * s), dim=-1))
     whole = qkv.view(len(qkv), -1, head_dim)
@@ -37,6 +44,8 @@ def rope_store(
     slots: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
+    norms: tuple[torch.Tensor, torch.Tensor] | None = None,
+    eps: float = 0.0,
 ) -> None:
     """Rotate the queries in place, and rotated keys and values into the cache.
 
@@ -45,19 +54,20 @@ def rope_store(
         cos, sin: float32 (positions, head_dim / 2).
         positions, slots: int64 (tokens); a slot is a block's number times its size plus the place in it.
         keys, values: (blocks, kv_heads, block_size, head_dim) of one layer.
+        norms: (head_dim) each, weights of an RMS norm of each query and of each key before they are rotated.
     """
     _, kv_heads, block_size, head_dim = keys.shape
     all_heads = qkv.shape[1] // head_dim
     _rope_store[(len(qkv), all_heads)](
-        qkv, cos, sin, positions, slots, keys, values,
-        ALL=all_heads, KV=kv_heads, SIZE=block_size, HALF=head_dim // 2, num_warps=1, **dependent(_rope_store),
+        qkv, cos, sin, positions, slots, keys, values, *(norms or (None, None)), eps,
+        NORM=norms is not None, ALL=all_heads, KV=kv_heads, SIZE=block_size, HALF=head_dim // 2, num_warps=1, **dependent(_rope_store),
     )  # fmt: skip
 
 
 @triton.jit
 def _rope_store(
-    qkv, cos, sin, positions, slots, keys, values,
-    ALL: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr, PDL: tl.constexpr,
+    qkv, cos, sin, positions, slots, keys, values, query_norm, key_norm, eps,
+    NORM: tl.constexpr, ALL: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
@@ -72,6 +82,11 @@ def _rope_store(
         c = tl.load(cos + position * HALF + lane)
         s = tl.load(sin + position * HALF + lane)
         a, b = first.to(tl.float32), second.to(tl.float32)
+        if NORM:
+            weight = query_norm if head < ALL - 2 * KV else key_norm
+            factor = 1.0 / tl.sqrt((tl.sum(a * a, 0) + tl.sum(b * b, 0)) / (2 * HALF) + eps)
+            a *= factor * tl.load(weight + lane).to(tl.float32)
+            b *= factor * tl.load(weight + HALF + lane).to(tl.float32)
         first = (a * c - b * s).to(first.dtype)
         second = (b * c + a * s).to(second.dtype)
     if head < ALL - 2 * KV:

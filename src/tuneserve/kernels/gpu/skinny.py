@@ -21,6 +21,7 @@ def skinny(
     x: torch.Tensor,
     weight: torch.Tensor,
     *,
+    bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     gated: bool = False,
     out: torch.Tensor,
@@ -30,6 +31,7 @@ def skinny(
     Args:
         x: (count, columns), ``count`` at most 32.
         weight: (rows, columns), contiguous; where ``gated``, the first half of the rows is the gate.
+        bias: (rows), added to the product.
         residual: (count, rows of the result), added to the result.
         out: (count, rows of the result), may be ``residual``.
     """
@@ -38,8 +40,8 @@ def skinny(
     results = rows // 2 if gated else rows
     block_rows, block, warps, stages = shape_of(gated)
     _skinny[(triton.cdiv(results, block_rows),)](
-        x, weight, residual, out, count, results, columns,
-        ROWS=block_rows, BLOCK=block, COUNT=16 if count <= 16 else 32, RESIDUAL=residual is not None, GATED=gated,
+        x, weight, bias, residual, out, count, results, columns,
+        ROWS=block_rows, BLOCK=block, COUNT=16 if count <= 16 else 32, BIAS=bias is not None, RESIDUAL=residual is not None, GATED=gated,
         num_warps=warps, num_stages=stages, **dependent(_skinny),
     )  # fmt: skip
     return out
@@ -52,8 +54,8 @@ def shape_of(gated: bool) -> tuple[int, int, int, int]:
 
 @triton.jit
 def _skinny(
-    x, weight, residual, out, count, results, columns,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, COUNT: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr,
+    x, weight, bias, residual, out, count, results, columns,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, COUNT: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
@@ -76,7 +78,11 @@ def _skinny(
         if GATED:
             v = tl.load(second + start, mask=inside & here[None, :], other=0.0, eviction_policy="evict_first")
             other = tl.dot(v, value, other)
+    if BIAS:
+        total += tl.load(bias + row, mask=row < results, other=0.0).to(tl.float32)[:, None]
     if GATED:
+        if BIAS:
+            other += tl.load(bias + results + row, mask=row < results, other=0.0).to(tl.float32)[:, None]
         total = total / (1.0 + tl.exp(-total)) * other
     place = token[None, :] * results + row[:, None]
     valid = inside & (token < count)[None, :]
