@@ -3,14 +3,14 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tuneserve.artifacts.gguf._describe import Description, describe
+from tuneserve.artifacts.gguf._describe import Description, describe, file_name
 from tuneserve.artifacts.gguf._types import PRESETS, gguf_type
 
 if TYPE_CHECKING:
     from tuneserve.artifacts.gguf._format import GgufFormat
     from tuneserve.artifacts.gguf._imatrix import Imatrix, compute_imatrix
 
-__all__ = ["PRESETS", "Description", "GgufFormat", "Imatrix", "compute_imatrix", "describe", "gguf_type"]
+__all__ = ["PRESETS", "Description", "GgufFormat", "Imatrix", "compute_imatrix", "describe", "file_name", "gguf_type"]
 
 # Imported when first asked for, because they need torch, and a description does not.
 _HOMES = {"GgufFormat": "_format", "Imatrix": "_imatrix", "compute_imatrix": "_imatrix"}

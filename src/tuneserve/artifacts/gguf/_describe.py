@@ -1,6 +1,7 @@
 """A GGUF file before any of its bytes: what it says of the model, and where each tensor will lie. No torch here."""
 
 import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,12 @@ def describe(
     model = read_model(config)
     plan = plan_parts(model, specs)
     return Description(model, plan, tokenizer_metadata(tokenizer_dir, name, model.vocab_size, config, model_dir))
+
+
+def file_name(name: str, preset: str) -> str:
+    """Return what the file of a model called ``name`` is called."""
+    stem = re.sub(r"[^\w.-]+", "-", name.rstrip("/").rpartition("/")[2]).strip("-.") or "model"
+    return f"{stem}-{preset.upper()}.gguf"
 
 
 def _size_label(parameters: int) -> str:

@@ -1,6 +1,5 @@
 """A merged model as one GGUF file."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 
 from tuneserve.artifacts._format import Format, Piece, PlannedFile
-from tuneserve.artifacts.gguf._describe import describe
+from tuneserve.artifacts.gguf._describe import describe, file_name
 from tuneserve.artifacts.gguf._encode import encode, needs_ggml
 from tuneserve.artifacts.gguf._ggml import load_ggml
 from tuneserve.artifacts.gguf._imatrix import Imatrix
@@ -60,8 +59,7 @@ class GgufFormat(Format):
             load_ggml()
         self.metadata = layout.metadata
         self._placed = {tensor.name: tensor for tensor in layout.placed}
-        stem = re.sub(r"[^\w.-]+", "-", name.rstrip("/").rpartition("/")[2]).strip("-.") or "model"
-        self._file = f"{stem}-{preset.upper()}.gguf"
+        self._file = file_name(name, preset)
         self._files = {self._file: PlannedFile(layout.head + self._made_tensors(len(layout.head)), layout.size)}
 
     @property
