@@ -18,7 +18,7 @@ _CPU = re.compile(r"cpu-(\d+)c-(\d+)gb(?:-(\d+)gbps)?", re.IGNORECASE | re.ASCII
 _MAC = re.compile(r"mac-(m\d+(?:-?(?:pro|max|ultra))?)(?:-(\d+)gb)?", re.IGNORECASE | re.ASCII)
 _OTHERS = {
     "an AMD GPU": r"rocm|amd|radeon|instinct|mi\d{2,3}x?|rx\d{4}\w*",
-    "an Intel GPU or accelerator": r"arc|xpu|gaudi|intel",
+    "an Intel GPU or accelerator": r"arc|xpu|gaudi\d*|intel",
     "a TPU": r"tpu|v\d+e",
     "an AWS accelerator": r"inferentia|trainium|neuron|inf\d|trn\d",
 }

@@ -12,7 +12,9 @@ from tuneserve.checkpoint import TensorSpec
 
 _LAYER = re.compile(r"(^|\.)(layers|h|blocks)\.\d+\.")
 _TOWER = re.compile(r"(^|\.)(vision|visual|audio|multi_modal|embed_vision|embed_audio)")
-_ROUTERS = ("mlp.gate", "block_sparse_moe.gate", "router", "shared_expert_gate", "feed_forward.router")
+_ROUTERS = ("mlp.gate", "block_sparse_moe.gate", "router", "feed_forward.router")
+# Linear modules of decoders outside their layers.
+_OUTSIDE = ("per_layer_model_projection",)
 _CONV1D = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 
@@ -45,6 +47,8 @@ def _module(spec: TensorSpec) -> str:
 
 def _is_linear(spec: TensorSpec) -> bool:
     module = _module(spec)
-    if module == spec.name or len(spec.shape) != 2 or not _LAYER.search(module):
+    if module == spec.name or len(spec.shape) != 2:
+        return False
+    if not _LAYER.search(module) and not module.endswith(_OUTSIDE):
         return False
     return not _TOWER.search(module) and not module.endswith(_ROUTERS)
