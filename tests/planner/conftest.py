@@ -62,6 +62,17 @@ def make_headers() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def make_model() -> Callable[..., Path]:
+    """Return what writes a Llama of zeros, which occupies memory once it is read, into a directory."""
+
+    def make(directory: Path, shape: Mapping[str, Any]) -> Path:
+        config = {**LLAMA_8B, "rope_scaling": None, **shape}
+        return write_headers(directory, config, llama_shapes(config))
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def llama_8b(tmp_path_factory: pytest.TempPathFactory, demo_base: Path) -> Path:
     """Return a directory with the shape of Llama 3.1 8B and the demo model's tokenizer."""
     return write_headers(tmp_path_factory.mktemp("shapes") / "llama-8b", LLAMA_8B, llama_shapes(LLAMA_8B), demo_base)

@@ -16,11 +16,12 @@ _LATER = {
     "int4": "a quarter of the bytes, at a larger loss that is not needed here",
     "merged_4bit": "a quarter of the bytes on the disk, but a slow path in vLLM",
     "lora": "the other engine comes first",
-    "gguf:q8_0": "next to nothing is lost, but it takes more to read",
+    "gguf:q8_0": "half the bytes of 16 bits at next to no loss, for where a single sequence has to be fast",
     "gguf:q4_k_m": "half the bytes of q8_0, at a larger loss that is not needed here",
     "gguf:q2_k": "the fewest bits, at a large loss that is not needed here",
 }
-_ONE_AT_A_TIME = "llama.cpp is made for few sequences at once"
+_FEW_AT_ONCE = "llama.cpp is made for few sequences at once"
+_VLLM_TAKES_MORE = "vLLM takes more memory beside the weights"
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,26 @@ def decide(weigher: Weigher) -> Decision:
         HardwareError: nothing serves the model on this machine; the message says what would.
     """
     branch = choose_branch(weigher)
-    options = [weigher.weigh(method, engine) for method, engine in branch.candidates]
-    possible = [option for option in options if not option.problems]
+    options: list[Option] = []
+    found = False
+    for method, engine in branch.candidates:
+        # What comes after the one that is taken need not be weighed, which takes longest.
+        options.append(weigher.glance(method, engine) if found else weigher.weigh(method, engine))
+        found = found or weigher.is_enough(options[-1])
+    possible = [option for option in options if option.sequences]
     if not possible:
         raise _refusal(weigher, options)
-    enough = [option for option in possible if weigher.is_enough(option)]
-    taken = enough[0] if enough else max(possible, key=lambda option: option.sequences)
+    # If none holds enough, the first that holds half of what any does: quality is not given up for a few more.
+    wished = weigher.wish.concurrency if found else max(option.sequences for option in possible)
+    taken = next(option for option in possible if 2 * option.sequences >= wished)
     considered = [
         Considered(option.name, _why_not(option, taken, options)) for option in options if option is not taken
     ]
     if taken.engine == "vllm" and weigher.machine.gpus:
         considered.append(Considered(f"{taken.method} on sglang", _SGLANG))
-    steps = (*branch.steps, _fit_step(weigher, taken), *_parallel_steps(weigher, taken))
+    earlier = options[: options.index(taken)]
+    tried = [Step(f"{option.name}?", "no", _why_not(option, taken, options)) for option in earlier]
+    steps = (*branch.steps, *tried, _fit_step(weigher, taken), *_parallel_steps(weigher, taken))
     return Decision(steps, taken, tuple(considered), branch.unmerged)
 
 
@@ -67,11 +76,15 @@ def _why_not(option: Option, taken: Option, options: list[Option]) -> str:
     if option.problems:
         return "; ".join(option.problems)
     if options.index(option) < options.index(taken):
-        return f"it holds {option.sequences} sequences at once, fewer than half of what is wished"
+        return f"it holds {_sequences(option.sequences)} at once, and {taken.name} {taken.sequences:,}"
     if option.method == taken.method:
         return f"{taken.engine} comes first"
-    if option.engine == "llama.cpp" and taken.engine != "llama.cpp":
-        return _ONE_AT_A_TIME
+    if option.engine == "llama.cpp" and taken.engine == "vllm":
+        return _FEW_AT_ONCE
+    if option.engine == "vllm" and taken.engine == "llama.cpp":
+        return _VLLM_TAKES_MORE
+    if (option.engine, taken.engine) == ("llama.cpp", "ollama") and option.method[-6:] == taken.method[-6:]:
+        return "the same weights, where Ollama is not wanted"
     return _LATER[option.method]
 
 
@@ -85,7 +98,11 @@ def _fit_step(weigher: Weigher, taken: Option) -> Step:
         f"{found.cache / 1e6:,.0f} MB for each sequence, of {found.usable / 1e9:.1f} GB"
     )
     rest = "" if taken.sequences >= wish.concurrency else "; what does not fit at full length waits"
-    return Step(f"Does it fit with {wish.concurrency:,} × {wish.context:,} tokens?", answer, room + rest)
+    return Step(f"{taken.name}, with {wish.concurrency:,} × {wish.context:,} tokens?", answer, room + rest)
+
+
+def _sequences(count: int) -> str:
+    return f"{count:,} sequence" + ("s" if count != 1 else "")
 
 
 def _parallel_steps(weigher: Weigher, taken: Option) -> list[Step]:
@@ -128,11 +145,12 @@ def _refusal(weigher: Weigher, options: list[Option]) -> HardwareError:
     shorter = max(0, room) * context // max(1, found.cache)
     if shorter >= _LEAST_CONTEXT:
         remedies.append(f"a context of {shorter // 64 * 64:,} tokens")
-    if weigher.wish.objective != "memory":
+    if all(option.method != "gguf:q2_k" for option in options):
         remedies.append("--objective memory")
     memory = needed / (found.usable / found.memory)
     if machine.kind == "nvidia":
-        larger = sorted((gpu for gpu in gpus() if gpu.memory >= memory), key=lambda gpu: gpu.memory)
+        larger = [gpu for gpu in gpus() if gpu.memory >= memory]
+        larger.sort(key=lambda gpu: (gpu.memory, -(gpu.bandwidth or 0)))
         remedies.append(f"a GPU of {memory / 1e9:.0f} GB or more" + (f" ({larger[0].name})" if larger else ""))
         if nearest.engine == "vllm" and not larger:
             remedies.append("more GPUs")

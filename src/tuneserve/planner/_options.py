@@ -1,7 +1,7 @@
 """One way to serve: a method, an engine and its settings, weighed; with all the reasons against it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tuneserve.hardware import Machine
@@ -90,6 +90,10 @@ class Weigher:
         enough = [option for option in fitting if self.is_enough(option)]
         return enough[0] if enough else max(fitting, key=lambda option: option.sequences)
 
+    def glance(self, method: str, engine: str) -> Option:
+        """Return an option with the reasons against it that are known without weighing it."""
+        return Option(method=method, engine=engine, problems=tuple(self._problems(method, engine)))
+
     def is_enough(self, option: Option) -> bool:
         """Return whether it holds half the wished sequences at full length: on average they are half as long."""
         return 2 * option.sequences >= self.wish.concurrency
@@ -132,6 +136,9 @@ class Weigher:
         share = -(-wish.concurrency // replicas)
         together = max(1, min(share, found.sequences, _MOST_AT_ONCE if engine == "native" else share))
         speed = estimate(_measured_as(engine), machine.kind, _kind(method, engine), load, together)
+        if tensor > 1 and speed.alone is not None:
+            basis = f"{speed.basis}; divided evenly over {tensor} GPUs, which was not measured"
+            speed = replace(speed, basis=basis)
         return Option(
             method=method, engine=engine, weights=self.scales.weigh(method).nbytes, tensor=tensor, pipeline=pipeline,
             replicas=replicas, fit=found, speed=speed,

@@ -2,12 +2,14 @@
 
 from tuneserve.planner._plan import Plan
 
+_GOALS = {"simple": "simplicity"}
+
 
 def explain(plan: Plan) -> str:
     """Return the tree with the branch that was taken, the numbers, what else was considered, and the commands."""
     wish = plan.wish
     lines = [
-        f"{plan.model.source.name} on {plan.machine.name}, for {wish.objective}: "
+        f"{plan.model.source.name} on {plan.machine.name}, for {_GOALS.get(wish.objective, wish.objective)}: "
         f"{wish.concurrency:,} × {wish.context:,} tokens",
         "",
     ]
@@ -17,9 +19,9 @@ def explain(plan: Plan) -> str:
     numbers = _numbers(plan)
     width = max(map(len, numbers))
     lines += [f"  {name:<{width}}  {value}" for name, value in numbers.items()]
-    if plan.considered:
-        lines += ["", "Considered, and not taken:"]
-        lines += [f"  {each.option}: {each.why_not}" for each in plan.considered]
+    tried = {step.question for step in plan.steps}
+    if others := [each for each in plan.considered if f"{each.option}?" not in tried]:
+        lines += ["", "Also considered:", *(f"  {each.option}: {each.why_not}" for each in others)]
     lines += ["", "Commands:", *(f"  {line}" for line in plan.commands.shell)]
     if plan.commands.python:
         lines += ["", "In Python:", *(f"  {line}" for line in plan.commands.python)]
