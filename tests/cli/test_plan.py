@@ -1,4 +1,4 @@
-"""Protects: ``tuneserve plan`` as it is typed: a tree for people, documented JSON for programs, refusals in one sentence."""
+"""Protects: ``tuneserve plan`` as typed: a tree for people, documented JSON for programs, refusals in one sentence."""
 
 import json
 import re
