@@ -132,7 +132,13 @@ class Weigher:
         load = None
         if bandwidth:
             cache = self.model.cache.bytes(wish.context // 2)
-            load = Load(model=self.model, weights=nbytes, cache=cache, bandwidth=bandwidth * tensor)
+            load = Load(
+                model=self.model,
+                weights=nbytes,
+                cache=cache,
+                bandwidth=bandwidth * tensor,
+                cores=machine.cores if machine.kind == "cpu" else None,
+            )
         share = -(-wish.concurrency // replicas)
         together = max(1, min(share, found.sequences, _MOST_AT_ONCE if engine == "native" else share))
         speed = estimate(_measured_as(engine), machine.kind, _kind(method, engine), load, together)

@@ -1,4 +1,4 @@
-"""How fast an engine decodes: bytes to read, divided by bandwidth, corrected by what was measured of the engine."""
+"""How fast an engine decodes: what was measured of it, scaled by what a step reads and by what it reads from."""
 
 import tomllib
 from collections.abc import Mapping
@@ -34,12 +34,16 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What a decode step reads: ``weights`` bytes of weights in all, ``cache`` of each sequence, from ``bandwidth``."""
+    """What a decode step reads: ``weights`` bytes of weights in all, ``cache`` of each sequence, from ``bandwidth``.
+
+    ``cores`` are the processor's, None where a GPU computes.
+    """
 
     model: PlannedModel
     weights: int
     cache: int
     bandwidth: float
+    cores: int | None = None
 
     def bytes(self, sequences: int) -> float:
         """Return the bytes of a step."""
@@ -80,9 +84,19 @@ def _step(entry: Mapping[str, Any], load: Load, sequences: int) -> float | None:
     least = load.bytes(sequences) / load.bandwidth
     if "layers" in entry:
         return max(least, float(measured * load.model.cache.layers / entry["layers"]))
-    fixed = entry.get("fixed", 0.0)
-    then = (entry["weights"] + sequences * entry["cache"]) / entry["bandwidth"]
-    return float(fixed + (measured - fixed) * least / then)
+    then = entry["weights"] + sequences * entry["cache"]
+    fixed, now = (_fixed(entry, layers, sequences) for layers in (entry.get("of_layers", 0), load.model.cache.layers))
+    if "cores" in entry:
+        # Two cores do not exhaust their memory: more of them are faster, until it is.
+        scale = load.bytes(sequences) / then * entry["cores"] / (load.cores or entry["cores"])
+        return max(least, float(now + (measured - fixed) * scale))
+    return float(now + (measured - fixed) * least / (then / entry["bandwidth"]))
+
+
+def _fixed(entry: Mapping[str, Any], layers: int, sequences: int) -> float:
+    """Return the seconds of a step that do not depend on what is read."""
+    each, per_sequence = entry.get("per_layer", (0.0, 0.0))
+    return float(entry.get("fixed", 0.0) + layers * (each + per_sequence * sequences))
 
 
 def _measured_step(points: list[list[float]], sequences: int) -> float | None:
