@@ -39,13 +39,15 @@ class Pinned:
     """What goes into an environment.
 
     ``requirements`` are pip's. ``torch`` is the version of PyTorch, taken as its CPU build where there is no NVIDIA
-    GPU: any other would pull gigabytes of CUDA. ``module`` must be importable afterwards.
+    GPU: any other would pull gigabytes of CUDA. ``module`` must be importable afterwards. ``package`` is the
+    distribution whose version counts as the environment's, where it has another name than that.
     """
 
     purpose: str
     requirements: tuple[str, ...]
     torch: str | None
     module: str
+    package: str | None = None
 
 
 PINNED: Mapping[str, Pinned] = {
@@ -54,7 +56,14 @@ PINNED: Mapping[str, Pinned] = {
         requirements=("llmcompressor==0.14.0.1", "transformers==5.17.0"),
         torch="2.13.0",
         module="llmcompressor",
-    )
+    ),
+    "llama.cpp": Pinned(
+        purpose="serve --engine llama.cpp where there is no llama-server",
+        requirements=("xllamacpp==2026.10.11549",),
+        torch=None,
+        module="xllamacpp",
+        package="xllamacpp",
+    ),
 }
 
 
@@ -69,7 +78,7 @@ class Environment:
     @property
     def version(self) -> str:
         """The version of what the environment is named for."""
-        return self.versions[self.name]
+        return self.versions[_package(self.name)]
 
 
 def find(name: str) -> Environment | None:
@@ -82,7 +91,7 @@ def find(name: str) -> Environment | None:
     directory = _home() / name
     state = _read_state(directory / _STATE_FILE)
     python = directory / "bin" / "python"
-    if state.get("requirements") != _wanted(pinned) or name not in state["versions"] or not python.exists():
+    if state.get("requirements") != _wanted(pinned) or _package(name) not in state["versions"] or not python.exists():
         return None
     return Environment(name, python, state["versions"])
 
@@ -97,8 +106,8 @@ def require(name: str, own_python: Path | None = None) -> Environment:
     if own_python is not None:
         python = own_python.expanduser().absolute()
         versions = _probe(python)
-        if name not in versions:
-            raise EngineError(f"{python} has no {name}; install it there, or leave --engine-python out.")
+        if _package(name) not in versions:
+            raise EngineError(f"{python} has no {_package(name)}; install it there, or leave --engine-python out.")
         return Environment(name, python, versions)
     if found := find(name):
         return found
@@ -211,6 +220,10 @@ def _pinned(name: str) -> Pinned:
         return PINNED[name]
     near = difflib.get_close_matches(name, PINNED, n=3, cutoff=0.4) or list(PINNED)
     raise InputError(f"there is no environment {name[:40]!r}; choose one of {', '.join(near)}.")
+
+
+def _package(name: str) -> str:
+    return _pinned(name).package or name
 
 
 def _home() -> Path:
