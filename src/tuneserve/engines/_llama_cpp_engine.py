@@ -80,8 +80,8 @@ class LlamaCppEngine:
                     new = new[:stop]
                     tokens += new
                     reason: FinishReason | None = "stop" if stop else "length" if len(tokens) == limit else None
-                    if piece.ended == "eos" and params.grammar is not None:
-                        reason = "stop"
+                    if piece.ended and params.grammar is not None:
+                        reason = "stop" if piece.ended == "eos" else "length"
                     if new or reason:
                         logprobs = None if piece.logprobs is None else piece.logprobs[: len(new)]
                         yield TokenChunk(token_ids=new, finish_reason=reason, logprobs=logprobs)
@@ -198,6 +198,7 @@ class LlamaCppEngine:
                 "samplers": ["temperature"],
                 "logit_bias": [[self._pieces.whole, _FORCED]],
                 "n_probs": count,
+                "grammar": None,
             }
             answer = await self._client.json("POST", "/completion", body)
             top = answer["completion_probabilities"][0]["top_logprobs"]
