@@ -7,7 +7,8 @@ from typing import Any
 from tuneserve.engines.contract import Grammar
 from tuneserve.errors import RequestError
 
-_PREFIX = "%llguidance {}\n"
+# What llama.cpp tells the two forms apart by.
+_MARK = "%llguidance"
 _SLASH = re.compile(r"(\\.)|/", re.DOTALL)
 
 
@@ -20,10 +21,16 @@ def llguidance_text(grammar: Grammar) -> str:
     from llguidance import LLMatcher
 
     text = _lark(grammar)
-    if problem := LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(text)):
+    if not text.startswith(_MARK):
+        text = f"{_MARK} {{}}\n{text}"
+    try:
+        problem = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(text))
+    except UnicodeEncodeError:
+        problem = "half of a surrogate pair is not text"
+    if problem:
         shown = " ".join(problem.split())[:300].rstrip(".")
         raise RequestError(f"the grammar cannot be used ({shown}); correct it.", "grammar")
-    return _PREFIX + text.removeprefix(_PREFIX)
+    return text
 
 
 def gbnf_text(grammar: Grammar) -> str:
