@@ -186,7 +186,7 @@ def test_where_there_is_no_program_it_says_how_to_install_one(
     monkeypatch.setenv("TUNESERVE_CACHE", str(tmp_path / "cache"))
     with pytest.raises(EngineError, match=r"tuneserve engines install llama\.cpp"):
         LlamaCpp().check(source, [], ServeOptions())
-    installed = Environment("llama.cpp", Path(sys.executable), {"xllamacpp": "1.2"})
+    installed = Environment("llama.cpp", Path(sys.executable), {"xllamacpp": "1.2"}, "xllamacpp")
     monkeypatch.setattr(environments, "find", lambda _: installed)
     assert LlamaCpp().check(source, [], ServeOptions()).notes
     with pytest.raises(InputError, match="takes no arguments"):
