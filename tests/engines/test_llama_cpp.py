@@ -332,13 +332,15 @@ def test_a_finished_grammar_ends_the_sequence(source: ResolvedSource, recorded: 
         ({"events": [final(0, "limit")]}, EngineError, "cannot be read"),
         ({"events": [["what"]]}, EngineError, "cannot be read"),
         ({"events": [{"tokens": ["a"], "tokens_predicted": 1}]}, EngineError, "cannot be read"),
+        ({"events": [{"tokens": [A], "tokens_predicted": 2}]}, EngineError, "cannot be read"),
+        ({"events": [token(A, 1, completion_probabilities=[{}])]}, EngineError, "cannot be read"),
     ],
 )
 def test_what_goes_wrong_is_an_error_of_the_contract(
     source: ResolvedSource, recorded: Recorded, answer: dict[str, Any], error: type[Exception], said: str
 ) -> None:
     with pytest.raises(error, match=said):
-        answer_of(source, recorded.options(answer), request())
+        answer_of(source, recorded.options(answer), request(logprobs=2))
 
 
 def test_what_it_cannot_do_is_refused_before_it_is_asked(source: ResolvedSource, recorded: Recorded) -> None:
@@ -352,7 +354,7 @@ def test_what_it_cannot_do_is_refused_before_it_is_asked(source: ResolvedSource,
         "presence_penalty": request(presence_penalty=0.5),
         "frequency_penalty": request(frequency_penalty=0.5),
         "bad_words": request(bad_words=((A,),)),
-        "prompt_logprobs": request(prompt_logprobs=3),
+        "prompt_logprobs": request(prompt_logprobs=0),
         "grammar": request(grammar=Grammar(kind="regex", text="a")),
         "min_tokens": request(min_tokens=2, grammar=choice),
     }
