@@ -142,9 +142,8 @@ def require(name: str, own_python: Path | None = None) -> Environment:
         versions = _probe(python)
         package = _pinned(name).package(name, versions)
         if package is None:
-            raise EngineError(
-                f"{python} has no {' or '.join(_pinned(name).packages or (name,))}; install it there, or leave --engine-python out."
-            )
+            wanted = " or ".join(_pinned(name).packages or (name,))
+            raise EngineError(f"{python} has no {wanted}; install it there, or leave --engine-python out.")
         return Environment(name, python, versions, package)
     if found := find(name):
         return found

@@ -68,7 +68,7 @@ class Unsloth:
             export = _MERGED
         if gpu_problems() or options.tensor_parallel != 1:
             export = None
-        return Preflight(tuple(problems), export, ("it computes one sequence at a time",))
+        return Preflight(tuple(problems), export, notes=("it computes one sequence at a time",))
 
     async def start(
         self,
