@@ -32,7 +32,7 @@ class Kind:
             raise EngineError(f"{self.name} is not installed; install it.")
         self.checked.append(source.source)
         merging = ("it takes no adapter", "nor two") if source.adapter_dir else ()
-        return Preflight((*self.problems, *merging), self.export if not self.problems else None, ("a note",))
+        return Preflight((*self.problems, *merging), self.export if not self.problems else None, notes=("a note",))
 
     async def start(
         self, source: ResolvedSource, adapters: Sequence[NamedAdapter], options: ServeOptions, name: str

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tuneserve.engines.kind import EngineKind, NamedAdapter, Preflight, ServeOptions
@@ -19,16 +19,22 @@ _PYTHON_ENGINES = ("vllm", "sglang", "unsloth")
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """An adapter that requests choose by name, and the source that it is over its base."""
+    """An adapter that requests choose by name, and the source that it is over its base.
+
+    ``directory`` has what was made of it for an engine that does not load it as it is.
+    """
 
     name: str
     source: ResolvedSource
 
+    directory: Path | None = None
+
     @property
     def named(self) -> NamedAdapter:
         """What engines are told of it."""
-        assert self.source.adapter_dir is not None, "a source with a base of its own is one"
-        return NamedAdapter(self.name, self.source.adapter_dir)
+        directory = self.directory or self.source.adapter_dir
+        assert directory is not None, "a source with a base of its own is an adapter"
+        return NamedAdapter(self.name, directory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,13 +137,24 @@ def prepare(
         EngineError: the engine is not installed.
         ParityError: what was exported is not the model that was trained.
     """
+    from tuneserve.cli._run import console
+    from tuneserve.sources import resolve
+
     kind, preflight = choose(engine, source, adapters, options)
     artifact, method = source, None
+    if preflight.adapter_export is not None:
+        adapters = [
+            replace(each, directory=_made(each.source, preflight.adapter_export, verify=verify)) for each in adapters
+        ]
+        preflight = kind.check(source, [adapter.named for adapter in adapters], options)
     if preflight.problems:
         if preflight.export is None:
             raise InputError(f"{kind.name} cannot serve {source.name}: {', and '.join(preflight.problems)}.")
         method = preflight.export
-        artifact = _exported(kind.name, source, method, preflight.problems, verify=verify)
+        console.print(f"{kind.name} needs {method}: {', and '.join(preflight.problems)}", markup=False, soft_wrap=True)
+        made = _made(source, method, verify=verify)
+        # Of a split GGUF file the first part.
+        artifact = resolve(next(iter(sorted(made.glob("*.gguf"))), made))
         preflight = kind.check(artifact, [adapter.named for adapter in adapters], options)
         if preflight.problems:
             raise InputError(
@@ -155,16 +172,13 @@ def prepare(
     )
 
 
-def _exported(
-    engine: str, source: ResolvedSource, method: str, problems: Sequence[str], *, verify: bool
-) -> ResolvedSource:
-    """Return what ``method`` makes of ``source``, made at the first time and kept in the cache."""
+def _made(source: ResolvedSource, method: str, *, verify: bool) -> Path:
+    """Return the directory of what ``method`` makes of ``source``, made at the first time and kept in the cache."""
     from tuneserve import artifacts
     from tuneserve.cli._progress import TerminalProgress
     from tuneserve.cli._run import console
-    from tuneserve.sources import cache_directory, locked, resolve
+    from tuneserve.sources import cache_directory, locked
 
-    console.print(f"{engine} needs {method}: {', and '.join(problems)}", markup=False, soft_wrap=True)
     plan = artifacts.plan_export(source, method=method)
     key = hashlib.sha256(json.dumps([plan.fingerprint, *_text_files(source)]).encode()).hexdigest()[:16]
     out = cache_directory() / "served" / f"{method.replace(':', '-')}-{key}"
@@ -174,8 +188,7 @@ def _exported(
         else:
             with TerminalProgress(console) as progress:
                 artifacts.export(source, out, method=method, progress=progress, verify=verify)
-    weights = sorted(out.glob("*.gguf"))
-    return resolve(weights[0] if weights else out)
+    return out
 
 
 def _text_files(source: ResolvedSource) -> list[tuple[str, int, int]]:

