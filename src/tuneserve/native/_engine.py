@@ -12,6 +12,10 @@ from tuneserve.native._sequence import Sequence
 
 # Long enough to use the processor well, short enough that decoding sequences are not kept waiting by a prompt.
 _STEP_TOKENS = 512
+_LACKS = (
+    "typical_p", "presence_penalty", "frequency_penalty", "logit_bias", "bad_words", "logprobs", "prompt_logprobs",
+    "grammar",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class NativeCore:
             device=str(decoder.device),
             weight_bytes=decoder.weights.nbytes,
             max_running=slots,
+            lacks=_LACKS,
         )
 
     @property
