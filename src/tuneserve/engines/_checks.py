@@ -1,6 +1,7 @@
 """What several engines ask of a source before they start, from its configurations alone."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuneserve.adapters import LoraAdapter, open_adapter
@@ -16,6 +17,21 @@ def check_dtype(options: ServeOptions) -> None:
     """Raise InputError unless the dtype is one."""
     if options.dtype not in _DTYPES:
         raise InputError(f"the dtype {options.dtype!r} is not known; choose {', '.join(_DTYPES)}.")
+
+
+def refuse_own_arguments(options: ServeOptions, ours: Sequence[str]) -> None:
+    """Raise InputError where an argument for the engine is one that tuneserve gives it itself."""
+    for argument in options.arguments:
+        if argument.partition("=")[0] in ours:
+            raise InputError(
+                f"--engine-arg {argument.partition('=')[0]} is set by tuneserve itself; leave it out, or use the "
+                "option of 'tuneserve serve' for it."
+            )
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """Return the first three numbers of a version, to be compared."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
 def gpu_problems() -> list[str]:

@@ -115,7 +115,7 @@ class EngineClient:
     def _refusal(self, status: int, body: bytes) -> Exception:
         message = " ".join(_message(body).split())[:_MAX_SHOWN].rstrip(".") or f"status {status}"
         if status in _AT_FAULT:
-            return RequestError(f"{self._engine} refused the request: {message}.")
+            return RequestError(f"{self._engine} refused the request: {message}.", _param(body))
         return EngineError(f"{self._engine} answered with status {status}: {message}.")
 
     def _decode(self, data: str | bytes | bytearray) -> Any:
@@ -140,3 +140,12 @@ def _message(body: bytes) -> str:
     if isinstance(value, dict) and "message" in value:
         value = value["message"]
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _param(body: bytes) -> str | None:
+    """Return what OpenAI's form of an error calls the parameter at fault, if it names one."""
+    try:
+        error = json.loads(body)["error"]
+        return error["param"] if isinstance(error["param"], str) else None
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return None

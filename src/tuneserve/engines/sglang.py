@@ -5,19 +5,25 @@ Written after the documentation and sources of SGLang 0.5.23 (https://docs.sglan
 """
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from secrets import token_hex
 
 from tuneserve.engines import environments
-from tuneserve.engines._checks import check_dtype, gpu_problems, lora_problems, quantisation
+from tuneserve.engines._checks import (
+    check_dtype,
+    gpu_problems,
+    lora_problems,
+    quantisation,
+    refuse_own_arguments,
+    version_numbers,
+)
 from tuneserve.engines._http import EngineClient
 from tuneserve.engines._sglang_client import SglangEngine
 from tuneserve.engines.contract import Engine
 from tuneserve.engines.kind import NamedAdapter, Preflight, ServeOptions
 from tuneserve.engines.supervised import Launch, SupervisedServer
-from tuneserve.errors import EngineError, InputError
+from tuneserve.errors import EngineError
 from tuneserve.sources import ResolvedSource
 from tuneserve.text import open_tokenizer
 
@@ -62,7 +68,7 @@ class Sglang:
         check_dtype(options)
         refuse_own_arguments(options, _OURS)
         version = environments.require("sglang", options.program).version
-        if _numbers(version) < _OLDEST:
+        if version_numbers(version) < _OLDEST:
             oldest = ".".join(map(str, _OLDEST))
             raise EngineError(f"SGLang {version} is older than {oldest}, the first that this works with; update it.")
         problems, export = gpu_problems(), None
@@ -118,16 +124,6 @@ class Sglang:
             raise
 
 
-def refuse_own_arguments(options: ServeOptions, ours: Sequence[str]) -> None:
-    """Raise InputError where an argument for the engine is one that tuneserve gives it itself."""
-    for argument in options.arguments:
-        if argument.partition("=")[0] in ours:
-            raise InputError(
-                f"--engine-arg {argument.partition('=')[0]} is set by tuneserve itself; leave it out, or use the "
-                "option of 'tuneserve serve' for it."
-            )
-
-
 def _command(
     python: Path,
     port: int,
@@ -161,7 +157,3 @@ def _command(
 def _environment() -> dict[str, str]:
     # Log-probabilities of the model itself, before temperature and filters.
     return {**os.environ, "SGLANG_RETURN_ORIGINAL_LOGPROB": "1", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
