@@ -116,7 +116,7 @@ def request(adapter: str | None = None, prompt: tuple[int, ...] = (A, B), **para
 
 
 def run(scenario: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(scenario, 60))
+    asyncio.run(asyncio.wait_for(scenario, 300))
 
 
 def answer_of(
