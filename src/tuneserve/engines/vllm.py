@@ -111,7 +111,7 @@ def _notes(adapters: Sequence[NamedAdapter], *, on_cpu: bool, config_dtype: obje
     if adapters:
         notes.append("adapters that are not merged make it slower")
     if config_dtype == "float32" and not on_cpu:
-        notes.append("weights in float32 are computed with in bfloat16; --dtype float32 keeps them")
+        notes.append("its float32 weights are computed with in bfloat16; --dtype float32 keeps them")
     return tuple(notes)
 
 
