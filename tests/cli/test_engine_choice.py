@@ -25,6 +25,7 @@ class Kind:
     export: str | None = "merged_16bit"
     problems: tuple[str, ...] = ()
     missing: bool = False
+    adapter_export: str | None = None
     checked: list[str] = field(default_factory=list)
 
     def check(self, source: ResolvedSource, adapters: Sequence[NamedAdapter], options: ServeOptions) -> Preflight:
@@ -32,7 +33,13 @@ class Kind:
             raise EngineError(f"{self.name} is not installed; install it.")
         self.checked.append(source.source)
         merging = ("it takes no adapter", "nor two") if source.adapter_dir else ()
-        return Preflight((*self.problems, *merging), self.export if not self.problems else None, notes=("a note",))
+        unmade = [adapter for adapter in adapters if adapter.directory.parent.name != "served"]
+        return Preflight(
+            (*self.problems, *merging),
+            self.export if not self.problems else None,
+            self.adapter_export if unmade else None,
+            notes=("a note",),
+        )
 
     async def start(
         self, source: ResolvedSource, adapters: Sequence[NamedAdapter], options: ServeOptions, name: str
@@ -77,6 +84,20 @@ def test_a_source_that_it_can_load_is_taken_as_it_is(
     served = prepare("merger", source, (), ServeOptions(), verify=False)
     assert (served.artifact, served.method) == (source, None)
     assert not cache.exists()
+
+
+def test_adapters_are_made_into_what_it_loads(
+    cache: Path, make_llama: Make, make_lora: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, Kind("converter", adapter_export="lora"))
+    base = resolve(make_llama())
+    path = make_lora(base.model_dir)
+    served = prepare("converter", base, parse_adapters([f"tickets={path}"], base, "b"), ServeOptions(), verify=False)
+    (adapter,) = served.adapters
+    assert adapter.named.directory.parent == cache / "served"
+    assert (adapter.named.directory / "adapter_model.safetensors").exists()
+    # What it is compared with stays what was trained.
+    assert adapter.source.adapter_dir == path
 
 
 def test_every_reason_is_named(make_llama: Make, make_lora: Make, monkeypatch: pytest.MonkeyPatch) -> None:

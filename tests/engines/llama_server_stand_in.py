@@ -3,8 +3,7 @@
 
 Besides llama-server's arguments it takes ``--answers FILE``: a JSON list with one answer per POST /completion. Each has
 ``events`` (a stream, which is cut off where it has ``breaks``) or a ``body`` with a ``status``. What it was started
-with goes into a file beside it that ends in .started, and what it was asked into one that ends in .asked, one JSON per
-line.
+with goes into a file beside it that ends in .started, what it was asked into one that ends in .asked, JSON by line.
 """
 
 import json

@@ -320,25 +320,46 @@ def test_a_finished_grammar_ends_the_sequence(source: ResolvedSource, recorded: 
     assert recorded.asked[0]["grammar"] == 'root ::= "a"'
 
 
-@pytest.mark.parametrize(
-    ("answer", "error", "said"),
-    [
-        ({"status": 400, "body": {"error": {"code": 400, "message": "no sampler"}}}, RequestError, "no sampler"),
-        ({"status": 500, "body": {"error": {"code": 500, "message": "no memory"}}}, EngineError, "no memory"),
-        ({"events": [{"error": {"code": 500, "message": "Context full."}}]}, EngineError, "Context full"),
-        ({"events": [{"error": {"code": 400, "message": "too long"}}]}, RequestError, "too long"),
-        ({"events": [token(A, 1)], "breaks": True}, EngineError, "broke off"),
-        ({"events": [token(A, 1)]}, EngineError, "cannot be read"),
-        ({"events": [final(0, "limit")]}, EngineError, "cannot be read"),
-        ({"events": [["what"]]}, EngineError, "cannot be read"),
-        ({"events": [{"tokens": ["a"], "tokens_predicted": 1}]}, EngineError, "cannot be read"),
-    ],
-)
-def test_what_goes_wrong_is_an_error_of_the_contract(
-    source: ResolvedSource, recorded: Recorded, answer: dict[str, Any], error: type[Exception], said: str
-) -> None:
-    with pytest.raises(error, match=said):
-        answer_of(source, recorded.options(answer), request())
+def test_what_goes_wrong_is_an_error_of_the_contract(source: ResolvedSource, recorded: Recorded) -> None:
+    unknown: list[tuple[dict[str, Any], GenerationRequest]] = [
+        ({"events": [token(A, 1)]}, request()),
+        ({"events": [final(0, "limit")]}, request()),
+        ({"events": [["what"]]}, request()),
+        ({"events": [{"tokens": ["a"], "tokens_predicted": 1}]}, request()),
+        ({"events": [{"tokens": [A], "tokens_predicted": 2}]}, request()),
+        ({"events": [token(A, 1, completion_probabilities=[{}])]}, request(logprobs=2)),
+        ({"events": [token(A, 2, "ab", completion_probabilities=[{}])]}, request()),
+    ]
+    cases: list[tuple[dict[str, Any], GenerationRequest, type[Exception], str]] = [
+        (
+            {"status": 400, "body": {"error": {"code": 400, "message": "no sampler"}}},
+            request(),
+            RequestError,
+            "no samp",
+        ),
+        (
+            {"status": 500, "body": {"error": {"code": 500, "message": "no memory"}}},
+            request(),
+            EngineError,
+            "no memory",
+        ),
+        ({"events": [{"error": {"code": 500, "message": "Context full."}}]}, request(), EngineError, "Context full"),
+        ({"events": [{"error": {"code": 400, "message": "too long"}}]}, request(), RequestError, "too long"),
+        ({"events": [token(A, 1)], "breaks": True}, request(), EngineError, "broke off"),
+        *((answer, asked, EngineError, "cannot be read") for answer, asked in unknown),
+    ]
+
+    async def scenario() -> None:
+        engine = await LlamaCpp().start(source, [], recorded.options(*(case[0] for case in cases)), "model")
+        for _, asked, error, said in cases:
+            with pytest.raises(error, match=said):
+                async for _ in engine.generate(asked):
+                    pass
+        assert engine.ready
+        await engine.close()
+
+    run(scenario())
+    assert len(recorded.asked) == len(cases)
 
 
 def test_what_it_cannot_do_is_refused_before_it_is_asked(source: ResolvedSource, recorded: Recorded) -> None:
@@ -352,7 +373,7 @@ def test_what_it_cannot_do_is_refused_before_it_is_asked(source: ResolvedSource,
         "presence_penalty": request(presence_penalty=0.5),
         "frequency_penalty": request(frequency_penalty=0.5),
         "bad_words": request(bad_words=((A,),)),
-        "prompt_logprobs": request(prompt_logprobs=3),
+        "prompt_logprobs": request(prompt_logprobs=0),
         "grammar": request(grammar=Grammar(kind="regex", text="a")),
         "min_tokens": request(min_tokens=2, grammar=choice),
     }

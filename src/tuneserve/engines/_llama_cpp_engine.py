@@ -1,8 +1,8 @@
 """A running llama-server behind the engine contract."""
 
 import re
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from tuneserve.engines.contract import (
     EngineStats,
     FinishReason,
     GenerationRequest,
+    SamplingParams,
     TokenChunk,
     TokenLogprob,
 )
@@ -22,6 +23,7 @@ from tuneserve.errors import EngineError, RequestError
 
 _DEFERRED = re.compile(r"^llamacpp:requests_deferred (\d+)", re.MULTILINE)
 _BAD_REQUEST = 400
+_NEUTRAL = SamplingParams()
 _FORCED = 1e9
 _PROBED = 1000
 _NONSENSE = "llama.cpp sent an answer that cannot be read; check its version and its log."
@@ -95,10 +97,11 @@ class LlamaCppEngine:
         slots = await self._client.json("GET", "/slots")
         metrics = await self._client.text("/metrics")
         deferred = _DEFERRED.search(metrics)
-        if not isinstance(slots, list) or deferred is None:
+        if deferred is None:
             raise EngineError(_NONSENSE)
-        running = [slot for slot in slots if slot["is_processing"]]
-        held = sum(slot.get("n_prompt_tokens", 0) for slot in running)
+        with _reading():
+            running = [slot for slot in slots if slot["is_processing"]]
+            held = sum(slot.get("n_prompt_tokens", 0) for slot in running)
         return EngineStats(
             running=len(running),
             waiting=int(deferred[1]),
@@ -131,7 +134,7 @@ class LlamaCppEngine:
         for lacking in info.lacks:
             name, _, kind = lacking.partition(":")
             value = getattr(params, name)
-            if value and (not kind or value.kind == kind):
+            if value != getattr(_NEUTRAL, name) and (not kind or value.kind == kind):
                 raise RequestError(f"llama.cpp does not have {lacking.replace(':', ' ')}; leave it out.", name)
         if params.grammar is not None and params.min_tokens:
             raise RequestError("llama.cpp has no min_tokens within a grammar; leave one of them out.", "min_tokens")
@@ -154,8 +157,11 @@ class LlamaCppEngine:
                 if hidden:
                     if request.params.grammar is None:
                         yield await self._drawn(request, sent, hidden, held=held)
-                    else:
+                    elif ended:
+                        # Drawing these again would begin the grammar anew.
                         yield _Piece([], ended=ended)
+                    else:
+                        raise EngineError(_NONSENSE)
                     return
                 if ids:
                     yield _Piece(ids, await self._logprobs(request, sent, ids, event))
@@ -186,7 +192,8 @@ class LlamaCppEngine:
             await self._probed(request, tokens + ids[:place], token, wanted) for place, token in enumerate(ids[:known])
         ]
         if given:
-            found.append(_logprob(ids[-1], given[-1]["logprob"], given[-1]["top_logprobs"], wanted))
+            with _reading():
+                found.append(_logprob(ids[-1], given[-1]["logprob"], given[-1]["top_logprobs"], wanted))
         return found
 
     async def _probed(self, request: GenerationRequest, tokens: list[int], token: int, wanted: int) -> TokenLogprob:
@@ -201,9 +208,11 @@ class LlamaCppEngine:
                 "grammar": None,
             }
             answer = await self._client.json("POST", "/completion", body)
-            top = answer["completion_probabilities"][0]["top_logprobs"]
-            if (found := next((entry["logprob"] for entry in top if entry["id"] == token), None)) is not None:
-                return _logprob(token, found, top, wanted)
+            with _reading():
+                top = answer["completion_probabilities"][0]["top_logprobs"]
+                for entry in top:
+                    if entry["id"] == token:
+                        return _logprob(token, entry["logprob"], top, wanted)
         raise EngineError(_NONSENSE)
 
     def _body(self, request: GenerationRequest, tokens: list[int], count: int, *, held: bool) -> dict[str, Any]:
@@ -229,11 +238,18 @@ def _read_event(event: Any) -> tuple[int, int | None, str | None]:
     return total, ids[-1] if ids else None, event.get("stop_type") if event.get("stop") else None
 
 
-def _counted(event: Any) -> tuple[int, list[int]]:
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Take what is not as it should be in an answer for an error of the engine's."""
     try:
-        total, ids = event["tokens_predicted"], event["tokens"]
-    except (TypeError, KeyError):
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         raise EngineError(_NONSENSE) from None
+
+
+def _counted(event: Any) -> tuple[int, list[int]]:
+    with _reading():
+        total, ids = event["tokens_predicted"], event["tokens"]
     if type(total) is not int or not isinstance(ids, list) or any(type(token) is not int for token in ids):
         raise EngineError(_NONSENSE)
     return total, ids
@@ -242,7 +258,8 @@ def _counted(event: Any) -> tuple[int, list[int]]:
 def _text(event: Mapping[str, Any]) -> bytes:
     """Return what an event adds to the text."""
     given = event.get("completion_probabilities")
-    return bytes(given[-1]["bytes"]) if given else str(event.get("content")).encode(errors="replace")
+    with _reading():
+        return bytes(given[-1]["bytes"]) if given else event["content"].encode(errors="replace")
 
 
 def _logprob(token: int, logprob: float, top: Sequence[Mapping[str, Any]], count: int) -> TokenLogprob:

@@ -47,8 +47,8 @@ class Preflight:
 
     problems: tuple[str, ...] = ()
     export: str | None = None
-    adapter_export: str | None = None
     notes: tuple[str, ...] = ()
+    adapter_export: str | None = None
 
 
 class EngineKind(Protocol):

@@ -195,7 +195,7 @@ class SupervisedServer:
                 try:
                     await self._start_once()
                     break
-                except EngineError as error:
+                except (EngineError, OSError) as error:
                     how = str(error)
 
     async def _end(self) -> None:

@@ -106,7 +106,12 @@ class Unsloth:
                 engine="Unsloth",
                 command=command,
                 headers=headers,
-                environment={**os.environ, _unsloth_server.KEY: key, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"},
+                environment={
+                    **os.environ,
+                    _unsloth_server.KEY: key,
+                    "HF_HUB_OFFLINE": "1",
+                    "UNSLOTH_DISABLE_STATISTICS": "1",
+                },
                 log=options.logs / "unsloth.log" if options.logs else None,
             )
         )
