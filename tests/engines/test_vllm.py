@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from tuneserve.artifacts import export
 from tuneserve.engines import _checks
 from tuneserve.engines.contract import Engine, GenerationRequest, Grammar, SamplingParams, TokenChunk, TokenLogprob
 from tuneserve.engines.kind import NamedAdapter, Preflight, ServeOptions
@@ -338,12 +340,24 @@ def test_what_an_adapter_needs_to_be_merged_for(
     assert found.export is None
 
 
-def test_ranks_of_modules_are_honoured_from_the_version_that_was_run(
+def test_an_adapter_that_it_does_not_read_is_exported_so_that_it_does(
     model: Path, make_lora: Make, tmp_path: Path
 ) -> None:
-    adapter = NamedAdapter("a", make_lora(model, rank_pattern={"q_proj": 4}))
+    source = make_lora(model, rank_pattern={"q_proj": 4})
+    adapter = NamedAdapter("a", source)
     assert check(model, write_python(tmp_path, vllm="0.32.0"), (adapter,)).problems == ()
-    assert "rank_pattern" in check(model, write_python(tmp_path, vllm="0.31.0"), (adapter,)).problems[0]
+    older = write_python(tmp_path, vllm="0.31.0")
+    found = check(model, older, (adapter,))
+    assert found.problems == ("it has one rank and alpha for the whole of the adapter a",)
+    assert (found.export, found.adapter_export) == (None, "lora")
+
+    weights = load_file(source / "adapter_model.safetensors")
+    named = {name.replace(".weight", ".default.weight"): tensor for name, tensor in weights.items()}
+    save_file(named, source / "adapter_model.safetensors", metadata={"format": "pt"})
+    found = check(model, older, (adapter,))
+    assert found.problems[1:] == ("the adapter a has tensors under names that it does not read",)
+    export(source, tmp_path / "exported", method="lora", verify=False)
+    assert check(model, older, (NamedAdapter("a", tmp_path / "exported"),)).problems == ()
 
 
 def test_weights_that_it_does_not_load_are_exported(make_llama: Make, tmp_path: Path) -> None:
