@@ -133,6 +133,18 @@ def test_its_command_line_on_the_cpu(
     assert (tmp_path / "logs" / "vllm.log").exists()
 
 
+def test_the_cache_on_the_cpu_holds_one_whole_context(
+    make_llama: Make, cpu_python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    # Of 2 layers, 2 heads of 16 for keys and values, 2 bytes each: 256 bytes a token.
+    model = make_llama(max_position_embeddings=10 * 2**20)
+    for context, gib in ((None, "3"), (4 * 2**20, "1"), (4 * 2**20 + 1, "2")):
+        run(model, look, ServeOptions(program=cpu_python, context_length=context))
+        _, environment = started(tmp_path)
+        assert environment["VLLM_CPU_KVCACHE_SPACE"] == gib
+
+
 def test_its_command_line_on_gpus_with_adapters(model: Path, make_lora: Make, gpu_python: Path, tmp_path: Path) -> None:
     adapters = (
         NamedAdapter("small", make_lora(model, "small", rank=4)),
