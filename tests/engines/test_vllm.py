@@ -184,6 +184,8 @@ def test_the_rank_is_the_next_that_vllm_has(
     run(model, look, ServeOptions(program=cpu_python), (adapter,))
     arguments, _ = started(tmp_path)
     assert arguments[arguments.index("--max-lora-rank") + 1] == allowed
+    slots = arguments[arguments.index("--max-loras") :][:4]
+    assert slots == ["--max-loras", "2", "--max-cpu-loras", "2"], "the last stays empty on the CPU"
 
 
 def test_every_sampling_parameter_is_said(model: Path, cpu_python: Path) -> None:

@@ -300,6 +300,7 @@ def test_it_is_started_again_when_it_is_killed(served: Served, prompts: list[lis
 def test_an_unmerged_adapter_is_chosen_by_each_request_and_nothing_outlives_its_owner(
     prompts: list[list[int]], trained: StreamedModel, untrained: StreamedModel
 ) -> None:
+    """Both requests share their steps, in which vLLM's code for CPUs gives the base the adapter of the last slot."""
     command = [sys.executable, str(OWNER), json.dumps(prompts[1])]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None
