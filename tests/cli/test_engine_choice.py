@@ -35,10 +35,10 @@ class Kind:
         merging = ("it takes no adapter", "nor two") if source.adapter_dir else ()
         unmade = [adapter for adapter in adapters if adapter.directory.parent.name != "served"]
         return Preflight(
-            (*self.problems, *merging),
-            self.export if not self.problems else None,
-            self.adapter_export if unmade else None,
+            problems=(*self.problems, *merging),
+            export=self.export if not self.problems else None,
             notes=("a note",),
+            adapter_export=self.adapter_export if unmade else None,
         )
 
     async def start(
