@@ -104,8 +104,8 @@ def command(
         found += ["--max-model-len", str(options.context_length)]
     if adapters:
         modules = [json.dumps({"name": each.name, "path": str(each.directory)}) for each in adapters]
-        # Up to 0.32 (pull request 48421) the CPU's code gives sequences of the base what the last slot holds when another
-        # in the batch has an adapter, a divergence of up to 0.7 nats here. So that slot stays empty.
+        # Up to 0.32 (pull request 48421) the CPU's code gives sequences of the base what the last slot holds when
+        # others in a batch have an adapter, a divergence of up to 0.7 nats here. So that slot stays empty.
         slots = len(adapters) + 1 if chosen.on_cpu else min(len(adapters), _MAX_LORAS)
         found += [
             "--enable-lora", "--max-lora-rank", str(next(rank for rank in RANKS if rank >= chosen.rank)),
