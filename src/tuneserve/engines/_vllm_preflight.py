@@ -91,7 +91,8 @@ def option_problems(config: Mapping[str, Any], options: ServeOptions, *, on_cpu:
             problems.append("on the CPU it runs in one process, without tensor parallelism")
         elif type(heads) is int and heads % options.tensor_parallel:
             problems.append(f"{options.tensor_parallel} GPUs do not divide its {heads} attention heads")
-    stretched = text.get("rope_scaling") or "factor" in (text.get("rope_parameters") or {})
+    rope = text.get("rope_parameters")
+    stretched = text.get("rope_scaling") or (isinstance(rope, dict) and "factor" in rope)
     if type(longest) is int and not stretched and (options.context_length or 0) > longest:
         problems.append(f"a context of {options.context_length} tokens is beyond the model's {longest}")
     return problems
