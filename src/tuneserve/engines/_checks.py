@@ -22,9 +22,10 @@ def check_dtype(options: ServeOptions) -> None:
 def refuse_own_arguments(options: ServeOptions, ours: Sequence[str]) -> None:
     """Raise InputError where an argument for the engine is one that tuneserve gives it itself."""
     for argument in options.arguments:
-        if argument.partition("=")[0] in ours:
+        name = argument.partition("=")[0]
+        if name.replace("_", "-") in ours:
             raise InputError(
-                f"--engine-arg {argument.partition('=')[0]} is set by tuneserve itself; leave it out, or use the "
+                f"--engine-arg {name} is set by tuneserve itself; leave it out, or use the "
                 "option of 'tuneserve serve' for it."
             )
 

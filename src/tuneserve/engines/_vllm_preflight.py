@@ -31,7 +31,6 @@ _BNB_PLUGIN, _BNB_LEFT = "vllm-bnb-plugin", (0, 28)
 _GGUF_PLUGIN = "vllm-gguf-plugin"
 # The first version that was seen to honour them.
 _PATTERNS_FROM = (0, 32)
-_PATTERNS = {"rank_pattern": "rank_pattern", "alpha_pattern": "alpha_pattern"}
 _LACKING = {
     "use_dora": "DoRA",
     "lora_bias": "lora_bias",
@@ -92,16 +91,32 @@ def option_problems(config: Mapping[str, Any], options: ServeOptions, *, on_cpu:
             problems.append("on the CPU it runs in one process, without tensor parallelism")
         elif type(heads) is int and heads % options.tensor_parallel:
             problems.append(f"{options.tensor_parallel} GPUs do not divide its {heads} attention heads")
-    stretched = text.get("rope_scaling") or "factor" in (text.get("rope_parameters") or {})
+    rope = text.get("rope_parameters")
+    stretched = text.get("rope_scaling") or (isinstance(rope, dict) and "factor" in rope)
     if type(longest) is int and not stretched and (options.context_length or 0) > longest:
         problems.append(f"a context of {options.context_length} tokens is beyond the model's {longest}")
     return problems
 
 
-def adapter_problems(adapters: Sequence[NamedAdapter], environment: Environment) -> list[str]:
+def adapter_problems(adapters: Sequence[NamedAdapter]) -> list[str]:
     """Return why it cannot serve adapters unmerged."""
-    lacking = _LACKING if version_numbers(environment.version) >= _PATTERNS_FROM else _LACKING | _PATTERNS
-    return [problem for adapter in adapters for problem in (lora_problems(adapter, lacking) or _of_tensors(adapter))]
+    return [problem for adapter in adapters for problem in (lora_problems(adapter, _LACKING) or _of_modules(adapter))]
+
+
+def unread_adapters(adapters: Sequence[NamedAdapter], environment: Environment) -> list[str]:
+    """Return what it does not read of adapters that have no other problem, and would once they are exported."""
+    problems = []
+    for adapter in adapters:
+        opened = _opened(adapter)
+        has_patterns = opened.config.rank_pattern or opened.config.alpha_pattern
+        if has_patterns and version_numbers(environment.version) < _PATTERNS_FROM:
+            problems.append(f"it has one rank and alpha for the whole of the adapter {adapter.name}")
+        if not all(
+            name.startswith("base_model.model.") and name.endswith((".lora_A.weight", ".lora_B.weight"))
+            for name in opened.checkpoint.tensors
+        ):
+            problems.append(f"the adapter {adapter.name} has tensors under names that it does not read")
+    return problems
 
 
 def largest_rank(adapters: Sequence[NamedAdapter]) -> int:
@@ -109,7 +124,7 @@ def largest_rank(adapters: Sequence[NamedAdapter]) -> int:
     return max((rank for adapter in adapters for rank in _opened(adapter).ranks), default=0)
 
 
-def _of_tensors(adapter: NamedAdapter) -> list[str]:
+def _of_modules(adapter: NamedAdapter) -> list[str]:
     try:
         opened = _opened(adapter)
         ranks = opened.ranks
@@ -122,13 +137,6 @@ def _of_tensors(adapter: NamedAdapter) -> list[str]:
     if embeddings:
         problems.append(
             f"the adapter {adapter.name} changes {', '.join(embeddings)}, which it does not do for all models"
-        )
-    names = opened.checkpoint.tensors
-    if not all(
-        name.startswith("base_model.model.") and name.endswith((".lora_A.weight", ".lora_B.weight")) for name in names
-    ):
-        problems.append(
-            f"the adapter {adapter.name} has tensors under names that it does not read; export it with --method lora"
         )
     return problems
 

