@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,10 @@ from tuneserve.errors import EngineError, InputError
 from tuneserve.native import EngineConfig, NativeCore
 
 Make = Callable[..., Path]
+
+
+def open_core(model_dir: str, **options: Any) -> NativeCore:
+    return NativeCore(EngineConfig(model_dir=model_dir, **options))
 
 
 def greedy(core: NativeCore, prompts: list[list[int]]) -> dict[str, list[int]]:
@@ -43,7 +48,7 @@ def test_what_cannot_be_compiled_runs_eagerly_and_says_so(make_llama: Make, capl
     assert "steps are not compiled, which is slower: head_dim is 8, not a multiple of 16" in caplog.text
     for options in ({"cpu_step": "compiled"}, {"weights": "int8"}):
         with pytest.raises(InputError, match="head_dim is 8"):
-            NativeCore(EngineConfig(model_dir=model_dir, **options)  # type: ignore[arg-type])
+            open_core(model_dir, **options)
 
 
 def test_without_a_compiler_steps_are_eager(
@@ -75,4 +80,4 @@ def test_weights_are_quantised_at_load(bits: str, make_llama: Make) -> None:
 )
 def test_options_that_mean_nothing_are_refused(options: dict[str, str], make_llama: Make) -> None:
     with pytest.raises(InputError):
-        NativeCore(EngineConfig(model_dir=str(make_llama()), **options)  # type: ignore[arg-type])
+        open_core(str(make_llama()), **options)

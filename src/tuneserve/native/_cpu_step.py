@@ -1,6 +1,10 @@
 """Which of the two ways a step is computed on a CPU: compiled where it can be, eager where not."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 
 from tuneserve.errors import EngineError, InputError
 from tuneserve.kernels import cpu
@@ -50,3 +54,21 @@ def prepare_step(
     decoder = CompiledDecoder(spec, weights, context_length, bits=_BITS[bits], library=library)
     _logger.info("steps are compiled, on %d threads", decoder.threads)
     return decoder
+
+
+@contextmanager
+def half_the_threads(decoder: Decoder | CompiledDecoder) -> Iterator[None]:
+    """Let PyTorch use half the processors inside, beside a compiled decoder.
+
+    After each of its own parallel operations PyTorch's threads spin for a while, in case there is another, and would
+    take the processors from the threads of the step that follows.
+    """
+    before = torch.get_num_threads()
+    if not isinstance(decoder, CompiledDecoder) or before == 1:
+        yield
+        return
+    torch.set_num_threads(before // 2)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

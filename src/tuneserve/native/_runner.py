@@ -5,6 +5,7 @@ import torch
 from tuneserve.model import CompiledDecoder, Decoder
 from tuneserve.native._batch import Batch, make_batch
 from tuneserve.native._cache import PagedCache, StepAttention
+from tuneserve.native._cpu_step import half_the_threads
 from tuneserve.native._sampler import sample
 from tuneserve.native._scheduler import Step
 from tuneserve.native._sequence import Sequence
@@ -23,6 +24,10 @@ class Runner:
 
         A sequence that is not there is still in its prompt.
         """
+        with half_the_threads(self.decoder):
+            return self._run(step)
+
+    def _run(self, step: Step) -> dict[Sequence, int | None]:
         self.cache.wipe(step.wiped)
         batch = make_batch(step, self.decoder.device)
         hidden = self._forward(batch)
