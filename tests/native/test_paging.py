@@ -21,9 +21,15 @@ GREEDY = SamplingParams(max_tokens=30, temperature=0)
 DRAWN = SamplingParams(max_tokens=30, temperature=0.9, top_p=0.95, seed=11)
 
 
-@pytest.fixture
-def model(make_llama: Make) -> Path:
-    return make_llama(dtype=torch.float32)
+@pytest.fixture(autouse=True)
+def _one_thread(_cpu_threads: None) -> None:
+    """On a model this small, threads mostly wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def model(write_model: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("paging") / "model", dtype=torch.float32)
 
 
 def start(model: Path, **options: Any) -> NativeCore:
@@ -47,7 +53,7 @@ def requests(params: SamplingParams) -> list[GenerationRequest]:
     return [GenerationRequest(id=name, prompt_ids=ids, params=params) for name, ids in PROMPTS.items()]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def expected(model: Path) -> dict[str, dict[str, list[int]]]:
     """What each request gives alone, computed in one go; greedy tokens are Transformers'."""
     from transformers import AutoModelForCausalLM
@@ -61,7 +67,7 @@ def expected(model: Path) -> dict[str, dict[str, list[int]]]:
             prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=30, do_sample=False, pad_token_id=0
         )
         greedy[name] = out[0, len(ids) :].tolist()
-    drawn = {}
+    drawn: dict[str, list[int]] = {}
     for request in requests(DRAWN):
         drawn |= drain(start(model, prefix_cache=False), [request])
     return {"greedy": greedy, "drawn": drawn}
@@ -127,9 +133,9 @@ def test_a_billion_tokens_take_no_more_than_the_context(model: Path) -> None:
 
 
 def test_a_cache_that_is_too_small_is_refused_at_the_start(model: Path) -> None:
-    with pytest.raises(InputError, match="cache_tokens has room for 112 tokens, and one sequence .* takes 128"):
+    with pytest.raises(InputError, match=r"cache_tokens has room for 112 tokens, and one sequence .* takes 128"):
         start(model, cache_tokens=127)
-    with pytest.raises(InputError, match="takes .* GB"):
+    with pytest.raises(InputError, match=r"takes .* GB"):
         start(model, cache_tokens=10**15)
     with pytest.raises(InputError, match="max_running is 9 and the cache has 8 blocks"):
         start(model, cache_tokens=128, max_running=9)
@@ -173,7 +179,7 @@ def test_what_is_not_finite_fails_its_request_in_the_first_chunk_and_spreads_to_
 
 
 def _count_preemptions(core: NativeCore, monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    preempt, counted = core._scheduler._preempt, []
+    preempt, counted = core._scheduler._preempt, list[None]()
 
     def counting() -> None:
         counted.append(preempt())
