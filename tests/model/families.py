@@ -66,4 +66,23 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "logits_scaling": 8.0, "attention_bias": True, "tie_word_embeddings": True,
         },
     ),
+    "mixtral": ("mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 9}),
+    "qwen3_moe": (
+        "qwen3_moe", {
+            "head_dim": 16, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24,
+            "norm_topk_prob": False, "mlp_only_layers": [1],
+        },
+    ),
+    "qwen3_moe normalised": (
+        "qwen3_moe", {
+            "head_dim": 16, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24,
+            "norm_topk_prob": True, "decoder_sparse_step": 2, "use_sliding_window": True, "sliding_window": 9,
+        },
+    ),
+    "gpt_oss": (
+        "gpt_oss", {
+            "head_dim": 16, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 9, "swiglu_limit": 1.0,
+            "rope_parameters": {**YARN, "truncate": False},
+        },
+    ),
 }  # fmt: skip

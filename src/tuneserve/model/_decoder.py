@@ -73,8 +73,8 @@ class Decoder:
         for index, layer in enumerate(self.weights.layers):
             added = self._attend(index, layer, rms_norm(hidden, layer.attention_norm, eps), tables, attention)
             hidden = self._add(hidden, added, layer.post_attention_norm)
-            gate_up = layer.gate_up(rms_norm(hidden, layer.mlp_norm, eps))
-            hidden = self._add(hidden, layer.down(gated(gate_up, spec.activation)), layer.post_mlp_norm)
+            added = self._feed_forward(layer, rms_norm(hidden, layer.mlp_norm, eps))
+            hidden = self._add(hidden, added, layer.post_mlp_norm)
         return rms_norm(hidden, self.weights.norm, eps)
 
     @torch.inference_mode()
@@ -112,6 +112,12 @@ class Decoder:
             sinks=layer.sinks,
         )
         return layer.output(attended)
+
+    def _feed_forward(self, layer: LayerWeights, normed: torch.Tensor) -> torch.Tensor:
+        if layer.experts is not None:
+            return layer.experts(normed)
+        assert layer.gate_up is not None and layer.down is not None
+        return layer.down(gated(layer.gate_up(normed), self.spec.activation))
 
     def _add(self, hidden: torch.Tensor, added: torch.Tensor, norm: torch.Tensor | None) -> torch.Tensor:
         if norm is not None:

@@ -11,8 +11,8 @@ from tuneserve.spec._positions import (
     YarnScaling,
 )
 from tuneserve.spec._read import FAMILIES, read_spec
-from tuneserve.spec._spec import Activation, LayerSpec, ModelSpec
-from tuneserve.spec._tensors import EMBEDDING, HEAD, NORM, LayerNames, layer_names, tensor_shapes
+from tuneserve.spec._spec import Activation, ClampedSwiglu, ExpertsSpec, LayerSpec, ModelSpec
+from tuneserve.spec._tensors import EMBEDDING, HEAD, NORM, ExpertNames, LayerNames, layer_names, tensor_shapes
 
 __all__ = [
     "EMBEDDING",
@@ -21,6 +21,9 @@ __all__ = [
     "HEAD",
     "NORM",
     "Activation",
+    "ClampedSwiglu",
+    "ExpertNames",
+    "ExpertsSpec",
     "Fields",
     "GgufPart",
     "LayerNames",

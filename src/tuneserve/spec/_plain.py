@@ -58,6 +58,21 @@ def read_plain(
     )
 
 
+def windowed(fields: Fields, spec: ModelSpec, window: int | None) -> tuple[LayerSpec, ...]:
+    """Return the layers, all of them with ``window``; one as long as the context is none.
+
+    Raises:
+        SpecError: there are ``layer_types``, which the family does not have.
+    """
+    if "layer_types" in fields.names():
+        raise SpecError(
+            f"config.json has layer_types, which {spec.family} does not have; "
+            "correct its model_type, or take layer_types out."
+        )
+    narrowed = None if window is None or window >= spec.context_length else window
+    return tuple(replace(layer, window=narrowed) for layer in spec.per_layer)
+
+
 def read_windows(
     fields: Fields, spec: ModelSpec, window: int | None, default: Sequence[bool], rope: RopeSpec | None = None
 ) -> tuple[LayerSpec, ...]:

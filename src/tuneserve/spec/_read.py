@@ -9,6 +9,7 @@ from tuneserve.spec._gemma import read_gemma2, read_gemma3
 from tuneserve.spec._granite import read_granite
 from tuneserve.spec._llama import read_llama
 from tuneserve.spec._mistral import read_ministral, read_mistral
+from tuneserve.spec._moe import read_gpt_oss, read_mixtral, read_qwen3_moe
 from tuneserve.spec._phi3 import read_phi3
 from tuneserve.spec._qwen import read_qwen2, read_qwen3
 from tuneserve.spec._smollm3 import read_smollm3
@@ -26,6 +27,9 @@ FAMILIES: Mapping[str, _Reader] = {
     "gemma3_text": read_gemma3,
     "phi3": read_phi3,
     "granite": read_granite,
+    "mixtral": read_mixtral,
+    "qwen3_moe": read_qwen3_moe,
+    "gpt_oss": read_gpt_oss,
 }
 
 
