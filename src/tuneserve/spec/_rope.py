@@ -44,8 +44,10 @@ def rope_of(
     Raises:
         SpecError: the scaling is none of ``kinds``, or a field of it is malformed.
     """
-    if dim % 2:
-        raise SpecError(f"config.json has {dim} elements of each head rotated, an odd number; use another model.")
+    if dim % 2 or dim == 0:
+        raise SpecError(
+            f"config.json has {dim} elements of each head rotated, which cannot be paired; use another model."
+        )
     theta = own.number("rope_theta", fields.number("rope_theta", default_theta))
     return RopeSpec(theta=theta, dim=dim, scaling=_scaling(fields, own, theta, dim, context_length, kinds))
 
