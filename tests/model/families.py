@@ -34,6 +34,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("mistral", {"sliding_window": 9}),
     "mistral 0.3": ("mistral", {"sliding_window": None, "head_dim": 16}),
     "ministral": ("ministral", {"head_dim": 8, "sliding_window": 9, "layer_types": ALTERNATING}),
+    "ministral3": (
+        "ministral3", {
+            "head_dim": 8, "sliding_window": 9,
+            "rope_parameters": {**YARN, "original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.4},
+        },
+    ),
     "qwen2": ("qwen2", {}),
     "qwen2 window": ("qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2}),
     "qwen3": ("qwen3", {"head_dim": 16}),

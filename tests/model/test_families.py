@@ -17,7 +17,7 @@ from tuneserve.kernels.attention import attend
 from tuneserve.model import Decoder, load_weights
 from tuneserve.spec import ModelSpec, read_spec
 
-from .families import FAMILIES
+from .families import FAMILIES, SMALL
 
 Make = Callable[..., Path]
 # Of the largest logit; sums are in another order than Transformers'.
@@ -183,6 +183,27 @@ def test_an_adapter_over_fused_weights_is_merged_as_peft_applies_it(make_family:
         expected = tuned(input_ids=torch.tensor([text]), use_cache=False).logits[0]
     assert_close(found, expected)
     assert (plain - expected).abs().max() > 100 * TOLERANCE * expected.abs().max()
+
+
+def test_the_text_part_of_a_multimodal_model_is_computed(tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    text = {**SMALL, **FAMILIES["gemma3"][1], "model_type": "gemma3_text"}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape) * 0.3
+    model.save_pretrained(tmp_path)
+    assert any("vision_tower" in name for name in open_checkpoint(tmp_path).tensors)
+    text_ids = prompt(20, 1)
+    (found,) = compute(open_decoder(tmp_path), [text_ids], 7)
+    with torch.inference_mode():
+        assert_close(found, model(input_ids=torch.tensor([text_ids]), use_cache=False).logits[0])
 
 
 def test_norms_that_add_one_keep_small_weights_in_16_bits(make_family: Make) -> None:

@@ -1,5 +1,6 @@
 """Protects: a configuration means to the native engine what it means to Transformers, or is refused by name."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -83,10 +84,30 @@ def test_layer_types_are_read_or_refused(family: str, types: list[Any], message:
         read_spec({**SIZES, "model_type": family, "layer_types": types})
 
 
-@pytest.mark.parametrize("family", ["mistral", "phi3", "mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["mistral", "ministral3", "phi3", "mixtral", "qwen3_moe"])
 def test_layer_types_of_a_family_without_them_are_refused(family: str) -> None:
     with pytest.raises(SpecError, match=f"layer_types, which {family} does not have"):
         read_spec({**SIZES, "model_type": family, "layer_types": ["full_attention"] * 8})
+
+
+@pytest.mark.parametrize(("wrapper", "family"), [("gemma3", "gemma3_text"), ("mistral3", "ministral3")])
+def test_the_text_part_of_a_wrapper_is_read(wrapper: str, family: str) -> None:
+    text = {**SIZES, "model_type": family}
+    spec = read_spec({"model_type": wrapper, "text_config": text, "tie_word_embeddings": False})
+    assert spec == replace(read_spec({**text, "tie_word_embeddings": False}), wrapped=True)
+    with pytest.raises(SpecError, match="text_config"):
+        read_spec({"model_type": wrapper})
+    with pytest.raises(SpecError, match="wrapper"):
+        read_spec({"model_type": wrapper, "text_config": {**text, "model_type": "wrapper"}})
+
+
+def test_what_is_published_of_gemma_3_4b_is_read() -> None:
+    text = {
+        "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+    }  # fmt: skip
+    spec = read_spec({"model_type": "gemma3", "text_config": text})
+    assert (spec.heads, spec.kv_heads, spec.head_dim, spec.vocab_size, spec.tied) == (8, 4, 256, 262208, True)
 
 
 def test_another_family_is_refused_by_name() -> None:

@@ -9,6 +9,7 @@ from tuneserve.checkpoint import WeightReader
 from tuneserve.errors import CheckpointError
 from tuneserve.model._experts import Experts
 from tuneserve.model._linear import DenseLinear, Linear
+from tuneserve.model._text_part import TextPart
 from tuneserve.spec import (
     EMBEDDING,
     HEAD,
@@ -87,6 +88,8 @@ def load_weights(spec: ModelSpec, reader: WeightReader, dtype: torch.dtype, devi
             embedding that it is said to be tied to.
         AdapterError: a merged weight is not finite.
     """
+    if spec.wrapped:
+        reader = TextPart(reader)
     # Transformers has saved experts in both ways.
     stacked = any(name.endswith(_STACKED) for name in reader.tensors)
     shapes = tensor_shapes(spec, stacked=stacked)

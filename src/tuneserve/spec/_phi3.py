@@ -6,7 +6,7 @@ from tuneserve.errors import SpecError
 from tuneserve.spec._fields import Fields
 from tuneserve.spec._plain import read_plain, windowed
 from tuneserve.spec._positions import RopeSpec
-from tuneserve.spec._rope import partial_factor, rope_of
+from tuneserve.spec._rope import partial_factor, rope_of, rope_section
 from tuneserve.spec._spec import ModelSpec
 
 # Older names of longrope.
@@ -21,7 +21,7 @@ def read_phi3(fields: Fields) -> ModelSpec:
 
 
 def _rope(fields: Fields, head_dim: int, context_length: int) -> RopeSpec:
-    own = fields.section("rope_scaling") or fields.section("rope_parameters") or Fields({})
+    own = rope_section(fields)
     factor = partial_factor(fields, own)
     if factor > 1:
         raise SpecError("partial_rotary_factor in config.json is above 1; download or save the model again.")

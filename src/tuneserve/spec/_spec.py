@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from tuneserve.spec._positions import LongRopeScaling, RopeSpec
+from tuneserve.spec._positions import LongRopeScaling, QueryScaling, RopeSpec
 
 Activation = Literal["silu", "gelu_tanh"]
 
@@ -60,9 +60,11 @@ class ModelSpec:
         activation: of the gate, which is multiplied by the up projection.
         qkv_bias, output_bias, mlp_bias: which linear layers have a bias; the last is that of all three.
         fused: the checkpoint has query, key and value in one tensor, gate and up in another.
+        wrapped: the checkpoint is a multimodal one, of which this is the text part.
         qk_norm: each head of query and key is normalised before it is rotated.
         sinks: each head has a score that takes its part of the probability in attention and gives nothing.
         post_norms: the outputs of attention and of the feed-forward layer are normalised before they are added.
+        query_scaling: how rotated queries grow with their position; None is not at all.
         scale: scores of attention are multiplied by it.
         softcap: scores are squashed to within plus and minus this; None leaves them.
         embedding_scale: embeddings are multiplied by it, rounded to the dtype of the weights.
@@ -92,6 +94,8 @@ class ModelSpec:
     qk_norm: bool = False
     sinks: bool = False
     post_norms: bool = False
+    query_scaling: QueryScaling | None = None
+    wrapped: bool = False
     softcap: float | None = None
     embedding_scale: float = 1.0
     residual_scale: float = 1.0

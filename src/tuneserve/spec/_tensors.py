@@ -49,8 +49,18 @@ class LayerNames:
     experts: ExpertNames | None = None
 
 
+_TOWERS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 _MIXTRAL_EXPERT = "block_sparse_moe.experts.{expert}"
 _EXPERT = "mlp.experts.{expert}"
+
+
+def plain_name(name: str) -> str | None:
+    """Return what a tensor of a multimodal checkpoint is called in the text part alone; None if it is not of that."""
+    if name.startswith(_TOWERS):
+        return None
+    if name.startswith("model.language_model."):
+        return "model." + name.removeprefix("model.language_model.")
+    return name.removeprefix("language_model.")
 
 
 def layer_names(spec: ModelSpec, layer: int, *, stacked: bool = False) -> LayerNames:
