@@ -9,8 +9,10 @@ import torch
 from tuneserve.adapters import WeightedAdapter, merge_model, open_adapter
 from tuneserve.errors import InputError
 from tuneserve.hardware import available_memory
-from tuneserve.model import Decoder, load_weights
-from tuneserve.native._cache import bytes_per_token
+from tuneserve.model import CompiledDecoder, Decoder, load_weights
+from tuneserve.native._blocks import BLOCK_SIZE, blocks_for
+from tuneserve.native._cache import bytes_per_block
+from tuneserve.native._cpu_step import prepare_step
 from tuneserve.sources import ResolvedSource, open_files
 from tuneserve.spec import read_spec
 
@@ -27,7 +29,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What to load and how; ``auto`` and None are decided at load.
 
     ``dtype`` is auto, float32, bfloat16 or float16. ``context_length`` counts tokens per sequence, ``max_running``
-    sequences that share the cache.
+    sequences computed together, ``cache_tokens`` tokens that the cache holds. ``prefix_cache`` says whether a prompt
+    uses what was computed for an equal beginning of another one.
+
+    ``cpu_step`` is ``compiled`` (C++ built on this machine), ``eager`` (PyTorch) or auto, which is the first where it
+    can be. ``weights`` is auto (as they are stored), ``int8`` or ``int4``: quantised at load in groups of 32, with
+    activations in 8 bits, for the compiled step.
     """
 
     model_dir: str
@@ -36,6 +43,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     dtype: str = "auto"
     context_length: int | None = None
     max_running: int | None = None
+    cache_tokens: int | None = None
+    prefix_cache: bool = True
+    cpu_step: str = "auto"
+    weights: str = "auto"
 
     @classmethod
     def of(
@@ -45,6 +56,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         dtype: str = "auto",
         context_length: int | None = None,
         max_running: int | None = None,
+        cache_tokens: int | None = None,
+        prefix_cache: bool = True,
+        cpu_step: str = "auto",
+        weights: str = "auto",
     ) -> "EngineConfig":
         """Return the configuration that loads ``source``."""
         return cls(
@@ -54,14 +69,19 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             dtype=dtype,
             context_length=context_length,
             max_running=max_running,
+            cache_tokens=cache_tokens,
+            prefix_cache=prefix_cache,
+            cpu_step=cpu_step,
+            weights=weights,
         )
 
 
-def load_decoder(config: EngineConfig) -> Decoder:
+def load_decoder(config: EngineConfig) -> Decoder | CompiledDecoder:
     """Load the model, its adapter folded in.
 
     Raises:
         InputError: something in the directories or the configuration cannot be used as it is.
+        EngineError: the compiled step was asked for and cannot be had.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = _dtype(config.dtype, device)
@@ -70,33 +90,57 @@ def load_decoder(config: EngineConfig) -> Decoder:
     reader, model_config = open_files(Path(config.model_dir), weights_file)
     model = merge_model(reader, model_config, adapters, dtype)
     spec = read_spec(model.config)
-    context = config.context_length or min(spec.context_length, _DEFAULT_CONTEXT)
+    context = config.context_length or min(spec.short_context_length, _DEFAULT_CONTEXT)
     if not 2 <= context <= spec.context_length:
         raise InputError(
             f"a context of {context} tokens was asked for and the model has {spec.context_length}; "
             f"choose one from 2 to {spec.context_length}."
         )
     weights = load_weights(spec, model, _DTYPES[dtype], device)
-    return Decoder(spec, weights, context)
+    return prepare_step(spec, weights, context, config.cpu_step, config.weights)
 
 
-def running_limit(config: EngineConfig, decoder: Decoder) -> int:
-    """Return how many sequences of full length share the cache.
+def cache_blocks(config: EngineConfig, decoder: Decoder | CompiledDecoder) -> int:
+    """Return how many blocks the cache has, the one included that is never used.
 
     Raises:
-        InputError: what was asked for, or even one sequence, does not fit in memory.
+        InputError: what was asked for does not fit in memory, or does not hold one sequence of full length.
     """
-    on_gpu = decoder.device.type == "cuda"
-    free = torch.cuda.mem_get_info()[0] if on_gpu else available_memory()
-    each = bytes_per_token(decoder.spec, decoder.dtype) * decoder.context_length
-    fitting = int(free * _CACHE_SHARE) // each
-    wanted = config.max_running or min(_DEFAULT_RUNNING, max(1, fitting))
-    if wanted < 1:
-        raise InputError(f"max_running is {wanted}; it must be at least 1.")
+    free = torch.cuda.mem_get_info()[0] if decoder.device.type == "cuda" else available_memory()
+    each = bytes_per_block(decoder.spec, decoder.dtype)
+    usable, context = int(free * _CACHE_SHARE), decoder.context_length
+    fitting = usable // each - 1
+    wanted = min(fitting, (config.max_running or _DEFAULT_RUNNING) * blocks_for(context))
+    if config.cache_tokens is not None:
+        wanted = config.cache_tokens // BLOCK_SIZE
     if wanted > fitting:
         raise InputError(
-            f"the cache of {wanted} sequences of {decoder.context_length} tokens takes {wanted * each / 1e9:.1f} GB "
-            f"and {free * _CACHE_SHARE / 1e9:.1f} GB can be used; choose a shorter context or fewer sequences."
+            f"a cache of {wanted * BLOCK_SIZE} tokens takes {wanted * each / 1e9:.1f} GB and {usable / 1e9:.1f} GB can "
+            "be used; choose fewer cache_tokens."
+        )
+    if wanted < blocks_for(context):
+        limit = (
+            f"the memory that can be used ({usable / 1e9:.1f} GB)" if config.cache_tokens is None else "cache_tokens"
+        )
+        raise InputError(
+            f"{limit} has room for {max(0, wanted * BLOCK_SIZE)} tokens, and one sequence of the context takes "
+            f"{blocks_for(context) * BLOCK_SIZE}; choose a shorter context or a larger cache."
+        )
+    return wanted + 1
+
+
+def running_limit(config: EngineConfig, blocks: int) -> int:
+    """Return how many sequences are computed together.
+
+    Raises:
+        InputError: it is none, or more than the cache has blocks for.
+    """
+    usable = blocks - 1
+    wanted = min(_DEFAULT_RUNNING, usable) if config.max_running is None else config.max_running
+    if not 1 <= wanted <= usable:
+        raise InputError(
+            f"max_running is {wanted} and the cache has {usable} blocks, of which each sequence takes one or more; "
+            f"choose from 1 to {usable}."
         )
     return wanted
 

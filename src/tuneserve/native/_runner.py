@@ -2,43 +2,57 @@
 
 import torch
 
-from tuneserve.model import Decoder
-from tuneserve.native._cache import SlotCache, StepAttention
+from tuneserve.model import CompiledDecoder, Decoder
+from tuneserve.native._batch import Batch, make_batch
+from tuneserve.native._cache import PagedCache, StepAttention
+from tuneserve.native._cpu_step import half_the_threads
 from tuneserve.native._sampler import sample
-from tuneserve.native._scheduler import Move, Step
+from tuneserve.native._scheduler import Step
+from tuneserve.native._sequence import Sequence
 
 
 class Runner:
-    """A decoder with its cache of ``slots`` sequences."""
+    """A decoder with its cache."""
 
-    def __init__(self, decoder: Decoder, slots: int) -> None:
+    def __init__(self, decoder: Decoder | CompiledDecoder, blocks: int) -> None:
         self.decoder = decoder
-        self.cache = SlotCache(decoder.spec, slots, decoder.context_length, decoder.dtype, decoder.device)
+        self.cache = PagedCache(decoder.spec, blocks, decoder.dtype, decoder.device)
 
     @torch.inference_mode()
-    def run(self, step: Step) -> list[int | None]:
-        """Return the chosen token of each segment that samples; None where the model gave no finite logits."""
-        ids: list[int] = []
-        positions: list[int] = []
-        last_rows = []
-        for segment in step.segments:
-            end = segment.start + segment.count
-            ids += segment.sequence.tokens[segment.start : end]
-            positions += range(segment.start, end)
-            if segment.samples:
-                last_rows.append(len(ids) - 1)
-        device = self.decoder.device
-        position_tensor = torch.tensor(positions, device=device)
-        attention = StepAttention(self.cache, step, position_tensor)
-        hidden = self.decoder.forward(torch.tensor(ids, device=device), position_tensor, attention)
-        if not last_rows:
-            return []
-        if len(last_rows) < len(ids):
-            hidden = hidden[torch.tensor(last_rows, device=device)]
-        return sample(self.decoder.logits(hidden), [segment.sequence for segment in step.segments if segment.samples])
+    def run(self, step: Step) -> dict[Sequence, int | None]:
+        """Return what became of sequences: the token chosen next, or None where the model gave no finite numbers.
 
-    @torch.inference_mode()
-    def move(self, moves: list[Move]) -> None:
-        """Make the scheduler's moves in the cache."""
-        for move in moves:
-            self.cache.move(move)
+        A sequence that is not there is still in its prompt.
+        """
+        with half_the_threads(self.decoder):
+            return self._run(step)
+
+    def _run(self, step: Step) -> dict[Sequence, int | None]:
+        self.cache.wipe(step.wiped)
+        batch = make_batch(step, self.decoder.device)
+        hidden = self._forward(batch)
+        results = _broken(step, hidden)
+        sampled = [segment.sequence for segment in step.segments if segment.samples]
+        if sampled:
+            rows = hidden if len(sampled) == len(hidden) else hidden[batch.last_rows]
+            results.update(zip(sampled, sample(self.decoder.logits(rows), sampled), strict=True))
+        return results
+
+    def _forward(self, batch: Batch) -> torch.Tensor:
+        if isinstance(self.decoder, CompiledDecoder):
+            return self.decoder.forward(batch, self.cache.keys, self.cache.values)
+        return self.decoder.forward(batch.ids, batch.positions, StepAttention(self.cache, batch))
+
+
+def _broken(step: Step, hidden: torch.Tensor) -> dict[Sequence, int | None]:
+    """Return the sequences whose chunk of the prompt, which nothing is sampled from, ends in what is not finite."""
+    rows, sequences, row = [], [], -1
+    for segment in step.segments:
+        row += segment.count
+        if not segment.samples:
+            rows.append(row)
+            sequences.append(segment.sequence)
+    if not rows:
+        return {}
+    finite = hidden[rows].isfinite().all(-1).tolist()
+    return {sequence: None for sequence, ok in zip(sequences, finite, strict=True) if not ok}

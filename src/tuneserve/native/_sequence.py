@@ -1,5 +1,6 @@
 """One request on its way through the engine."""
 
+from array import array
 from dataclasses import dataclass, field
 from random import Random
 
@@ -8,11 +9,17 @@ from tuneserve.engines.contract import FinishReason, GenerationRequest
 
 @dataclass(eq=False)
 class Sequence:
-    """The tokens of a request and how many of them the cache holds (``computed``)."""
+    """The tokens of a request, and where the cache holds the first ``computed`` of them.
+
+    ``blocks`` are the cache blocks of its tokens in order, and ``arrival`` its number among the requests; the scheduler
+    keeps both, as it does ``computed``.
+    """
 
     request: GenerationRequest
     tokens: list[int] = field(init=False)
     computed: int = 0
+    arrival: int = 0
+    blocks: "array[int]" = field(default_factory=lambda: array("i"))
     random: Random = field(init=False)
 
     def __post_init__(self) -> None:
@@ -30,6 +37,11 @@ class Sequence:
     def pending(self) -> int:
         """Tokens that the model has not seen yet."""
         return len(self.tokens) - self.computed
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Its place in line; smaller goes first."""
+        return self.request.priority, self.arrival
 
     def finish_reason(self, context_length: int) -> FinishReason | None:
         """Say why the sequence ends with its last token, or None if it goes on."""
