@@ -1,6 +1,7 @@
 """Protects: the engine's own cache and attention do what each family asks of them, whatever shares the batch."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from tuneserve.engines.contract import GenerationRequest, SamplingParams
 from tuneserve.native import EngineConfig, NativeCore
+from tuneserve.sources import resolve
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 16,
@@ -49,3 +51,17 @@ def test_greedy_tokens_are_those_of_transformers(family: str, tmp_path: Path) ->
             logits = model(input_ids=torch.tensor([ids + produced[name]]), use_cache=False).logits[0]
         # What follows from the prompt and the tokens before it, at each place.
         assert produced[name] == logits[len(ids) - 1 : -1].argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "qwen3moe", "gpt-oss"])
+def test_greedy_tokens_from_gguf_are_those_of_llama_cpp(
+    architecture: str, tmp_path: Path, write_gguf_model: Callable[..., Path], llama_logits: Callable[..., torch.Tensor]
+) -> None:
+    path = write_gguf_model(tmp_path / "model.gguf", architecture)
+    core = NativeCore(EngineConfig.of(resolve(path), dtype="float32"))
+    ids = [(7 * index) % 90 + 3 for index in range(12)]
+    core.add(GenerationRequest(id="a", prompt_ids=ids, params=SamplingParams(max_tokens=10, temperature=0)))
+    produced: list[int] = []
+    while not core.idle:
+        produced += [output.token for output in core.step() if output.token is not None]
+    assert produced == llama_logits(path, ids + produced)[len(ids) - 1 : -1].argmax(-1).tolist()
