@@ -19,6 +19,15 @@ CASES = [
 ]
 
 
+def draw(logits: torch.Tensor, sequence: Sequence) -> int:
+    """Draw a token, and leave only the random stream moved on."""
+    (token,) = sample(logits.clone()[None], [sequence])
+    assert token is not None
+    sequence.append(token)
+    sequence.tokens.pop()
+    return token
+
+
 def expected_probabilities(logits: torch.Tensor, prompt: list[int], params: dict[str, Any]) -> torch.Tensor:
     from transformers import generation
 
@@ -48,32 +57,30 @@ def test_draws_follow_the_probabilities_of_transformers(params: dict[str, Any]) 
     sequence, draws = Sequence(request), 4000
     counts = torch.zeros(64)
     for _ in range(draws):
-        (token,) = sample(logits.clone()[None], [sequence])
-        assert token is not None
-        counts[token] += 1
+        counts[draw(logits, sequence)] += 1
     assert not counts[expected == 0].any()
     # Five standard deviations of the count of the most variable token.
     assert ((counts / draws - expected).abs() < 5 * 0.5 / draws**0.5).all()
 
 
 def test_seeds_tell_draws_apart() -> None:
-    logits = torch.zeros(1, 50000)
+    logits = torch.zeros(50000)
 
-    def draws(seed: int) -> list[int | None]:
+    def draws(seed: int) -> list[int]:
         request = GenerationRequest(id="x", prompt_ids=[1], params=SamplingParams(seed=seed))
         sequence = Sequence(request)
-        return [sample(logits.clone(), [sequence])[0] for _ in range(4)]
+        return [draw(logits, sequence) for _ in range(4)]
 
     assert draws(1) == draws(1)
     assert draws(1) != draws(-1) != draws(2)
 
 
 def test_a_wide_nucleus_over_a_large_vocabulary_is_exact() -> None:
-    logits = torch.linspace(0, 1, 5000)[None]
+    logits = torch.linspace(0, 1, 5000)
     request = GenerationRequest(id="x", prompt_ids=[1], params=SamplingParams(seed=1, top_p=0.5))
     sequence = Sequence(request)
-    probabilities = logits[0].softmax(-1).flip(0)
+    probabilities = logits.softmax(-1).flip(0)
     kept = int((probabilities.cumsum(0) - probabilities < 0.5).sum())
-    drawn = {sample(logits.clone(), [sequence])[0] for _ in range(300)}
-    assert all(token is not None and token >= 5000 - kept for token in drawn)
+    drawn = {draw(logits, sequence) for _ in range(300)}
+    assert all(token >= 5000 - kept for token in drawn)
     assert len(drawn) > 200

@@ -116,7 +116,12 @@ class NativeEngine:
                     raise RequestError(answer.message, answer.param)
                 if isinstance(answer, Failed):
                     raise EngineError(answer.message)
-                yield TokenChunk(token_ids=answer.token_ids, finish_reason=answer.finish_reason)
+                yield TokenChunk(
+                    token_ids=answer.token_ids,
+                    finish_reason=answer.finish_reason,
+                    logprobs=answer.logprobs,
+                    prompt_logprobs=answer.prompt_logprobs,
+                )
         finally:
             del self._answers[request.id]
             if not finished and self._broken is None:

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 from tuneserve._version import __version__
-from tuneserve.engines.contract import EngineInfo, EngineStats, FinishReason, GenerationRequest
+from tuneserve.engines.contract import EngineInfo, EngineStats, FinishReason, GenerationRequest, TokenLogprob
 from tuneserve.errors import RequestError
 from tuneserve.native._load import EngineConfig, load_decoder, running_limit
 from tuneserve.native._runner import Runner
 from tuneserve.native._scheduler import Scheduler
+from tuneserve.native._score import Choice, choose
 from tuneserve.native._sequence import Sequence
 
 # Long enough to use the processor well, short enough that decoding sequences are not kept waiting by a prompt.
@@ -16,12 +17,17 @@ _STEP_TOKENS = 512
 
 @dataclass(frozen=True)
 class Output:
-    """What a step did for one request; ``failed`` says that the model gave no finite logits for it."""
+    """A new token of a request, with the log-probabilities that it asked for, those of the prompt with the first.
+
+    ``failed`` says that the model gave nothing finite for it.
+    """
 
     id: str
     token: int | None
     finish_reason: FinishReason | None = None
     failed: bool = False
+    logprob: TokenLogprob | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
 
 
 class NativeCore:
@@ -82,24 +88,25 @@ class NativeCore:
         step = self._scheduler.schedule()
         if step is None:
             return []
-        chosen = self._runner.run(step)
+        chosen = choose(self._runner.decoder.logits, self._runner.run(step), list(step.segments))
         sampled = [segment.sequence for segment in step.segments if segment.samples]
         for segment in step.segments:
             segment.sequence.computed += segment.count
-        return [self._postprocess(sequence, token) for sequence, token in zip(sampled, chosen, strict=True)]
+        return [self._postprocess(sequence, choice) for sequence, choice in zip(sampled, chosen, strict=True)]
 
-    def _postprocess(self, sequence: Sequence, token: int | None) -> Output:
+    def _postprocess(self, sequence: Sequence, choice: Choice | None) -> Output:
         request_id = sequence.request.id
-        if token is None:
+        if choice is None:
             # What is not finite must not stay behind in the cache.
             self._runner.cache.clear(self._scheduler.running.index(sequence), sequence.computed)
             self.cancel(request_id)
             return Output(request_id, None, failed=True)
-        sequence.tokens.append(token)
+        prompt_logprobs = sequence.first_logprobs()
+        sequence.append(choice.token)
         reason = sequence.finish_reason(self.info.context_length)
         if reason is not None:
             self.cancel(request_id)
-        return Output(request_id, token, reason)
+        return Output(request_id, choice.token, reason, logprob=choice.logprob, prompt_logprobs=prompt_logprobs)
 
     def _check(self, request: GenerationRequest) -> None:
         ids, params = request.prompt_ids, request.params

@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from tuneserve.engines.contract import FinishReason, GenerationRequest, SamplingParams
+from tuneserve.engines.contract import FinishReason, GenerationRequest, SamplingParams, TokenLogprob
 from tuneserve.errors import EngineError, TextError
-from tuneserve.native._engine import NativeCore
+from tuneserve.native._engine import NativeCore, Output
 from tuneserve.native._load import EngineConfig
 from tuneserve.sources import ResolvedSource, resolve
 from tuneserve.text import Detokenizer, StopStrings, open_chat_template, open_tokenizer
@@ -20,12 +20,18 @@ Conversation = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Completion:
-    """What followed one prompt; the text is cut before a stop string and leaves special tokens out."""
+    """What followed one prompt; the text is cut before a stop string and leaves special tokens out.
+
+    ``logprobs`` has an entry per token, ``prompt_logprobs`` one per token of the prompt but the first, where they were
+    asked for.
+    """
 
     prompt_ids: list[int]
     token_ids: list[int]
     text: str
     finish_reason: FinishReason
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
 
 
 class LLM:
@@ -121,7 +127,7 @@ class LLM:
     def _advance(self, requests: Mapping[str, "_Run"], params: SamplingParams) -> None:
         for output in self.core.step():
             run = requests[output.id]
-            run.add(output.token, _kept(output.token, output.failed, params))
+            run.add(output, _kept(output.token, output.failed, params))
             if run.stopped:
                 self.core.cancel(output.id)
             elif output.finish_reason:
@@ -145,11 +151,17 @@ class _Run:
         self._detokenizer = detokenizer
         self._stops = stops
         self._tokens: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._prompt_logprobs: list[TokenLogprob] | None = None
         self._text = ""
 
-    def add(self, token: int | None, shown: list[int]) -> None:
-        if token is not None:
-            self._tokens.append(token)
+    def add(self, output: Output, shown: list[int]) -> None:
+        if output.token is not None:
+            self._tokens.append(output.token)
+        if output.logprob is not None:
+            self._logprobs.append(output.logprob)
+        if output.prompt_logprobs is not None:
+            self._prompt_logprobs = output.prompt_logprobs
         self._push(self._detokenizer.push(shown))
 
     def completion(self) -> Completion:
@@ -157,7 +169,9 @@ class _Run:
             self._push(self._detokenizer.finish())
         if not self.stopped:
             self._text += self._stops.finish()
-        return Completion(self.prompt_ids, self._tokens, self._text, self.finish_reason)
+        return Completion(
+            self.prompt_ids, self._tokens, self._text, self.finish_reason, self._logprobs or None, self._prompt_logprobs
+        )
 
     def _push(self, text: str) -> None:
         safe, match = self._stops.push(text)

@@ -24,7 +24,7 @@ def sample(logits: torch.Tensor, sequences: list[Sequence]) -> list[int | None]:
     chosen: list[int | None] = [token if ok else None for token, ok in zip(tokens.tolist(), finite, strict=True)]
     for index, sequence in enumerate(sequences):
         if finite[index] and sequence.request.params.temperature > 0:
-            chosen[index] = _draw(logits[index], sequence.request.params, sequence.random.random())
+            chosen[index] = _draw(logits[index], sequence.request.params, sequence.uniform())
     return chosen
 
 

@@ -1,25 +1,31 @@
 """One request on its way through the engine."""
 
+from collections import deque
 from dataclasses import dataclass, field
 from random import Random
 
-from tuneserve.engines.contract import FinishReason, GenerationRequest
+from tuneserve.engines.contract import FinishReason, GenerationRequest, TokenLogprob
 
 
 @dataclass(eq=False)
 class Sequence:
-    """The tokens of a request and how many of them the cache holds (``computed``)."""
+    """The tokens of a request and how many of them the cache holds (``computed``).
+
+    ``prompt_logprobs`` are those of the prompt's tokens from the second on, as far as they are known.
+    """
 
     request: GenerationRequest
     tokens: list[int] = field(init=False)
     computed: int = 0
-    random: Random = field(init=False)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    _random: Random = field(init=False)
+    _uniforms: deque[float] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_ids)
         seed = self.request.params.seed
         # As text, because integers would lose their sign.
-        self.random = Random(None if seed is None else str(seed))  # noqa: S311
+        self._random = Random(None if seed is None else str(seed))  # noqa: S311
 
     @property
     def generated(self) -> int:
@@ -30,6 +36,33 @@ class Sequence:
     def pending(self) -> int:
         """Tokens that the model has not seen yet."""
         return len(self.tokens) - self.computed
+
+    def scored_rows(self, start: int, count: int) -> int:
+        """Return how many of the last of ``count`` tokens from position ``start`` on need logits."""
+        end = start + count
+        rows = int(end == len(self.tokens))
+        if self.request.params.prompt_logprobs is not None:
+            known = len(self.prompt_logprobs)
+            if known < len(self.request.prompt_ids) - 1:
+                rows = end - max(start, known)
+        return rows
+
+    def first_logprobs(self) -> list[TokenLogprob] | None:
+        """Return the prompt's log-probabilities where they were asked for and the first token is still to come."""
+        wanted = self.request.params.prompt_logprobs is not None and not self.generated
+        return self.prompt_logprobs if wanted else None
+
+    def uniform(self, ahead: int = 0) -> float:
+        """Return the random number in [0, 1) of the next token, or of one ``ahead`` of it."""
+        while len(self._uniforms) <= ahead:
+            self._uniforms.append(self._random.random())
+        return self._uniforms[ahead]
+
+    def append(self, token: int) -> None:
+        """Take the next token, and move on in the random stream."""
+        self.tokens.append(token)
+        if self._uniforms:
+            self._uniforms.popleft()
 
     def finish_reason(self, context_length: int) -> FinishReason | None:
         """Say why the sequence ends with its last token, or None if it goes on."""
