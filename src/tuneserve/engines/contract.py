@@ -91,12 +91,16 @@ _RANGES = (
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One sequence to continue. ``adapter`` None is the model as served."""
+    """One sequence to continue. ``adapter`` None is the model as served.
+
+    Of those that wait, the smallest ``priority`` goes first, then the oldest.
+    """
 
     id: str
     prompt_ids: list[int]
     params: SamplingParams
     adapter: str | None = None
+    priority: int = 0
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -140,11 +144,16 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot of the load: sequences, and the share of the KV cache in use (0 to 1)."""
+    """A snapshot of the load: sequences, and the share of the KV cache in use (0 to 1).
+
+    Since the start, ``prefix_queries`` tokens were looked up in the prefix cache and ``prefix_hits`` found there.
+    """
 
     running: int
     waiting: int
     cache_usage: float
+    prefix_queries: int = 0
+    prefix_hits: int = 0
 
 
 class Engine(Protocol):

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from tuneserve._version import __version__
 from tuneserve.engines.contract import EngineInfo, EngineStats, FinishReason, GenerationRequest, TokenLogprob
 from tuneserve.errors import RequestError
-from tuneserve.native._load import EngineConfig, load_decoder, running_limit
+from tuneserve.native._blocks import BlockPool
+from tuneserve.native._load import EngineConfig, cache_blocks, load_decoder, running_limit
 from tuneserve.native._runner import Runner
 from tuneserve.native._scheduler import Scheduler
-from tuneserve.native._score import Choice, choose
+from tuneserve.native._score import Choice
 from tuneserve.native._sequence import Sequence
 
 # Long enough to use the processor well, short enough that decoding sequences are not kept waiting by a prompt.
@@ -39,9 +40,11 @@ class NativeCore:
 
     def __init__(self, config: EngineConfig) -> None:
         decoder = load_decoder(config)
-        slots = running_limit(config, decoder)
-        self._runner = Runner(decoder, slots)
-        self._scheduler = Scheduler(slots, max(_STEP_TOKENS, slots))
+        blocks = cache_blocks(config, decoder)
+        max_running = running_limit(config, blocks)
+        self._runner = Runner(decoder, blocks)
+        self._pool = BlockPool(blocks, reuse=config.prefix_cache)
+        self._scheduler = Scheduler(self._pool, max_running, max(_STEP_TOKENS, max_running))
         self._sequences: dict[str, Sequence] = {}
         self.info = EngineInfo(
             engine="native",
@@ -51,7 +54,7 @@ class NativeCore:
             dtype=str(decoder.dtype).removeprefix("torch."),
             device=str(decoder.device),
             weight_bytes=decoder.weights.nbytes,
-            max_running=slots,
+            max_running=max_running,
         )
 
     @property
@@ -61,10 +64,14 @@ class NativeCore:
 
     def stats(self) -> EngineStats:
         """Return the load right now."""
-        cached = sum(sequence.computed for sequence in self._scheduler.running)
-        capacity = self.info.max_running * self.info.context_length
-        running, waiting = len(self._scheduler.running), len(self._scheduler.waiting)
-        return EngineStats(running=running, waiting=waiting, cache_usage=cached / capacity)
+        scheduler, usable = self._scheduler, self._pool.blocks - 1
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            cache_usage=1 - self._pool.available / usable,
+            prefix_queries=scheduler.looked_up,
+            prefix_hits=scheduler.found,
+        )
 
     def add(self, request: GenerationRequest) -> None:
         """Queue a request.
@@ -81,24 +88,20 @@ class NativeCore:
         """Forget a request; one that is finished or unknown is left alone."""
         sequence = self._sequences.pop(request_id, None)
         if sequence is not None:
-            self._runner.move(self._scheduler.remove(sequence))
+            self._scheduler.remove(sequence)
 
     def step(self) -> list[Output]:
         """Run one batch and return what it produced."""
         step = self._scheduler.schedule()
         if step is None:
             return []
-        chosen = choose(self._runner.decoder.logits, self._runner.run(step), list(step.segments))
-        sampled = [segment.sequence for segment in step.segments if segment.samples]
-        for segment in step.segments:
-            segment.sequence.computed += segment.count
-        return [self._postprocess(sequence, choice) for sequence, choice in zip(sampled, chosen, strict=True)]
+        results = self._runner.run(step)
+        self._scheduler.complete(step, [sequence for sequence, choice in results.items() if choice is None])
+        return [self._postprocess(sequence, choice) for sequence, choice in results.items()]
 
     def _postprocess(self, sequence: Sequence, choice: Choice | None) -> Output:
         request_id = sequence.request.id
         if choice is None:
-            # What is not finite must not stay behind in the cache.
-            self._runner.cache.clear(self._scheduler.running.index(sequence), sequence.computed)
             self.cancel(request_id)
             return Output(request_id, None, failed=True)
         prompt_logprobs = sequence.first_logprobs()

@@ -10,7 +10,8 @@ from tuneserve.adapters import WeightedAdapter, merge_model, open_adapter
 from tuneserve.errors import InputError
 from tuneserve.hardware import available_memory
 from tuneserve.model import Decoder, load_weights
-from tuneserve.native._cache import bytes_per_token
+from tuneserve.native._blocks import BLOCK_SIZE, blocks_for
+from tuneserve.native._cache import bytes_per_block
 from tuneserve.sources import ResolvedSource, open_files
 from tuneserve.spec import read_spec
 
@@ -27,7 +28,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What to load and how; ``auto`` and None are decided at load.
 
     ``dtype`` is auto, float32, bfloat16 or float16. ``context_length`` counts tokens per sequence, ``max_running``
-    sequences that share the cache.
+    sequences computed together, ``cache_tokens`` tokens that the cache holds. ``prefix_cache`` says whether a prompt
+    uses what was computed for an equal beginning of another one.
     """
 
     model_dir: str
@@ -36,6 +38,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     dtype: str = "auto"
     context_length: int | None = None
     max_running: int | None = None
+    cache_tokens: int | None = None
+    prefix_cache: bool = True
 
     @classmethod
     def of(
@@ -45,6 +49,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         dtype: str = "auto",
         context_length: int | None = None,
         max_running: int | None = None,
+        cache_tokens: int | None = None,
+        prefix_cache: bool = True,
     ) -> "EngineConfig":
         """Return the configuration that loads ``source``."""
         return cls(
@@ -54,6 +60,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             dtype=dtype,
             context_length=context_length,
             max_running=max_running,
+            cache_tokens=cache_tokens,
+            prefix_cache=prefix_cache,
         )
 
 
@@ -80,23 +88,47 @@ def load_decoder(config: EngineConfig) -> Decoder:
     return Decoder(spec, weights, context)
 
 
-def running_limit(config: EngineConfig, decoder: Decoder) -> int:
-    """Return how many sequences of full length share the cache.
+def cache_blocks(config: EngineConfig, decoder: Decoder) -> int:
+    """Return how many blocks the cache has, the one included that is never used.
 
     Raises:
-        InputError: what was asked for, or even one sequence, does not fit in memory.
+        InputError: what was asked for does not fit in memory, or does not hold one sequence of full length.
     """
-    on_gpu = decoder.device.type == "cuda"
-    free = torch.cuda.mem_get_info()[0] if on_gpu else available_memory()
-    each = bytes_per_token(decoder.spec, decoder.dtype) * decoder.context_length
-    fitting = int(free * _CACHE_SHARE) // each
-    wanted = config.max_running or min(_DEFAULT_RUNNING, max(1, fitting))
-    if wanted < 1:
-        raise InputError(f"max_running is {wanted}; it must be at least 1.")
+    free = torch.cuda.mem_get_info()[0] if decoder.device.type == "cuda" else available_memory()
+    each = bytes_per_block(decoder.spec, decoder.dtype)
+    usable, context = int(free * _CACHE_SHARE), decoder.context_length
+    fitting = usable // each - 1
+    wanted = min(fitting, (config.max_running or _DEFAULT_RUNNING) * blocks_for(context))
+    if config.cache_tokens is not None:
+        wanted = config.cache_tokens // BLOCK_SIZE
     if wanted > fitting:
         raise InputError(
-            f"the cache of {wanted} sequences of {decoder.context_length} tokens takes {wanted * each / 1e9:.1f} GB "
-            f"and {free * _CACHE_SHARE / 1e9:.1f} GB can be used; choose a shorter context or fewer sequences."
+            f"a cache of {wanted * BLOCK_SIZE} tokens takes {wanted * each / 1e9:.1f} GB and {usable / 1e9:.1f} GB can "
+            "be used; choose fewer cache_tokens."
+        )
+    if wanted < blocks_for(context):
+        limit = (
+            f"the memory that can be used ({usable / 1e9:.1f} GB)" if config.cache_tokens is None else "cache_tokens"
+        )
+        raise InputError(
+            f"{limit} has room for {max(0, wanted * BLOCK_SIZE)} tokens, and one sequence of the context takes "
+            f"{blocks_for(context) * BLOCK_SIZE}; choose a shorter context or a larger cache."
+        )
+    return wanted + 1
+
+
+def running_limit(config: EngineConfig, blocks: int) -> int:
+    """Return how many sequences are computed together.
+
+    Raises:
+        InputError: it is none, or more than the cache has blocks for.
+    """
+    usable = blocks - 1
+    wanted = min(_DEFAULT_RUNNING, usable) if config.max_running is None else config.max_running
+    if not 1 <= wanted <= usable:
+        raise InputError(
+            f"max_running is {wanted} and the cache has {usable} blocks, of which each sequence takes one or more; "
+            f"choose from 1 to {usable}."
         )
     return wanted
 

@@ -3,36 +3,43 @@
 import torch
 
 from tuneserve.model import Decoder
-from tuneserve.native._cache import SlotCache, StepAttention
-from tuneserve.native._scheduler import Move, Step
+from tuneserve.native._batch import Batch, make_batch
+from tuneserve.native._cache import PagedCache, StepAttention
+from tuneserve.native._scheduler import Step
+from tuneserve.native._score import Choice, choose
+from tuneserve.native._sequence import Sequence
 
 
 class Runner:
-    """A decoder with its cache of ``slots`` sequences."""
+    """A decoder with its cache."""
 
-    def __init__(self, decoder: Decoder, slots: int) -> None:
+    def __init__(self, decoder: Decoder, blocks: int) -> None:
         self.decoder = decoder
-        self.cache = SlotCache(decoder.spec, slots, decoder.context_length, decoder.dtype, decoder.device)
+        self.cache = PagedCache(decoder.spec, blocks, decoder.dtype, decoder.device)
 
     @torch.inference_mode()
-    def run(self, step: Step) -> torch.Tensor:
-        """Return the hidden states of the rows that the step's sequences want scored, (rows, hidden)."""
-        ids: list[int] = []
-        positions: list[int] = []
-        scored: list[int] = []
-        for segment in step.segments:
-            end = segment.start + segment.count
-            ids += segment.sequence.tokens[segment.start : end]
-            positions += range(segment.start, end)
-            scored += range(len(ids) - segment.sequence.scored_rows(segment.start, segment.count), len(ids))
-        device = self.decoder.device
-        position_tensor = torch.tensor(positions, device=device)
-        attention = StepAttention(self.cache, step, position_tensor)
-        hidden = self.decoder.forward(torch.tensor(ids, device=device), position_tensor, attention)
-        return hidden if len(scored) == len(ids) else hidden[torch.tensor(scored, dtype=torch.int64, device=device)]
+    def run(self, step: Step) -> dict[Sequence, Choice | None]:
+        """Return what became of sequences: the token chosen next, or None where the model gave no finite numbers.
 
-    @torch.inference_mode()
-    def move(self, moves: list[Move]) -> None:
-        """Make the scheduler's moves in the cache."""
-        for move in moves:
-            self.cache.move(move)
+        A sequence that is not there is still in its prompt.
+        """
+        self.cache.wipe(step.wiped)
+        batch = make_batch(step, self.decoder.device)
+        hidden = self.decoder.forward(batch.ids, batch.positions, StepAttention(self.cache, batch))
+        results = _broken(step, batch, hidden)
+        rows = hidden if len(batch.scored_rows) == len(hidden) else hidden[batch.scored_rows]
+        results.update(choose(self.decoder.logits, rows, step.segments))
+        return results
+
+
+def _broken(step: Step, batch: Batch, hidden: torch.Tensor) -> dict[Sequence, Choice | None]:
+    """Return the sequences whose chunk of the prompt, which nothing is sampled from, ends in what is not finite."""
+    rows, sequences = [], []
+    for segment, end in zip(step.segments[batch.decodes :], batch.starts[batch.decodes + 1 :].tolist(), strict=True):
+        if not segment.samples:
+            rows.append(end - 1)
+            sequences.append(segment.sequence)
+    if not rows:
+        return {}
+    finite = hidden[rows].isfinite().all(-1).tolist()
+    return {sequence: None for sequence, ok in zip(sequences, finite, strict=True) if not ok}

@@ -1,105 +1,220 @@
-"""Which sequences run in the next step, and in which cache slots. No torch here.
+"""Which sequences run in the next step, and how many tokens of each. No torch here."""
 
-Running sequences occupy slots 0, 1, 2, ... without gaps, those that have caught up with their prompt first: a decode
-step then reads one contiguous piece of the cache.
-"""
-
-from collections import deque
+from bisect import bisect_left, insort
+from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import groupby
 
+from tuneserve.native._blocks import BLOCK_SIZE, BlockPool, blocks_for
 from tuneserve.native._sequence import Sequence
+
+# Fewer tokens than this cost a prompt about as much time as this many: the weights are read once either way.
+_LEAST_SHARE = 64
 
 
 @dataclass(frozen=True)
 class Segment:
-    """``count`` tokens of one sequence, from position ``start`` on, computed in one step in cache slot ``slot``."""
+    """``count`` tokens of one sequence, from position ``start`` on, computed in one step."""
 
     sequence: Sequence
-    slot: int
     start: int
     count: int
 
     @property
+    def end(self) -> int:
+        """The position after the last."""
+        return self.start + self.count
+
+    @property
     def samples(self) -> bool:
         """Whether the step reaches the sequence's last token, so that the next one can be chosen."""
-        return self.start + self.count == len(self.sequence.tokens)
+        return self.end == len(self.sequence.tokens)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One batch: the first ``decodes`` segments are single tokens in slots 0 to ``decodes`` - 1."""
+    """One batch: the first ``decodes`` segments are the last token of their sequence; ``wiped`` blocks become zero."""
 
     segments: tuple[Segment, ...]
     decodes: int
-
-
-@dataclass(frozen=True)
-class Move:
-    """The first ``length`` cached tokens of slot ``source`` are now those of slot ``target``."""
-
-    source: int
-    target: int
-    length: int
+    wiped: tuple[int, ...] = ()
 
 
 class Scheduler:
-    """First come, first served; prompts are computed in chunks beside the decoding sequences.
+    """Smaller priority first, then first come, first served.
+
+    A sequence that decodes is in every step. What is left of the step's tokens goes to prompts, in chunks, fairly among
+    those of equal priority. A sequence is admitted when there are blocks for all of its tokens. When the decoding ones
+    outgrow the cache, or a request of smaller priority finds no room, the last in line gives its blocks up and goes
+    back to waiting with all of its tokens, which will be computed again.
 
     Args:
-        max_running: sequences that share the cache, at least 1.
-        max_step_tokens: tokens of one step, at least ``max_running``: a sequence that decodes is never left out.
+        pool: must have blocks for one sequence as long as any that is added.
+        max_running: sequences computed together, at least 1.
+        max_step_tokens: tokens of one step, at least ``max_running``.
     """
 
-    def __init__(self, max_running: int, max_step_tokens: int) -> None:
+    def __init__(self, pool: BlockPool, max_running: int, max_step_tokens: int) -> None:
         assert 1 <= max_running <= max_step_tokens
+        self.pool = pool
         self.max_running = max_running
         self.max_step_tokens = max_step_tokens
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.looked_up = 0
+        self.found = 0
+        self._arrivals = 0
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence."""
-        self.waiting.append(sequence)
+        sequence.arrival = self._arrivals
+        self._arrivals += 1
+        insort(self.waiting, sequence, key=_rank)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it is, and free its blocks."""
+        for line in (self.running, self.waiting):
+            index = bisect_left(line, sequence.rank, key=_rank)
+            if index < len(line) and line[index] is sequence:
+                del line[index]
+        self.pool.release(sequence.blocks)
 
     def schedule(self) -> Step | None:
         """Admit what fits and return the next step; None when there is nothing to do."""
-        while self.waiting and len(self.running) < self.max_running:
-            self.running.append(self.waiting.popleft())
-        decodes = self._decodes()
-        segments = [
-            Segment(sequence, slot, sequence.computed, 1) for slot, sequence in enumerate(self.running[:decodes])
-        ]
-        budget = self.max_step_tokens - decodes
-        for slot, sequence in enumerate(self.running[decodes:], start=decodes):
-            if count := min(budget, sequence.pending):
-                segments.append(Segment(sequence, slot, sequence.computed, count))
-                budget -= count
-        return Step(tuple(segments), decodes) if segments else None
+        self._grow()
+        while self.waiting and self._admit(self.waiting[0]):
+            pass
+        decodes, prompts = self._sorted()
+        segments = [Segment(sequence, sequence.computed, 1) for sequence in decodes]
+        budget = self.max_step_tokens - len(decodes)
+        for _, group in groupby(prompts, key=lambda sequence: sequence.request.priority):
+            equals = list(group)
+            counts = _fair([sequence.pending for sequence in equals], budget)
+            pairs = zip(equals, counts, strict=True)
+            segments += [Segment(sequence, sequence.computed, count) for sequence, count in pairs if count]
+            budget -= sum(counts)
+        return Step(tuple(segments), len(decodes), self.pool.collect_wiped()) if segments else None
 
-    def remove(self, sequence: Sequence) -> list[Move]:
-        """Take a sequence out, wherever it is; return the moves that close its slot, to be made in order."""
-        if sequence in self.waiting:
-            self.waiting.remove(sequence)
-            return []
-        if sequence not in self.running:
-            return []
-        slot, last_decode = self.running.index(sequence), self._decodes() - 1
-        moves = []
-        if slot <= last_decode:
-            if slot < last_decode:
-                moves.append(self._move(last_decode, slot))
-            slot = last_decode
-        # What is still in its prompt keeps its order; only the first of these has anything in the cache.
-        moves += [self._move(target + 1, target) for target in range(slot, len(self.running) - 1)]
-        self.running.pop()
-        return [move for move in moves if move.length]
+    def complete(self, step: Step, failed: Collection[Sequence] = ()) -> None:
+        """Note that a step has run; what ``failed`` is taken out, and nothing of it will be used again.
 
-    def _move(self, source: int, target: int) -> Move:
-        self.running[target] = self.running[source]
-        return Move(source, target, self.running[source].computed)
+        To be called before the tokens that the step chose are appended.
+        """
+        for segment in step.segments:
+            sequence = segment.sequence
+            if sequence in failed:
+                self.pool.discard(sequence.blocks)
+                self.remove(sequence)
+                continue
+            sequence.computed = segment.end
+            self.pool.publish(
+                sequence.blocks, sequence.tokens, sequence.request.adapter, start=segment.start, end=segment.end
+            )
 
-    def _decodes(self) -> int:
-        for slot, sequence in enumerate(self.running):
+    def check(self) -> None:
+        """Assert that sequences and blocks are where they should be."""
+        assert len(self.running) <= self.max_running
+        for line in (self.running, self.waiting):
+            assert line == sorted(line, key=_rank)
+        for sequence in self.running:
+            assert 0 <= sequence.computed < len(sequence.tokens)
+            assert blocks_for(sequence.computed) <= len(sequence.blocks) <= blocks_for(len(sequence.tokens))
+        assert not any(sequence.blocks or sequence.computed for sequence in self.waiting)
+        self.pool.check([sequence.blocks for sequence in self.running])
+
+    def _grow(self) -> None:
+        """Give each running sequence a block for its next token, at the cost of those behind it."""
+        for sequence in list(self.running):
+            while sequence.blocks and len(sequence.blocks) < blocks_for(len(sequence.tokens)):
+                if self.pool.available:
+                    sequence.blocks.append(self.pool.take())
+                else:
+                    self._preempt()
+
+    def _preempt(self) -> None:
+        """Send the last in line back to waiting."""
+        sequence = self.running.pop()
+        self.pool.release(sequence.blocks)
+        sequence.computed = 0
+        insort(self.waiting, sequence, key=_rank)
+
+    def _admit(self, sequence: Sequence) -> bool:
+        tokens, adapter = sequence.tokens, sequence.request.adapter
+        found = self.pool.find((), 0, tokens, adapter)[: sequence.reusable // BLOCK_SIZE]
+        needed = blocks_for(len(tokens)) - len(found)
+        if not self._make_room(sequence, needed, found):
+            return False
+        for block in found:
+            self.pool.share(block)
+        sequence.blocks.extend([*found, *(self.pool.take() for _ in range(needed))])
+        sequence.computed = len(found) * BLOCK_SIZE
+        self.looked_up += len(tokens)
+        self.found += sequence.computed
+        self.waiting.pop(0)
+        insort(self.running, sequence, key=_rank)
+        return True
+
+    def _make_room(self, sequence: Sequence, needed: int, found: list[int]) -> bool:
+        """Say whether there is room, having preempted what is of larger priority if that makes it."""
+        lesser = [other for other in self.running if other.request.priority > sequence.request.priority]
+        kept = len(self.running) - len(lesser)
+        gained = self.pool.held_only_by([other.blocks for other in lesser], found)
+        # A block for each other running sequence is left, or they would soon take back what was given away here.
+        if kept >= self.max_running or kept + needed + self.pool.idle_among(found) > self.pool.available + gained:
+            return False
+        while len(self.running) >= self.max_running or (
+            len(self.running) + needed + self.pool.idle_among(found) > self.pool.available
+        ):
+            self._preempt()
+        return True
+
+    def _sorted(self) -> tuple[list[Sequence], list[Sequence]]:
+        """Return those that decode and those that go on with their prompt, but for those that another one serves."""
+        decodes, prompts, begun = [], [], set()
+        for sequence in self.running:
             if sequence.pending > 1:
-                return slot
-        return len(self.running)
+                self._reuse(sequence)
+            if sequence.pending == 1:
+                decodes.append(sequence)
+                continue
+            place = self._place(sequence)
+            if place is None or place not in begun:
+                prompts.append(sequence)
+                begun.add(place)
+        return decodes, prompts
+
+    def _place(self, sequence: Sequence) -> object | None:
+        done, rest = divmod(sequence.computed, BLOCK_SIZE)
+        if rest:
+            return None
+        return self.pool.place(sequence.blocks, done, sequence.tokens, sequence.request.adapter)
+
+    def _reuse(self, sequence: Sequence) -> None:
+        """Take over what another sequence has computed in the meantime."""
+        done, rest = divmod(sequence.computed, BLOCK_SIZE)
+        if rest:
+            return
+        found = self.pool.find(sequence.blocks, done, sequence.tokens, sequence.request.adapter)
+        found = found[: max(0, sequence.reusable // BLOCK_SIZE - done)]
+        for index, block in enumerate(found, start=done):
+            self.pool.replace(sequence.blocks, index, block)
+        sequence.computed += len(found) * BLOCK_SIZE
+        self.found += len(found) * BLOCK_SIZE
+
+
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    return sequence.rank
+
+
+def _fair(pending: list[int], budget: int) -> list[int]:
+    """Divide a budget of tokens: an equal part to each, none too small, then the rest to those in front."""
+    part = max(_LEAST_SHARE, budget // len(pending))
+    counts = []
+    for tokens in pending:
+        counts.append(min(tokens, part, budget))
+        budget -= counts[-1]
+    for index, tokens in enumerate(pending):
+        more = min(tokens - counts[index], budget)
+        counts[index] += more
+        budget -= more
+    return counts

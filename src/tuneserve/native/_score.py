@@ -1,7 +1,7 @@
 """From a step's hidden states to what it says of each sequence."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,7 @@ class Choice:
 
 
 @torch.inference_mode()
-def choose(logits: Logits, hidden: torch.Tensor, segments: list[Segment]) -> list[Choice | None]:
+def choose(logits: Logits, hidden: torch.Tensor, segments: Iterable[Segment]) -> dict[Sequence, Choice | None]:
     """Choose the next token of each segment that samples; None where the model gave nothing finite.
 
     Log-probabilities of prompts are kept in their sequences.
@@ -45,9 +45,9 @@ def choose(logits: Logits, hidden: torch.Tensor, segments: list[Segment]) -> lis
             sampled.append(segment.sequence)
             rows.append(first - 1)
     if not sampled:
-        return []
+        return {}
     scored = logits(hidden if len(rows) == len(hidden) else hidden[torch.tensor(rows, device=hidden.device)])
-    return _sampled(scored, sampled)
+    return dict(zip(sampled, _sampled(scored, sampled), strict=True))
 
 
 def _score_prompt(logits: Logits, hidden: torch.Tensor, segment: Segment, count: int) -> None:

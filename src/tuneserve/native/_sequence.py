@@ -1,5 +1,6 @@
 """One request on its way through the engine."""
 
+from array import array
 from collections import deque
 from dataclasses import dataclass, field
 from random import Random
@@ -9,23 +10,27 @@ from tuneserve.engines.contract import FinishReason, GenerationRequest, TokenLog
 
 @dataclass(eq=False)
 class Sequence:
-    """The tokens of a request and how many of them the cache holds (``computed``).
+    """The tokens of a request, and where the cache holds the first ``computed`` of them.
 
-    ``prompt_logprobs`` are those of the prompt's tokens from the second on, as far as they are known.
+    ``blocks`` are the cache blocks of its tokens in order, and ``arrival`` its number among the requests; the scheduler
+    keeps both, as it does ``computed``. ``prompt_logprobs`` are those of the prompt's tokens from the second on, as far
+    as they are known.
     """
 
     request: GenerationRequest
     tokens: list[int] = field(init=False)
     computed: int = 0
+    arrival: int = 0
+    blocks: "array[int]" = field(default_factory=lambda: array("i"))
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
-    _random: Random = field(init=False)
+    random: Random = field(init=False)
     _uniforms: deque[float] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_ids)
         seed = self.request.params.seed
         # As text, because integers would lose their sign.
-        self._random = Random(None if seed is None else str(seed))  # noqa: S311
+        self.random = Random(None if seed is None else str(seed))  # noqa: S311
 
     @property
     def generated(self) -> int:
@@ -37,15 +42,19 @@ class Sequence:
         """Tokens that the model has not seen yet."""
         return len(self.tokens) - self.computed
 
+    @property
+    def reusable(self) -> int:
+        """How many of its first tokens another sequence may have computed: scoring a prompt needs all of its logits."""
+        scored = self.request.params.prompt_logprobs is None or self.generated
+        known = len(self.prompt_logprobs)
+        return len(self.tokens) if scored or known == len(self.request.prompt_ids) - 1 else known
+
     def scored_rows(self, start: int, count: int) -> int:
         """Return how many of the last of ``count`` tokens from position ``start`` on need logits."""
         end = start + count
-        rows = int(end == len(self.tokens))
-        if self.request.params.prompt_logprobs is not None:
-            known = len(self.prompt_logprobs)
-            if known < len(self.request.prompt_ids) - 1:
-                rows = end - max(start, known)
-        return rows
+        if self.reusable < len(self.tokens):
+            return end - max(start, self.reusable)
+        return int(end == len(self.tokens))
 
     def first_logprobs(self) -> list[TokenLogprob] | None:
         """Return the prompt's log-probabilities where they were asked for and the first token is still to come."""
@@ -55,7 +64,7 @@ class Sequence:
     def uniform(self, ahead: int = 0) -> float:
         """Return the random number in [0, 1) of the next token, or of one ``ahead`` of it."""
         while len(self._uniforms) <= ahead:
-            self._uniforms.append(self._random.random())
+            self._uniforms.append(self.random.random())
         return self._uniforms[ahead]
 
     def append(self, token: int) -> None:
@@ -63,6 +72,11 @@ class Sequence:
         self.tokens.append(token)
         if self._uniforms:
             self._uniforms.popleft()
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Its place in line; smaller goes first."""
+        return self.request.priority, self.arrival
 
     def finish_reason(self, context_length: int) -> FinishReason | None:
         """Say why the sequence ends with its last token, or None if it goes on."""

@@ -1,0 +1,69 @@
+"""A step as tensors."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tuneserve.native._blocks import BLOCK_SIZE, blocks_for
+from tuneserve.native._scheduler import Step
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tokens of a step, sequence after sequence, those first that decode: one token each.
+
+    Attributes:
+        ids: token ids, int64 (tokens).
+        positions: of each token in its sequence, int64 (tokens).
+        slots: where its key and value go, block * block size + offset, int64 (tokens).
+        starts: the first row of each sequence and the number of rows, int32 (sequences + 1).
+        lengths: tokens of each sequence that the cache holds after the step, int32 (sequences).
+        block_tables: the blocks that hold them, padded with block 0, int32 (sequences, blocks).
+        scored_rows: the rows that the sequences want logits of, int64.
+        decodes: how many sequences have a single row.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    starts: torch.Tensor
+    lengths: torch.Tensor
+    block_tables: torch.Tensor
+    scored_rows: torch.Tensor
+    decodes: int
+
+
+def make_batch(step: Step, device: torch.device) -> Batch:
+    """Return the tensors of a step on ``device``."""
+    segments = step.segments
+    lengths = np.array([segment.end for segment in segments], dtype=np.int32)
+    starts = np.zeros(len(segments) + 1, dtype=np.int32)
+    np.cumsum([segment.count for segment in segments], out=starts[1:])
+    tables = np.zeros((len(segments), blocks_for(int(lengths.max()))), dtype=np.int32)
+    ids = np.empty(starts[-1], dtype=np.int64)
+    positions = np.empty(starts[-1], dtype=np.int64)
+    for row, (segment, start, end) in enumerate(zip(segments, starts[:-1], starts[1:], strict=True)):
+        used = blocks_for(segment.end)
+        tables[row, :used] = np.frombuffer(segment.sequence.blocks, dtype=np.int32, count=used)
+        ids[start:end] = segment.sequence.tokens[segment.start : segment.end]
+        positions[start:end] = np.arange(segment.start, segment.end)
+    rows = np.repeat(np.arange(len(segments)), np.diff(starts))
+    slots = tables[rows, positions // BLOCK_SIZE] * np.int64(BLOCK_SIZE) + positions % BLOCK_SIZE
+    scored: list[int] = []
+    for segment, end in zip(segments, starts[1:].tolist(), strict=True):
+        scored += range(end - segment.sequence.scored_rows(segment.start, segment.count), end)
+
+    def tensor(values: "np.ndarray[tuple[int, ...], np.dtype[np.int32] | np.dtype[np.int64]]") -> torch.Tensor:
+        return torch.from_numpy(values).to(device)
+
+    return Batch(
+        ids=tensor(ids),
+        positions=tensor(positions),
+        slots=tensor(slots),
+        starts=tensor(starts),
+        lengths=tensor(lengths),
+        block_tables=tensor(tables),
+        scored_rows=tensor(np.array(scored, dtype=np.int64)),
+        decodes=step.decodes,
+    )
