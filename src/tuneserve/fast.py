@@ -219,7 +219,7 @@ class NativeModel(SavesArtifacts):
             while not self._core.idle:
                 for output in self._core.step():
                     if output.failed or output.token is None:
-                        raise EngineError("the model gave no finite probabilities; check its weights, or use float32.")
+                        raise EngineError(output.failed)
                     outputs[output.id].append(output.token)
                     if streamer is not None:
                         streamer.put(torch.tensor([output.token]))

@@ -65,6 +65,17 @@ def test_a_prompt_of_several_chunks_is_scored_whole(
     assert all(output.prompt_logprobs is None for output in outputs if output.id == "plain")
 
 
+def test_a_prompt_that_the_cache_holds_is_scored_whole(talker: Path, reference_logprobs: Reference) -> None:
+    llm = LLM(talker, dtype="float32")
+    prompt = list(range(3, 103))
+    llm.generate([prompt], SamplingParams(temperature=0, max_tokens=1))
+    params = SamplingParams(temperature=0, max_tokens=3, prompt_logprobs=1)
+    for completion in llm.generate([prompt] * 3, params):
+        assert completion.prompt_logprobs is not None
+        assert len(completion.prompt_logprobs) == len(prompt) - 1
+        check(completion.prompt_logprobs, prompt, 1, reference_logprobs(talker, prompt))
+
+
 def test_none_are_given_unasked(talker: Path) -> None:
     (completion,) = LLM(talker, dtype="float32").generate([[5]], SamplingParams(temperature=0, max_tokens=2))
     assert completion.logprobs is completion.prompt_logprobs is None

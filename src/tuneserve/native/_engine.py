@@ -20,13 +20,13 @@ _STEP_TOKENS = 512
 class Output:
     """A new token of a request, with the log-probabilities that it asked for, those of the prompt with the first.
 
-    ``failed`` says that the model gave nothing finite for it.
+    ``failed`` says why it cannot go on.
     """
 
     id: str
     token: int | None
     finish_reason: FinishReason | None = None
-    failed: bool = False
+    failed: str | None = None
     logprob: TokenLogprob | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
 
@@ -96,14 +96,14 @@ class NativeCore:
         if step is None:
             return []
         results = self._runner.run(step)
-        self._scheduler.complete(step, [sequence for sequence, choice in results.items() if choice is None])
+        self._scheduler.complete(step, [sequence for sequence, choice in results.items() if isinstance(choice, str)])
         return [self._postprocess(sequence, choice) for sequence, choice in results.items()]
 
-    def _postprocess(self, sequence: Sequence, choice: Choice | None) -> Output:
+    def _postprocess(self, sequence: Sequence, choice: Choice | str) -> Output:
         request_id = sequence.request.id
-        if choice is None:
+        if isinstance(choice, str):
             self.cancel(request_id)
-            return Output(request_id, None, failed=True)
+            return Output(request_id, None, failed=choice)
         prompt_logprobs = sequence.first_logprobs()
         sequence.append(choice.token)
         reason = sequence.finish_reason(self.info.context_length)
@@ -129,8 +129,12 @@ class NativeCore:
             raise RequestError(
                 f"the prompt has token ids outside 0 to {self.info.vocab_size - 1}; correct them.", "prompt"
             )
-        if any(not 0 <= token < self.info.vocab_size for token in params.stop_token_ids):
-            raise RequestError(
-                f"stop_token_ids has ids outside 0 to {self.info.vocab_size - 1}; correct them.", "stop_token_ids"
-            )
+        named = {
+            "stop_token_ids": params.stop_token_ids,
+            "logit_bias": params.logit_bias,
+            "bad_words": [token for word in params.bad_words for token in word],
+        }
+        for name, tokens in named.items():
+            if any(not 0 <= token < self.info.vocab_size for token in tokens):
+                raise RequestError(f"{name} has ids outside 0 to {self.info.vocab_size - 1}; correct them.", name)
         params.check()

@@ -106,7 +106,7 @@ class LLM:
         try:
             while not self.core.idle:
                 for output in self.core.step():
-                    yield detokenizer.push(_kept(output.token, output.failed, params))
+                    yield detokenizer.push(_kept(output, params))
             yield detokenizer.finish()
         finally:
             self.core.cancel(request.id)
@@ -127,7 +127,7 @@ class LLM:
     def _advance(self, requests: Mapping[str, "_Run"], params: SamplingParams) -> None:
         for output in self.core.step():
             run = requests[output.id]
-            run.add(output, _kept(output.token, output.failed, params))
+            run.add(output, _kept(output, params))
             if run.stopped:
                 self.core.cancel(output.id)
             elif output.finish_reason:
@@ -180,8 +180,8 @@ class _Run:
             self.stopped, self.finish_reason = True, "stop"
 
 
-def _kept(token: int | None, failed: bool, params: SamplingParams) -> list[int]:
+def _kept(output: Output, params: SamplingParams) -> list[int]:
     """Return the tokens to show; one that ends the sequence is not text."""
-    if failed:
-        raise EngineError("the model gave no finite probabilities; check its weights, or run it in float32.")
-    return [] if token is None or token in params.stop_token_ids else [token]
+    if output.failed:
+        raise EngineError(output.failed)
+    return [] if output.token is None or output.token in params.stop_token_ids else [output.token]

@@ -5,6 +5,7 @@ import torch
 from tuneserve.model import Decoder
 from tuneserve.native._batch import Batch, make_batch
 from tuneserve.native._cache import PagedCache, StepAttention
+from tuneserve.native._sampler import NOT_FINITE
 from tuneserve.native._scheduler import Step
 from tuneserve.native._score import Choice, choose
 from tuneserve.native._sequence import Sequence
@@ -18,8 +19,8 @@ class Runner:
         self.cache = PagedCache(decoder.spec, blocks, decoder.dtype, decoder.device)
 
     @torch.inference_mode()
-    def run(self, step: Step) -> dict[Sequence, Choice | None]:
-        """Return what became of sequences: the token chosen next, or None where the model gave no finite numbers.
+    def run(self, step: Step) -> dict[Sequence, Choice | str]:
+        """Return what became of sequences: the token chosen next, or why there is none.
 
         A sequence that is not there is still in its prompt.
         """
@@ -32,7 +33,7 @@ class Runner:
         return results
 
 
-def _broken(step: Step, batch: Batch, hidden: torch.Tensor) -> dict[Sequence, Choice | None]:
+def _broken(step: Step, batch: Batch, hidden: torch.Tensor) -> dict[Sequence, Choice | str]:
     """Return the sequences whose chunk of the prompt, which nothing is sampled from, ends in what is not finite."""
     rows, sequences = [], []
     for segment, end in zip(step.segments[batch.decodes :], batch.starts[batch.decodes + 1 :].tolist(), strict=True):
@@ -42,4 +43,4 @@ def _broken(step: Step, batch: Batch, hidden: torch.Tensor) -> dict[Sequence, Ch
     if not rows:
         return {}
     finite = hidden[rows].isfinite().all(-1).tolist()
-    return {sequence: None for sequence, ok in zip(sequences, finite, strict=True) if not ok}
+    return {sequence: NOT_FINITE for sequence, ok in zip(sequences, finite, strict=True) if not ok}

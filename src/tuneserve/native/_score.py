@@ -8,9 +8,9 @@ import torch
 
 from tuneserve.engines.contract import TokenLogprob
 from tuneserve.native._logprobs import ROWS_AT_ONCE, token_logprobs
-from tuneserve.native._sampler import sample
+from tuneserve.native._sampler import NOT_FINITE, sample
 from tuneserve.native._scheduler import Segment
-from tuneserve.native._sequence import Sequence
+from tuneserve.native._sequence import Row, Sequence
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
 
@@ -24,8 +24,8 @@ class Choice:
 
 
 @torch.inference_mode()
-def choose(logits: Logits, hidden: torch.Tensor, segments: Iterable[Segment]) -> dict[Sequence, Choice | None]:
-    """Choose the next token of each segment that samples; None where the model gave nothing finite.
+def choose(logits: Logits, hidden: torch.Tensor, segments: Iterable[Segment]) -> dict[Sequence, Choice | str]:
+    """Choose the next token of each segment that samples, or say why there is none.
 
     Log-probabilities of prompts are kept in their sequences.
 
@@ -63,18 +63,19 @@ def _score_prompt(logits: Logits, hidden: torch.Tensor, segment: Segment, count:
         sequence.prompt_logprobs += token_logprobs(scores, tokens, [wanted] * len(tokens))
 
 
-def _sampled(scores: torch.Tensor, sequences: list[Sequence]) -> list[Choice | None]:
+def _sampled(scores: torch.Tensor, sequences: list[Sequence]) -> list[Choice | str]:
     wanted = [row for row, sequence in enumerate(sequences) if sequence.request.params.logprobs is not None]
     # Sampling changes the scores in place.
     before = scores[torch.tensor(wanted, device=scores.device)] if wanted else scores[:0]
-    choices = [None if token is None else Choice(token) for token in sample(scores, sequences)]
+    chosen = sample(scores, [Row(sequence) for sequence in sequences])
+    choices = [token if isinstance(token, str) else Choice(token) for token in chosen]
     if wanted:
-        tokens = [choice.token if (choice := choices[row]) else 0 for row in wanted]
+        tokens = [choice.token if isinstance(choice := choices[row], Choice) else 0 for row in wanted]
         counts = [sequences[row].request.params.logprobs or 0 for row in wanted]
         for row, logprob in zip(wanted, token_logprobs(before, tokens, counts), strict=True):
-            if choices[row] is not None:
+            if isinstance(choices[row], Choice):
                 choices[row] = Choice(logprob.token_id, logprob)
-    return [choice if _finite(sequence) else None for choice, sequence in zip(choices, sequences, strict=True)]
+    return [choice if _finite(sequence) else NOT_FINITE for choice, sequence in zip(choices, sequences, strict=True)]
 
 
 def _finite(sequence: Sequence) -> bool:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from random import Random
 
 from tuneserve.engines.contract import FinishReason, GenerationRequest, TokenLogprob
+from tuneserve.native._bad_words import BadWords
+from tuneserve.native._counts import TokenCounts
 
 
 @dataclass(eq=False)
@@ -14,7 +16,8 @@ class Sequence:
 
     ``blocks`` are the cache blocks of its tokens in order, and ``arrival`` its number among the requests; the scheduler
     keeps both, as it does ``computed``. ``prompt_logprobs`` are those of the prompt's tokens from the second on, as far
-    as they are known.
+    as they are known. ``draft`` is a guess at the tokens to come. Where parameters need it, ``seen`` counts all tokens
+    and ``new`` those produced; ``edited`` says whether any parameter changes logits.
     """
 
     request: GenerationRequest
@@ -23,6 +26,11 @@ class Sequence:
     arrival: int = 0
     blocks: "array[int]" = field(default_factory=lambda: array("i"))
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    draft: list[int] = field(default_factory=list)
+    seen: TokenCounts | None = None
+    new: TokenCounts | None = None
+    bad_words: BadWords | None = None
+    edited: bool = False
     random: Random = field(init=False)
     _uniforms: deque[float] = field(default_factory=deque)
 
@@ -31,6 +39,14 @@ class Sequence:
         seed = self.request.params.seed
         # As text, because integers would lose their sign.
         self.random = Random(None if seed is None else str(seed))  # noqa: S311
+        params = self.request.params
+        if params.repetition_penalty != 1:
+            self.seen = TokenCounts(self.tokens)
+        if params.presence_penalty or params.frequency_penalty:
+            self.new = TokenCounts()
+        if params.bad_words:
+            self.bad_words = BadWords(params.bad_words)
+        self.edited = bool(self.seen or self.new or self.bad_words or params.logit_bias or params.min_tokens)
 
     @property
     def generated(self) -> int:
@@ -61,6 +77,10 @@ class Sequence:
         wanted = self.request.params.prompt_logprobs is not None and not self.generated
         return self.prompt_logprobs if wanted else None
 
+    def past(self, ahead: int) -> list[int]:
+        """Return the tokens with the first ``ahead`` of the draft."""
+        return self.tokens + self.draft[:ahead] if ahead else self.tokens
+
     def uniform(self, ahead: int = 0) -> float:
         """Return the random number in [0, 1) of the next token, or of one ``ahead`` of it."""
         while len(self._uniforms) <= ahead:
@@ -70,6 +90,9 @@ class Sequence:
     def append(self, token: int) -> None:
         """Take the next token, and move on in the random stream."""
         self.tokens.append(token)
+        for counts in (self.seen, self.new):
+            if counts is not None:
+                counts.add(token)
         if self._uniforms:
             self._uniforms.popleft()
 
@@ -85,3 +108,11 @@ class Sequence:
             return "stop"
         at_limit = params.max_tokens is not None and self.generated >= params.max_tokens
         return "length" if at_limit or len(self.tokens) >= context_length else None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A place in a sequence: its next token, or the one after the first ``ahead`` tokens of its draft."""
+
+    sequence: Sequence
+    ahead: int = 0

@@ -104,8 +104,7 @@ def _advance(core: NativeCore) -> list[FromEngine]:
     results: list[FromEngine] = []
     for output in core.step():
         if output.failed:
-            reason = "the model gave no finite probabilities; check its weights, or serve it in float32"
-            results.append(Failed(output.id, f"{reason}."))
+            results.append(Failed(output.id, output.failed))
         else:
             results.append(_tokens(output))
     return results
