@@ -26,6 +26,44 @@ def best(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return maxima, block * BLOCK + index
 
 
+def leading(rows: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ``count`` largest of each row in order and where they are, each (rows, count)."""
+    parts = blocks(rows, -torch.inf)
+    if parts.shape[1] < 2 * count:
+        values, ids = rows.topk(count)
+        return values, ids
+    # Of so many blocks with the largest maxima each has one at least, and no other block has a larger one.
+    chosen = parts.amax(-1).topk(count, sorted=False).indices
+    values, inner = parts.gather(1, chosen[:, :, None].expand(-1, -1, BLOCK)).flatten(1).topk(count)
+    return values, chosen.gather(1, inner // BLOCK) * BLOCK + inner % BLOCK
+
+
+def sums(rows: torch.Tensor) -> torch.Tensor:
+    """Return the sum of each row, float64 (rows, 1), the same whatever rows stand beside it."""
+    return blocks(rows, 0).sum(-1).double().cumsum(-1)[:, -1:]
+
+
+def highest_reaching(keys: torch.Tensor, amounts: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
+    """Return, without sorting, the highest key of each row such that what is at or above it amounts to its goal.
+
+    Args:
+        keys: int32 (rows, length), not negative; see :func:`ordered`.
+        amounts: float32 (rows, length), not negative.
+        goal: float64 (rows, 1). Where all together do not reach it, 0 is returned.
+    """
+    low, high = torch.zeros_like(keys[:, :1]), keys.amax(-1, keepdim=True)
+    while bool((low < high).any()):
+        middle = high - (high - low) // 2
+        enough = sums(torch.where(keys >= middle, amounts, 0.0)) >= goal
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle - 1)
+    return low
+
+
+def ordered(numbers: torch.Tensor) -> torch.Tensor:
+    """Return int32 in the order of numbers, float32 that are not negative."""
+    return numbers.abs().view(torch.int32)
+
+
 def find(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """Return where each row's running sum first exceeds a share of its whole, int64 (rows); never at a weight of 0.
 
