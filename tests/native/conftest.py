@@ -29,10 +29,11 @@ def write_byte_tokenizer(directory: Path, size: int) -> None:
     (directory / "tokenizer_config.json").write_text(json.dumps(names))
 
 
-@pytest.fixture
-def talker(make_llama: Callable[..., Path]) -> Path:
+@pytest.fixture(scope="session")
+def talker(write_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a tiny float32 model of 300 tokens with a tokenizer."""
-    directory = make_llama("talker", dtype=torch.float32, vocab_size=300, max_position_embeddings=512)
+    directory = tmp_path_factory.mktemp("models") / "talker"
+    write_model(directory, dtype=torch.float32, vocab_size=300, max_position_embeddings=512)
     write_byte_tokenizer(directory, 300)
     return directory
 

@@ -68,6 +68,7 @@ class NativeEngine:
             "model_dir": str(source.model_dir),
             "weights_file": None if source.weights_file is None else str(source.weights_file),
             "adapter_dir": None if source.adapter_dir is None else str(source.adapter_dir),
+            "tokenizer_dir": str(source.tokenizer_dir),
             "context_length": context_length,
             "max_running": max_running,
             "dtype": dtype,

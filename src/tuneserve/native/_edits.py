@@ -24,6 +24,7 @@ def edit(logits: torch.Tensor, rows: Sequence[Row]) -> None:
         _penalise_repetition(logits, edited)
         _penalise_output(logits, edited)
         _ban(logits, edited)
+        _keep_to_grammars(logits, edited)
 
 
 _Edited = list[tuple[int, Row]]
@@ -75,6 +76,17 @@ def _ban(logits: torch.Tensor, edited: _Edited) -> None:
             places.append(np.array(banned, np.int64) + index * logits.shape[1])
     if places:
         _flat(logits)[_joined(places, logits)] = -torch.inf
+
+
+def _keep_to_grammars(logits: torch.Tensor, edited: _Edited) -> None:
+    indices, masks = [], []
+    for index, row in edited:
+        if (grammar := row.sequence.grammar) is not None:
+            indices.append(index)
+            masks.append(grammar.mask(row.sequence.draft[: row.ahead])[: logits.shape[1]])
+    if masks:
+        allowed = torch.from_numpy(np.stack(masks)).to(logits.device).bool()
+        logits[indices] = logits[indices].masked_fill_(~allowed, -torch.inf)
 
 
 def _flat(logits: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,14 @@
 """The native engine: schedule, run, postprocess."""
 
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from pathlib import Path
 
 from tuneserve._version import __version__
 from tuneserve.engines.contract import EngineInfo, EngineStats, FinishReason, GenerationRequest, TokenLogprob
 from tuneserve.errors import RequestError
 from tuneserve.native._blocks import BlockPool
+from tuneserve.native._grammar import Grammars, GrammarState
 from tuneserve.native._load import EngineConfig, cache_blocks, load_decoder, running_limit
 from tuneserve.native._runner import Runner
 from tuneserve.native._scheduler import Scheduler
@@ -14,19 +17,21 @@ from tuneserve.native._sequence import Sequence
 
 # Long enough to use the processor well, short enough that decoding sequences are not kept waiting by a prompt.
 _STEP_TOKENS = 512
+_COMPILING_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
 class Output:
     """A new token of a request, with the log-probabilities that it asked for, those of the prompt with the first.
 
-    ``failed`` says why it cannot go on.
+    ``failed`` says why it cannot go on, ``refused`` why its grammar cannot be used.
     """
 
     id: str
     token: int | None
     finish_reason: FinishReason | None = None
     failed: str | None = None
+    refused: str | None = None
     logprob: TokenLogprob | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
 
@@ -46,6 +51,9 @@ class NativeCore:
         self._pool = BlockPool(blocks, reuse=config.prefix_cache)
         self._scheduler = Scheduler(self._pool, max_running, max(_STEP_TOKENS, max_running))
         self._sequences: dict[str, Sequence] = {}
+        self._compiling: dict[Sequence, Future[GrammarState]] = {}
+        tokenizer_dir = None if config.tokenizer_dir is None else Path(config.tokenizer_dir)
+        self._grammars = Grammars(tokenizer_dir, Path(config.model_dir), decoder.spec.vocab_size)
         self.info = EngineInfo(
             engine="native",
             version=__version__,
@@ -82,22 +90,42 @@ class NativeCore:
         self._check(request)
         sequence = Sequence(request)
         self._sequences[request.id] = sequence
-        self._scheduler.add(sequence)
+        if request.params.grammar is None:
+            self._scheduler.add(sequence)
+        else:
+            self._compiling[sequence] = self._grammars.start(request.params.grammar)
 
     def cancel(self, request_id: str) -> None:
         """Forget a request; one that is finished or unknown is left alone."""
         sequence = self._sequences.pop(request_id, None)
-        if sequence is not None:
+        if sequence is not None and self._compiling.pop(sequence, None) is None:
             self._scheduler.remove(sequence)
 
     def step(self) -> list[Output]:
         """Run one batch and return what it produced."""
+        refused = self._take_compiled()
         step = self._scheduler.schedule()
         if step is None:
-            return []
+            # Whoever calls has to look for other requests now and then.
+            wait(self._compiling.values(), _COMPILING_SECONDS, FIRST_COMPLETED)
+            return refused
         results = self._runner.run(step)
         self._scheduler.complete(step, [sequence for sequence, choice in results.items() if isinstance(choice, str)])
-        return [self._postprocess(sequence, choice) for sequence, choice in results.items()]
+        return refused + [self._postprocess(sequence, choice) for sequence, choice in results.items()]
+
+    def _take_compiled(self) -> list[Output]:
+        """Queue the requests whose grammars are ready; return those whose grammars cannot be used."""
+        refused = []
+        for sequence, future in [item for item in self._compiling.items() if item[1].done()]:
+            del self._compiling[sequence]
+            try:
+                sequence.grammar = future.result()
+            except RequestError as error:
+                del self._sequences[sequence.request.id]
+                refused.append(Output(sequence.request.id, None, refused=str(error)))
+            else:
+                self._scheduler.add(sequence)
+        return refused
 
     def _postprocess(self, sequence: Sequence, choice: Choice | str) -> Output:
         request_id = sequence.request.id

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from tuneserve.engines.contract import FinishReason, GenerationRequest, SamplingParams, TokenLogprob
-from tuneserve.errors import EngineError, TextError
+from tuneserve.errors import EngineError, RequestError, TextError
 from tuneserve.native._engine import NativeCore, Output
 from tuneserve.native._load import EngineConfig
 from tuneserve.sources import ResolvedSource, resolve
@@ -182,6 +182,8 @@ class _Run:
 
 def _kept(output: Output, params: SamplingParams) -> list[int]:
     """Return the tokens to show; one that ends the sequence is not text."""
+    if output.refused:
+        raise RequestError(output.refused, "grammar")
     if output.failed:
         raise EngineError(output.failed)
     return [] if output.token is None or output.token in params.stop_token_ids else [output.token]

@@ -27,6 +27,7 @@ _CACHE_SHARE = 0.6
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to load and how; ``auto`` and None are decided at load.
 
+    ``tokenizer_dir`` is only needed for grammars.
     ``dtype`` is auto, float32, bfloat16 or float16. ``context_length`` counts tokens per sequence, ``max_running``
     sequences computed together, ``cache_tokens`` tokens that the cache holds. ``prefix_cache`` says whether a prompt
     uses what was computed for an equal beginning of another one.
@@ -35,6 +36,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     model_dir: str
     weights_file: str | None = None
     adapter_dir: str | None = None
+    tokenizer_dir: str | None = None
     dtype: str = "auto"
     context_length: int | None = None
     max_running: int | None = None
@@ -57,6 +59,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             model_dir=str(source.model_dir),
             weights_file=None if source.weights_file is None else str(source.weights_file),
             adapter_dir=None if source.adapter_dir is None else str(source.adapter_dir),
+            tokenizer_dir=str(source.tokenizer_dir),
             dtype=dtype,
             context_length=context_length,
             max_running=max_running,

@@ -9,6 +9,7 @@ import torch
 from tuneserve.native._blocked import best, row_maxima
 from tuneserve.native._draw import draw
 from tuneserve.native._edits import edit
+from tuneserve.native._grammar import TOO_COMPLEX
 from tuneserve.native._sequence import Row
 
 NOT_FINITE = "the model gave no finite probabilities; check its weights, or run it in float32."
@@ -28,7 +29,10 @@ def sample(logits: torch.Tensor, rows: list[Row]) -> list[int | str]:
     chosen: list[int | str] = list(tokens.tolist())
     drawn = []
     for index, row in enumerate(rows):
-        if not usable[index]:
+        grammar = row.sequence.grammar
+        if grammar is not None and grammar.failed:
+            chosen[index] = TOO_COMPLEX
+        elif not usable[index]:
             chosen[index] = NONE_LEFT if finite and finite[index] else NOT_FINITE
         elif row.sequence.request.params.temperature > 0:
             drawn.append(index)

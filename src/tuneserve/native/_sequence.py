@@ -8,6 +8,7 @@ from random import Random
 from tuneserve.engines.contract import FinishReason, GenerationRequest, TokenLogprob
 from tuneserve.native._bad_words import BadWords
 from tuneserve.native._counts import TokenCounts
+from tuneserve.native._grammar import GrammarState
 
 
 @dataclass(eq=False)
@@ -30,6 +31,7 @@ class Sequence:
     seen: TokenCounts | None = None
     new: TokenCounts | None = None
     bad_words: BadWords | None = None
+    grammar: GrammarState | None = None
     edited: bool = False
     random: Random = field(init=False)
     _uniforms: deque[float] = field(default_factory=deque)
@@ -46,7 +48,8 @@ class Sequence:
             self.new = TokenCounts()
         if params.bad_words:
             self.bad_words = BadWords(params.bad_words)
-        self.edited = bool(self.seen or self.new or self.bad_words or params.logit_bias or params.min_tokens)
+        changes = (self.seen, self.new, params.bad_words, params.logit_bias, params.min_tokens, params.grammar)
+        self.edited = any(changes)
 
     @property
     def generated(self) -> int:
@@ -93,6 +96,8 @@ class Sequence:
         for counts in (self.seen, self.new):
             if counts is not None:
                 counts.add(token)
+        if self.grammar is not None:
+            self.grammar.advance(token)
         if self._uniforms:
             self._uniforms.popleft()
 
@@ -105,6 +110,8 @@ class Sequence:
         """Say why the sequence ends with its last token, or None if it goes on."""
         params = self.request.params
         if self.tokens[-1] in params.stop_token_ids:
+            return "stop"
+        if self.grammar is not None and self.grammar.ended:
             return "stop"
         at_limit = params.max_tokens is not None and self.generated >= params.max_tokens
         return "length" if at_limit or len(self.tokens) >= context_length else None

@@ -105,6 +105,8 @@ def _advance(core: NativeCore) -> list[FromEngine]:
     for output in core.step():
         if output.failed:
             results.append(Failed(output.id, output.failed))
+        elif output.refused:
+            results.append(Refused(output.id, output.refused, "grammar"))
         else:
             results.append(_tokens(output))
     return results
