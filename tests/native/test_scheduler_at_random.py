@@ -56,6 +56,7 @@ class Engine(RuleBasedStateMachine):
         self.context = (blocks - 1) * BLOCK_SIZE
         self.memory: dict[int, list[int]] = {block: [0] * BLOCK_SIZE for block in range(blocks)}
         self.alive: dict[str, Sequence] = {}
+        self.past: list[tuple[str | None, list[int]]] = []
         self.added = 0
 
     @rule(
@@ -70,14 +71,20 @@ class Engine(RuleBasedStateMachine):
         self, beginning: tuple[int, int], lengths: tuple[int, int], length: int, new: int, priority: int, adapter: Any
     ) -> None:
         first, second = beginning
-        prompt = [first] * lengths[0] + [second] * lengths[1] + [2] * length
+        self.queue([first] * lengths[0] + [second] * lengths[1] + [2] * length, new, priority, adapter)
+
+    @precondition(lambda self: self.past)
+    @rule(data=st.data(), cut=st.integers(0, 20), new=st.integers(1, 40))
+    def go_on(self, data: st.DataObject, cut: int, new: int) -> None:
+        """Ask for what follows an earlier answer, or most of it."""
+        adapter, tokens = data.draw(st.sampled_from(self.past))
+        self.queue(tokens[: max(1, len(tokens) - cut)], new, 0, adapter)
+
+    def queue(self, prompt: list[int], new: int, priority: int, adapter: str | None) -> None:
         prompt = prompt[: self.context - 1]
+        params = SamplingParams(max_tokens=min(new, self.context - len(prompt)), seed=self.added)
         request = GenerationRequest(
-            id=str(self.added),
-            prompt_ids=prompt,
-            params=SamplingParams(max_tokens=min(new, self.context - len(prompt)), seed=self.added),
-            priority=priority,
-            adapter=adapter,
+            id=str(self.added), prompt_ids=prompt, params=params, priority=priority, adapter=adapter
         )
         self.added += 1
         self.alive[request.id] = Sequence(request)
@@ -134,6 +141,7 @@ class Engine(RuleBasedStateMachine):
         if sequence.generated == sequence.request.params.max_tokens:
             assert sequence.tokens[len(sequence.request.prompt_ids) :] == alone(sequence.request)
             self.scheduler.remove(self.alive.pop(sequence.request.id))
+            self.past = [*self.past[-3:], (sequence.request.adapter, sequence.tokens)]
 
     @invariant()
     def is_whole(self) -> None:
@@ -146,9 +154,7 @@ class Engine(RuleBasedStateMachine):
                 other.request.priority == sequence.request.priority and other.arrival > sequence.arrival
                 for other in running
             )
-        for sequence in running:
-            assert sequence.computed < len(sequence.tokens) or not sequence.generated
-        self.pool.check([sequence.blocks for sequence in running])
+        self.scheduler.check()
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):

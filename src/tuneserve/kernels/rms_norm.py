@@ -5,5 +5,10 @@ import torch.nn.functional as F
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Scale each row of ``x`` (tokens, hidden) to unit mean square, then by ``weight`` (hidden); keeps the dtype."""
-    return F.rms_norm(x, weight.shape, weight, eps)
+    """Scale each row of ``x`` (..., size) to unit mean square, then by ``weight`` (size); keeps the dtype of ``x``.
+
+    ``weight`` is in that dtype or in float32, in which case the product is rounded once.
+    """
+    if weight.dtype == x.dtype:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)

@@ -1,27 +1,46 @@
 """The decoder: tokens of any number of sequences in one flat batch, attention left to whoever holds the cache."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
+from tuneserve.kernels.gated import gated
 from tuneserve.kernels.rms_norm import rms_norm
 from tuneserve.kernels.rotary import rotate
-from tuneserve.model._rope import rope_tables
-from tuneserve.model._weights import Weights
-from tuneserve.spec import ModelSpec
+from tuneserve.model._rope import query_scales, rope_tables
+from tuneserve.model._weights import LayerWeights, Weights
+from tuneserve.spec import ModelSpec, RopeSpec
+
+_Tables = dict[RopeSpec | None, tuple[torch.Tensor, torch.Tensor]]
 
 
 class Attention(Protocol):
-    """Stores the new keys and values of a layer and attends to all of each token's own sequence."""
+    """Stores the new keys and values of a layer and attends to each token's own sequence up to the token."""
 
-    def __call__(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
         """Return (tokens, heads * head_dim).
 
         Args:
             layer: its number from 0.
             query: (tokens, heads, head_dim).
             key, value: (tokens, kv_heads, head_dim).
+            scale: multiplies the scores.
+            window: how many tokens a token sees, itself included; None is all.
+            softcap: scores are squashed to within plus and minus this; None leaves them.
+            sinks: a score for each head, (heads), that takes its part of the probability and gives nothing.
         """
 
 
@@ -34,7 +53,17 @@ class Decoder:
         self.context_length = context_length
         self.dtype = weights.embedding.dtype
         self.device = weights.embedding.device
-        self._cos, self._sin = rope_tables(spec, context_length, self.dtype, self.device)
+        ropes = {layer.rope for layer in spec.per_layer if layer.rope}
+        self._tables: _Tables = {rope: rope_tables(rope, context_length, self.dtype, self.device) for rope in ropes}
+        self._query_scales = None
+        if spec.query_scaling is not None:
+            self._query_scales = query_scales(spec.query_scaling, context_length, self.dtype, self.device)
+        self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=self.dtype, device=self.device)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of memory that the weights take."""
+        return self.weights.nbytes
 
     @torch.inference_mode()
     def forward(self, ids: torch.Tensor, positions: torch.Tensor, attention: Attention) -> torch.Tensor:
@@ -46,19 +75,72 @@ class Decoder:
             attention: holds the cache and knows which token belongs to which sequence.
         """
         spec, eps = self.spec, self.spec.norm_eps
-        cos, sin = self._cos[positions], self._sin[positions]
-        rotated_heads = spec.heads + spec.kv_heads
+        step = _Step(
+            {rope: (cos[positions], sin[positions]) for rope, (cos, sin) in self._tables.items()},
+            None if self._query_scales is None else self._query_scales[positions],
+            attention,
+        )
         hidden = F.embedding(ids, self.weights.embedding)
+        if spec.embedding_scale != 1.0:
+            hidden = hidden * self._embedding_scale
         for index, layer in enumerate(self.weights.layers):
-            qkv = F.linear(rms_norm(hidden, layer.attention_norm, eps), layer.qkv).view(len(ids), -1, spec.head_dim)
-            turned = rotate(qkv[:, :rotated_heads], cos, sin)
-            attended = attention(index, turned[:, : spec.heads], turned[:, spec.heads :], qkv[:, rotated_heads:])
-            hidden = hidden + F.linear(attended, layer.output)
-            gate, up = F.linear(rms_norm(hidden, layer.mlp_norm, eps), layer.gate_up).chunk(2, dim=-1)
-            hidden = hidden + F.linear(F.silu(gate) * up, layer.down)
+            added = self._attend(index, layer, rms_norm(hidden, layer.attention_norm, eps), step)
+            hidden = self._add(hidden, added, layer.post_attention_norm)
+            added = self._feed_forward(layer, rms_norm(hidden, layer.mlp_norm, eps))
+            hidden = self._add(hidden, added, layer.post_mlp_norm)
         return rms_norm(hidden, self.weights.norm, eps)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return float32 logits (tokens, vocabulary) of hidden states (tokens, hidden)."""
-        return F.linear(hidden, self.weights.head).float()
+        logits = self.weights.head(hidden).float()
+        if self.spec.logit_scale != 1.0:
+            logits = logits * self.spec.logit_scale
+        if self.spec.logit_softcap is not None:
+            logits = torch.tanh(logits / self.spec.logit_softcap) * self.spec.logit_softcap
+        return logits
+
+    def _attend(self, index: int, layer: LayerWeights, normed: torch.Tensor, step: "_Step") -> torch.Tensor:
+        spec, own = self.spec, self.spec.layer(index)
+        rotated = spec.heads + spec.kv_heads
+        qkv = layer.qkv(normed).view(len(normed), -1, spec.head_dim)
+        turned, value = qkv[:, :rotated], qkv[:, rotated:]
+        if layer.q_norm is not None and layer.k_norm is not None:
+            query, key = turned[:, : spec.heads], turned[:, spec.heads :]
+            turned = torch.cat(
+                (rms_norm(query, layer.q_norm, spec.norm_eps), rms_norm(key, layer.k_norm, spec.norm_eps)), dim=1
+            )
+        if own.rope is not None:
+            turned = rotate(turned, *step.tables[own.rope])
+        query, key = turned[:, : spec.heads], turned[:, spec.heads :]
+        attended = step.attention(
+            index,
+            query if step.query_scales is None else query * step.query_scales,
+            key,
+            value,
+            scale=spec.scale,
+            window=own.window,
+            softcap=spec.softcap,
+            sinks=layer.sinks,
+        )
+        return layer.output(attended)
+
+    def _feed_forward(self, layer: LayerWeights, normed: torch.Tensor) -> torch.Tensor:
+        if layer.experts is not None:
+            return layer.experts(normed)
+        assert layer.gate_up is not None and layer.down is not None
+        return layer.down(gated(layer.gate_up(normed), self.spec.activation))
+
+    def _add(self, hidden: torch.Tensor, added: torch.Tensor, norm: torch.Tensor | None) -> torch.Tensor:
+        if norm is not None:
+            added = rms_norm(added, norm, self.spec.norm_eps)
+        return torch.add(hidden, added, alpha=self.spec.residual_scale)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What all layers of one forward pass need of its tokens."""
+
+    tables: _Tables
+    query_scales: torch.Tensor | None
+    attention: Attention

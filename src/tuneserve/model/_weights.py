@@ -1,49 +1,83 @@
 """The decoder's weights: fused where the layer reads them together, filled from a stream of tensors."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import torch
 
 from tuneserve.checkpoint import WeightReader
 from tuneserve.errors import CheckpointError
-from tuneserve.spec import EMBEDDING, HEAD, NORM, ModelSpec, layer_names, tensor_shapes
+from tuneserve.model._experts import Experts
+from tuneserve.model._linear import DenseLinear, Linear
+from tuneserve.model._text_part import TextPart
+from tuneserve.spec import (
+    EMBEDDING,
+    HEAD,
+    NORM,
+    ExpertNames,
+    ExpertsSpec,
+    LayerNames,
+    LayerSpec,
+    ModelSpec,
+    layer_names,
+    tensor_shapes,
+)
 
 _FLOATS = ("F32", "F16", "BF16")
 # Written by old versions of Transformers; the decoder computes them.
 _COMPUTED = ".rotary_emb.inv_freq"
+_STACKED = ".experts.gate_up_proj"
 _LISTED = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerWeights:
-    """One layer; linear weights are (out, in), ``qkv`` and ``gate_up`` stacked along out."""
+    """One layer; ``qkv`` and ``gate_up`` are stacked along out. What the layer lacks is None.
+
+    It has either ``gate_up`` and ``down``, or ``experts``.
+
+    Norms are (hidden) or, those of q and k, (head_dim). Where the spec has ``norm_plus_one`` that one is in them, and
+    they are float32.
+    """
 
     attention_norm: torch.Tensor
-    qkv: torch.Tensor
-    output: torch.Tensor
+    qkv: Linear
+    output: Linear
     mlp_norm: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
+    gate_up: Linear | None = None
+    down: Linear | None = None
+    experts: Experts | None = None
+    q_norm: torch.Tensor | None = None
+    k_norm: torch.Tensor | None = None
+    post_attention_norm: torch.Tensor | None = None
+    post_mlp_norm: torch.Tensor | None = None
+    sinks: torch.Tensor | None = None
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Yield everything in it."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, torch.Tensor):
+                yield value
+            elif value is not None:
+                yield from value.tensors()
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A whole decoder; ``head`` is ``embedding`` itself where they are tied."""
+    """A whole decoder; the head's weight is ``embedding`` itself where they are tied."""
 
     embedding: torch.Tensor
     layers: tuple[LayerWeights, ...]
     norm: torch.Tensor
-    head: torch.Tensor
+    head: Linear
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the weights take."""
-        tensors = [self.embedding, self.norm]
-        tensors += [getattr(layer, field.name) for layer in self.layers for field in fields(layer)]
-        if self.head is not self.embedding:
-            tensors.append(self.head)
-        return sum(tensor.nbytes for tensor in tensors)
+        tensors = [self.embedding, self.norm, *self.head.tensors()]
+        tensors += [tensor for layer in self.layers for tensor in layer.tensors()]
+        return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())
 
 
 def load_weights(spec: ModelSpec, reader: WeightReader, dtype: torch.dtype, device: torch.device) -> Weights:
@@ -54,32 +88,95 @@ def load_weights(spec: ModelSpec, reader: WeightReader, dtype: torch.dtype, devi
             embedding that it is said to be tied to.
         AdapterError: a merged weight is not finite.
     """
-    shapes = tensor_shapes(spec)
+    if spec.wrapped:
+        reader = TextPart(reader)
+    # Transformers has saved experts in both ways.
+    stacked = any(name.endswith(_STACKED) for name in reader.tensors)
+    shapes = tensor_shapes(spec, stacked=stacked)
     _check(spec, reader, shapes)
-
-    def fused(*names: str) -> torch.Tensor:
-        rows = [shapes[name][0] for name in names]
-        weight = torch.empty((sum(rows), *shapes[names[0]][1:]), dtype=dtype, device=device)
-        for name, part in zip(names, torch.split(weight, rows), strict=True):
-            part.copy_(reader.read(name))
-        return weight
-
-    embedding = fused(EMBEDDING)
-    layers = tuple(_load_layer(layer, fused) for layer in range(spec.layers))
-    head = embedding if spec.tied else fused(HEAD)
-    return Weights(embedding, layers, fused(NORM), head)
-
-
-def _load_layer(layer: int, fused: Callable[..., torch.Tensor]) -> LayerWeights:
-    names = layer_names(layer)
-    return LayerWeights(
-        attention_norm=fused(names.attention_norm),
-        qkv=fused(names.q, names.k, names.v),
-        output=fused(names.o),
-        mlp_norm=fused(names.mlp_norm),
-        gate_up=fused(names.gate, names.up),
-        down=fused(names.down),
+    loader = _Loader(spec, reader, shapes, dtype, device)
+    embedding = loader.stacked(EMBEDDING)
+    layers = tuple(
+        loader.layer(layer_names(spec, index, stacked=stacked), spec.layer(index)) for index in range(spec.layers)
     )
+    head = embedding if spec.tied else loader.stacked(HEAD)
+    return Weights(embedding, layers, loader.norm(NORM), DenseLinear(head))
+
+
+@dataclass(frozen=True)
+class _Loader:
+    spec: ModelSpec
+    reader: WeightReader
+    shapes: dict[str, tuple[int, ...]]
+    dtype: torch.dtype
+    device: torch.device
+
+    def layer(self, names: LayerNames, own: LayerSpec) -> LayerWeights:
+        spec = self.spec
+        dense = own.experts is None
+        return LayerWeights(
+            attention_norm=self.norm(names.attention_norm),
+            qkv=self.linear(*names.qkv, bias=spec.qkv_bias),
+            output=self.linear(names.output, bias=spec.output_bias),
+            mlp_norm=self.norm(names.mlp_norm),
+            gate_up=self.linear(*names.gate_up, bias=spec.mlp_bias) if dense else None,
+            down=self.linear(names.down, bias=spec.mlp_bias) if dense else None,
+            experts=self.experts(names.experts, own.experts) if names.experts and own.experts else None,
+            q_norm=self.optional_norm(names.q_norm),
+            k_norm=self.optional_norm(names.k_norm),
+            post_attention_norm=self.optional_norm(names.post_attention_norm),
+            post_mlp_norm=self.optional_norm(names.post_mlp_norm),
+            sinks=self.stacked(names.sinks) if names.sinks else None,
+        )
+
+    def experts(self, names: ExpertNames, experts: ExpertsSpec) -> Experts:
+        router = self.linear(names.router, bias=experts.biases)
+        if names.stacked:
+            gate_up = self.slices(names.gate_up[0], names, experts, halves=names.interleaved)
+            down = self.slices(names.down, names, experts, halves=False)
+        else:
+            gate_up, down = (
+                tuple(
+                    self.linear(*(module.format(expert=expert) for module in modules), bias=experts.biases)
+                    for expert in range(experts.count)
+                )
+                for modules in (names.gate_up, (names.down,))
+            )
+        return Experts(experts, self.spec.activation, router, gate_up, down)
+
+    def slices(self, name: str, names: ExpertNames, experts: ExpertsSpec, *, halves: bool) -> tuple[Linear, ...]:
+        """Return each expert's part of one tensor; ``halves`` brings even rows before odd ones."""
+        weight = self.reader.read(name)
+        weight = weight.transpose(1, 2) if names.transposed else weight
+        bias = self.reader.read(f"{name}_bias") if experts.biases else None
+        if halves:
+            weight = torch.cat((weight[:, ::2], weight[:, 1::2]), dim=1)
+            bias = None if bias is None else torch.cat((bias[:, ::2], bias[:, 1::2]), dim=1)
+        weight = weight.to(dtype=self.dtype, device=self.device).contiguous()
+        bias = None if bias is None else bias.to(dtype=self.dtype, device=self.device)
+        return tuple(
+            DenseLinear(weight[expert], None if bias is None else bias[expert]) for expert in range(experts.count)
+        )
+
+    def linear(self, *modules: str, bias: bool) -> Linear:
+        weight = self.stacked(*(f"{module}.weight" for module in modules))
+        return DenseLinear(weight, self.stacked(*(f"{module}.bias" for module in modules)) if bias else None)
+
+    def optional_norm(self, name: str | None) -> torch.Tensor | None:
+        return None if name is None else self.norm(name)
+
+    def norm(self, name: str) -> torch.Tensor:
+        if not self.spec.norm_plus_one:
+            return self.stacked(name)
+        # In 16 bits one plus a small weight would lose most of the weight.
+        return 1.0 + self.reader.read(name).to(device=self.device, dtype=torch.float32)
+
+    def stacked(self, *names: str) -> torch.Tensor:
+        rows = [self.shapes[name][0] for name in names]
+        weight = torch.empty((sum(rows), *self.shapes[names[0]][1:]), dtype=self.dtype, device=self.device)
+        for name, part in zip(names, torch.split(weight, rows), strict=True):
+            part.copy_(self.reader.read(name))
+        return weight
 
 
 def _check(spec: ModelSpec, reader: WeightReader, shapes: dict[str, tuple[int, ...]]) -> None:

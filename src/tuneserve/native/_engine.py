@@ -61,7 +61,7 @@ class NativeCore:
             vocab_size=decoder.spec.vocab_size,
             dtype=str(decoder.dtype).removeprefix("torch."),
             device=str(decoder.device),
-            weight_bytes=decoder.weights.nbytes,
+            weight_bytes=decoder.weight_bytes,
             max_running=max_running,
         )
 

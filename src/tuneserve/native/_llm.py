@@ -42,7 +42,9 @@ class LLM:
         base: the base to use instead of the one that an adapter names.
         dtype: auto, float32, bfloat16 or float16.
         context_length: tokens per sequence, prompt included; None takes the model's, up to 8192.
-        max_running: sequences computed together; None takes what fits in memory, up to 64.
+        max_running: sequences computed together; None is 64.
+        cache_tokens: tokens that the cache holds; None takes what fits in memory, up to ``max_running`` full contexts.
+        prefix_cache: whether a prompt uses what was computed for an equal beginning of another one.
 
     Raises:
         InputError: the source cannot be run as it is.
@@ -56,11 +58,20 @@ class LLM:
         dtype: str = "auto",
         context_length: int | None = None,
         max_running: int | None = None,
+        cache_tokens: int | None = None,
+        prefix_cache: bool = True,
     ) -> None:
         self.source = source if isinstance(source, ResolvedSource) else resolve(source, base=base)
         self.tokenizer = open_tokenizer(self.source.tokenizer_dir, self.source.model_dir)
         self.template = open_chat_template(self.source.tokenizer_dir) or open_chat_template(self.source.model_dir)
-        settings = EngineConfig.of(self.source, dtype=dtype, context_length=context_length, max_running=max_running)
+        settings = EngineConfig.of(
+            self.source,
+            dtype=dtype,
+            context_length=context_length,
+            max_running=max_running,
+            cache_tokens=cache_tokens,
+            prefix_cache=prefix_cache,
+        )
         self.core = NativeCore(settings)
 
     def generate(

@@ -9,9 +9,10 @@ import torch
 from tuneserve.adapters import WeightedAdapter, merge_model, open_adapter
 from tuneserve.errors import InputError
 from tuneserve.hardware import available_memory
-from tuneserve.model import Decoder, load_weights
+from tuneserve.model import CompiledDecoder, Decoder, load_weights
 from tuneserve.native._blocks import BLOCK_SIZE, blocks_for
 from tuneserve.native._cache import bytes_per_block
+from tuneserve.native._cpu_step import prepare_step
 from tuneserve.sources import ResolvedSource, open_files
 from tuneserve.spec import read_spec
 
@@ -31,6 +32,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ``dtype`` is auto, float32, bfloat16 or float16. ``context_length`` counts tokens per sequence, ``max_running``
     sequences computed together, ``cache_tokens`` tokens that the cache holds. ``prefix_cache`` says whether a prompt
     uses what was computed for an equal beginning of another one.
+
+    ``cpu_step`` is ``compiled`` (C++ built on this machine), ``eager`` (PyTorch) or auto, which is the first where it
+    can be. ``weights`` is auto (as they are stored), ``int8`` or ``int4``: quantised at load in groups of 32, with
+    activations in 8 bits, for the compiled step.
     """
 
     model_dir: str
@@ -42,6 +47,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_running: int | None = None
     cache_tokens: int | None = None
     prefix_cache: bool = True
+    cpu_step: str = "auto"
+    weights: str = "auto"
 
     @classmethod
     def of(
@@ -53,6 +60,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         max_running: int | None = None,
         cache_tokens: int | None = None,
         prefix_cache: bool = True,
+        cpu_step: str = "auto",
+        weights: str = "auto",
     ) -> "EngineConfig":
         """Return the configuration that loads ``source``."""
         return cls(
@@ -65,14 +74,17 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             max_running=max_running,
             cache_tokens=cache_tokens,
             prefix_cache=prefix_cache,
+            cpu_step=cpu_step,
+            weights=weights,
         )
 
 
-def load_decoder(config: EngineConfig) -> Decoder:
+def load_decoder(config: EngineConfig) -> Decoder | CompiledDecoder:
     """Load the model, its adapter folded in.
 
     Raises:
         InputError: something in the directories or the configuration cannot be used as it is.
+        EngineError: the compiled step was asked for and cannot be had.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = _dtype(config.dtype, device)
@@ -81,17 +93,17 @@ def load_decoder(config: EngineConfig) -> Decoder:
     reader, model_config = open_files(Path(config.model_dir), weights_file)
     model = merge_model(reader, model_config, adapters, dtype)
     spec = read_spec(model.config)
-    context = config.context_length or min(spec.context_length, _DEFAULT_CONTEXT)
+    context = config.context_length or min(spec.short_context_length, _DEFAULT_CONTEXT)
     if not 2 <= context <= spec.context_length:
         raise InputError(
             f"a context of {context} tokens was asked for and the model has {spec.context_length}; "
             f"choose one from 2 to {spec.context_length}."
         )
     weights = load_weights(spec, model, _DTYPES[dtype], device)
-    return Decoder(spec, weights, context)
+    return prepare_step(spec, weights, context, config.cpu_step, config.weights)
 
 
-def cache_blocks(config: EngineConfig, decoder: Decoder) -> int:
+def cache_blocks(config: EngineConfig, decoder: Decoder | CompiledDecoder) -> int:
     """Return how many blocks the cache has, the one included that is never used.
 
     Raises:

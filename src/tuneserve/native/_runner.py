@@ -2,9 +2,10 @@
 
 import torch
 
-from tuneserve.model import Decoder
+from tuneserve.model import CompiledDecoder, Decoder
 from tuneserve.native._batch import Batch, make_batch
 from tuneserve.native._cache import PagedCache, StepAttention
+from tuneserve.native._cpu_step import half_the_threads
 from tuneserve.native._sampler import NOT_FINITE
 from tuneserve.native._scheduler import Step
 from tuneserve.native._score import Choice, choose
@@ -14,7 +15,7 @@ from tuneserve.native._sequence import Sequence
 class Runner:
     """A decoder with its cache."""
 
-    def __init__(self, decoder: Decoder, blocks: int) -> None:
+    def __init__(self, decoder: Decoder | CompiledDecoder, blocks: int) -> None:
         self.decoder = decoder
         self.cache = PagedCache(decoder.spec, blocks, decoder.dtype, decoder.device)
 
@@ -24,21 +25,31 @@ class Runner:
 
         A sequence that is not there is still in its prompt.
         """
+        with half_the_threads(self.decoder):
+            return self._run(step)
+
+    def _run(self, step: Step) -> dict[Sequence, Choice | str]:
         self.cache.wipe(step.wiped)
         batch = make_batch(step, self.decoder.device)
-        hidden = self.decoder.forward(batch.ids, batch.positions, StepAttention(self.cache, batch))
-        results = _broken(step, batch, hidden)
+        hidden = self._forward(batch)
+        results = _broken(step, hidden)
         rows = hidden if len(batch.scored_rows) == len(hidden) else hidden[batch.scored_rows]
         results.update(choose(self.decoder.logits, rows, step.segments))
         return results
 
+    def _forward(self, batch: Batch) -> torch.Tensor:
+        if isinstance(self.decoder, CompiledDecoder):
+            return self.decoder.forward(batch, self.cache.keys, self.cache.values)
+        return self.decoder.forward(batch.ids, batch.positions, StepAttention(self.cache, batch))
 
-def _broken(step: Step, batch: Batch, hidden: torch.Tensor) -> dict[Sequence, Choice | str]:
+
+def _broken(step: Step, hidden: torch.Tensor) -> dict[Sequence, Choice | str]:
     """Return the sequences whose chunk of the prompt, which nothing is sampled from, ends in what is not finite."""
-    rows, sequences = [], []
-    for segment, end in zip(step.segments[batch.decodes :], batch.starts[batch.decodes + 1 :].tolist(), strict=True):
+    rows, sequences, row = [], [], -1
+    for segment in step.segments:
+        row += segment.count
         if not segment.samples:
-            rows.append(end - 1)
+            rows.append(row)
             sequences.append(segment.sequence)
     if not rows:
         return {}

@@ -5,9 +5,9 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import astuple
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tuneserve.errors import SourceError
 
@@ -82,20 +82,20 @@ def _make(target: Path) -> None:
         with AtomicDirectory(target) as output:
             write_description(open_gguf(gguf), output.path)
             config = read_config(output.path / "config.json")
-            _write_weights(open_gguf_weights(gguf, config), config["num_hidden_layers"], output.path)
+            _write_weights(open_gguf_weights(gguf, config), config, output.path)
             write_json(
                 output.path / "tuneserve.json",
                 {"made_from": _REQUIREMENT, "wheel_sha256": _WHEEL_SHA256, "conversion": _CONVERSION},
             )
 
 
-def _write_weights(weights: "WeightReader", layers: int, directory: Path) -> None:
+def _write_weights(weights: "WeightReader", config: Mapping[str, Any], directory: Path) -> None:
     import torch
 
     from tuneserve.checkpoint import SafetensorsWriter
-    from tuneserve.spec import EMBEDDING, NORM, layer_names
+    from tuneserve.spec import NORM, read_spec, tensor_shapes
 
-    names = [EMBEDDING, *(name for layer in range(layers) for name in astuple(layer_names(layer))), NORM]
+    names = sorted(tensor_shapes(read_spec(config)), key=lambda name: name == NORM)
     with SafetensorsWriter(directory / "model.safetensors", [weights.tensors[name] for name in names]) as writer:
         for name in names:
             writer.write(name, weights.read(name).flatten().view(torch.uint8).numpy().data)

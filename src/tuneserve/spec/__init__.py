@@ -2,9 +2,27 @@
 
 from tuneserve.spec._fields import Fields
 from tuneserve.spec._gguf_names import GGUF_ARCHITECTURES, GgufPart, gguf_parts, hf_name
+from tuneserve.spec._positions import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    QueryScaling,
+    RopeScaling,
+    RopeSpec,
+    YarnScaling,
+)
 from tuneserve.spec._read import FAMILIES, read_spec
-from tuneserve.spec._spec import ModelSpec, RopeScaling
-from tuneserve.spec._tensors import EMBEDDING, HEAD, NORM, LayerNames, layer_names, tensor_shapes
+from tuneserve.spec._spec import Activation, ClampedSwiglu, ExpertsSpec, LayerSpec, ModelSpec
+from tuneserve.spec._tensors import (
+    EMBEDDING,
+    HEAD,
+    NORM,
+    ExpertNames,
+    LayerNames,
+    layer_names,
+    plain_name,
+    tensor_shapes,
+)
 
 __all__ = [
     "EMBEDDING",
@@ -12,14 +30,26 @@ __all__ = [
     "GGUF_ARCHITECTURES",
     "HEAD",
     "NORM",
+    "Activation",
+    "ClampedSwiglu",
+    "ExpertNames",
+    "ExpertsSpec",
     "Fields",
     "GgufPart",
     "LayerNames",
+    "LayerSpec",
+    "LinearScaling",
+    "Llama3Scaling",
+    "LongRopeScaling",
     "ModelSpec",
+    "QueryScaling",
     "RopeScaling",
+    "RopeSpec",
+    "YarnScaling",
     "gguf_parts",
     "hf_name",
     "layer_names",
+    "plain_name",
     "read_spec",
     "tensor_shapes",
 ]

@@ -1,45 +1,137 @@
 """What a decoder is, independent of the family it comes from."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+from tuneserve.spec._positions import LongRopeScaling, QueryScaling, RopeSpec
+
+Activation = Literal["silu", "gelu_tanh"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RopeScaling:
-    """How rotary frequencies are stretched beyond the length of pretraining.
+class ClampedSwiglu:
+    """The gate of gpt-oss: gate * sigmoid(alpha * gate) * (up + 1), of a gate below ``limit`` and up within it."""
 
-    ``linear`` divides all frequencies by ``factor`` (arXiv:2306.15595). ``llama3`` leaves the high ones alone, divides
-    the low ones, and blends in between: wavelengths are compared with ``original_length`` over ``high`` and ``low``.
+    alpha: float
+    limit: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsSpec:
+    """A feed-forward layer of ``count`` experts, of which a router chooses ``per_token`` for each token.
+
+    Their outputs are added up, weighted with the softmax of the router's scores over those chosen if ``normalised``,
+    over all if not. ``biases`` are those of the router and of the experts. The gate is the model's ``activation``
+    unless ``swiglu`` is given.
     """
 
-    kind: str
-    factor: float
-    low: float = 1.0
-    high: float = 4.0
-    original_length: int = 0
+    count: int
+    per_token: int
+    intermediate_size: int
+    normalised: bool
+    biases: bool = False
+    swiglu: ClampedSwiglu | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSpec:
+    """What can differ from layer to layer.
+
+    ``window`` is how many tokens a token sees, itself included; None is all of them. Without ``rope`` the layer knows
+    no positions. ``experts`` take the place of the gated feed-forward layer.
+    """
+
+    rope: RopeSpec | None
+    window: int | None = None
+    experts: ExpertsSpec | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A pre-norm decoder with grouped-query attention, rotary positions and a gated feed-forward layer.
+    """A pre-norm decoder with grouped-query attention and a gated feed-forward layer, or experts.
 
-    Sizes count elements, ``context_length`` tokens. ``tied`` means that the head is the embedding.
+    Sizes count elements, ``context_length`` tokens. What is not said of a checkpoint's names follows from ``family``.
+
+    Attributes:
+        per_layer: what differs between layers, in their order.
+        norm_eps: added to the mean square in every norm.
+        norm_plus_one: norms multiply by 1 + weight (Gemma).
+        tied: the head is the embedding.
+        activation: of the gate, which is multiplied by the up projection.
+        qkv_bias, output_bias, mlp_bias: which linear layers have a bias; the last is that of all three.
+        fused: the checkpoint has query, key and value in one tensor, gate and up in another.
+        wrapped: the checkpoint is a multimodal one, of which this is the text part.
+        qk_norm: each head of query and key is normalised before it is rotated.
+        sinks: each head has a score that takes its part of the probability in attention and gives nothing.
+        post_norms: the outputs of attention and of the feed-forward layer are normalised before they are added.
+        query_scaling: how rotated queries grow with their position; None is not at all.
+        scale: scores of attention are multiplied by it.
+        softcap: scores are squashed to within plus and minus this; None leaves them.
+        embedding_scale: embeddings are multiplied by it, rounded to the dtype of the weights.
+        residual_scale: what attention and the feed-forward layer add is multiplied by it.
+        logit_scale: logits are multiplied by it.
+        logit_softcap: logits are squashed to within plus and minus this; None leaves them.
     """
 
     family: str
     hidden_size: int
     intermediate_size: int
-    layers: int
     heads: int
     kv_heads: int
     head_dim: int
     vocab_size: int
     context_length: int
+    per_layer: tuple[LayerSpec, ...]
     norm_eps: float
-    rope_theta: float
-    rope_scaling: RopeScaling | None
     tied: bool
+    scale: float
+    activation: Activation = "silu"
+    norm_plus_one: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    fused: bool = False
+    qk_norm: bool = False
+    sinks: bool = False
+    post_norms: bool = False
+    query_scaling: QueryScaling | None = None
+    wrapped: bool = False
+    softcap: float | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+
+    @property
+    def layers(self) -> int:
+        """How many there are; each needs a cache of ``kv_heads`` keys and values of ``head_dim`` elements per token."""
+        return len(self.per_layer)
+
+    @property
+    def q_size(self) -> int:
+        """Rows of the query projection."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Rows of the key projection, and of the value projection."""
+        return self.kv_heads * self.head_dim
 
     @property
     def qkv_size(self) -> int:
         """Rows of the fused query, key and value projection."""
-        return (self.heads + 2 * self.kv_heads) * self.head_dim
+        return self.q_size + 2 * self.kv_size
+
+    @property
+    def short_context_length(self) -> int:
+        """The longest context for which :class:`LongRopeScaling` takes its short factors, the model's if it has none.
+
+        A longer context takes the long factors for texts of all lengths.
+        """
+        scalings = [layer.rope.scaling for layer in self.per_layer if layer.rope]
+        originals = [scaling.original_length for scaling in scalings if isinstance(scaling, LongRopeScaling)]
+        return min([*originals, self.context_length])
+
+    def layer(self, index: int) -> LayerSpec:
+        """Return what layer number ``index`` is, from 0."""
+        return self.per_layer[index]

@@ -1,0 +1,29 @@
+"""A decoder's step on the CPU in C++, compiled on the machine that runs it."""
+
+from tuneserve.kernels.cpu._build import build
+from tuneserve.kernels.cpu._library import (
+    BLOCK_SIZE,
+    GROUP_SIZE,
+    Activation,
+    Batch,
+    Kind,
+    Layer,
+    Library,
+    Linear,
+    Model,
+    load,
+)
+
+__all__ = [
+    "BLOCK_SIZE",
+    "GROUP_SIZE",
+    "Activation",
+    "Batch",
+    "Kind",
+    "Layer",
+    "Library",
+    "Linear",
+    "Model",
+    "build",
+    "load",
+]

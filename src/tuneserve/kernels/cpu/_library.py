@@ -1,0 +1,116 @@
+"""The C interface of the compiled step; its structures are those of ``step.cpp``."""
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+# Of linear.h and attention.h.
+GROUP_SIZE = 32
+BLOCK_SIZE = 16
+_I32, _I64, _F32, _POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+
+
+class Kind(IntEnum):
+    """How numbers are stored: a cache or an embedding as one of the floats, packed weights as any."""
+
+    FLOAT32 = 0
+    FLOAT16 = 1
+    BFLOAT16 = 2
+    INT8 = 3
+    INT4 = 4
+
+
+class Activation(IntEnum):
+    """What the gate of a feed-forward layer goes through."""
+
+    SILU = 0
+    GELU_TANH = 1
+
+
+class Linear(ctypes.Structure):
+    """A packed weight (rows, cols) and a float32 bias (rows) or null."""
+
+    _fields_ = (("kind", _I32), ("rows", _I32), ("cols", _I32), ("unused", _I32), ("panels", _POINTER),
+                ("bias", _POINTER))  # fmt: skip
+
+
+class Layer(ctypes.Structure):
+    """One layer, in float32 but for packed weights; what a family lacks is null, a window of 0 is none.
+
+    ``cos`` and ``sin`` are (context, rotary_dim / 2), ``sinks`` (heads). Weight and bias of ``gate_up`` are paired: 16
+    rows of the gate, then the 16 of the up projection that they multiply.
+    """
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("attention_norm", "mlp_norm", "post_attention_norm", "post_mlp_norm",
+                                        "query_norm", "key_norm", "sinks")),
+        *((name, Linear) for name in ("qkv", "output", "gate_up", "down")),
+        ("cos", _POINTER), ("sin", _POINTER), ("rotary_dim", _I32), ("window", _I32),
+    )  # fmt: skip
+
+
+class Model(ctypes.Structure):
+    """A whole decoder; what it points to must outlive it."""
+
+    _fields_ = (
+        *((name, _I32) for name in ("hidden", "intermediate", "layers", "heads", "kv_heads", "head_dim", "vocab",
+                                    "activation", "cache_kind", "embedding_kind")),
+        *((name, _F32) for name in ("eps", "attention_scale", "attention_softcap", "logit_softcap", "embedding_scale",
+                                    "residual_scale", "logit_scale", "unused")),
+        ("embedding", _POINTER), ("norm", _POINTER), ("query_scales", _POINTER), ("head", Linear),
+        ("layer", ctypes.POINTER(Layer)),
+    )  # fmt: skip
+
+
+class Batch(ctypes.Structure):
+    """The tokens of a step, the cache and where results go; see ``step.cpp``."""
+
+    _fields_ = (
+        *((name, _I32) for name in ("tokens", "sequences", "max_blocks", "unused")),
+        *((name, _POINTER) for name in ("ids", "positions", "slots", "starts", "block_tables", "keys",
+                                        "values")),
+        ("layer_stride", _I64), ("hidden", _POINTER),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Library:
+    """The functions; each releases the interpreter's lock while it runs.
+
+    Attributes:
+        packed_bytes: of (kind, rows, cols).
+        pack: (kind, paired, source, rows, cols, target); the source is float32 for int8 and int4.
+        open: (threads) to a session or None. A session runs one step at a time.
+        close: (session).
+        step: (session, model, batch) to 0, or 1 where memory ran out.
+        head: (session, model, hidden, rows, logits) likewise.
+    """
+
+    packed_bytes: Callable[[int, int, int], int]
+    pack: Callable[[int, int, int, int, int, int], None]
+    open: Callable[[int], int | None]
+    close: Callable[[int], None]
+    step: Callable[..., int]
+    head: Callable[..., int]
+
+
+def load(path: Path) -> Library:
+    """Load the library at ``path``, which :func:`build` returned."""
+    library = ctypes.CDLL(str(path))
+
+    def function(name: str, result: Any, *arguments: Any) -> Any:
+        found = library[name]
+        found.restype, found.argtypes = result, arguments
+        return found
+
+    return Library(
+        packed_bytes=function("ts_packed_bytes", _I64, _I32, _I32, _I32),
+        pack=function("ts_pack", None, _I32, _I32, _POINTER, _I32, _I32, _POINTER),
+        open=function("ts_open", _POINTER, _I32),
+        close=function("ts_close", None, _POINTER),
+        step=function("ts_step", _I32, _POINTER, ctypes.POINTER(Model), ctypes.POINTER(Batch)),
+        head=function("ts_head", _I32, _POINTER, ctypes.POINTER(Model), _POINTER, _I32, _POINTER),
+    )

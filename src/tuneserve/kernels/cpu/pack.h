@@ -1,0 +1,102 @@
+// Weights (rows, cols) into the panels that linear.h reads.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "linear.h"
+
+static inline float half_to_float(uint16_t bits) { return widen(f16{bits}); }
+
+static inline uint16_t float_to_half(float x) {
+    _Float16 half = (_Float16)x;
+    uint16_t bits;
+    std::memcpy(&bits, &half, 2);
+    return bits;
+}
+
+// The row of the matrix that stands at `row` of the panels; paired: 16 of the first half beside 16 of the second.
+static inline int source_row(int row, int rows, bool paired) {
+    if (!paired) return row;
+    const int half = PANEL / 2, within = row % PANEL;
+    return row / PANEL * half + within % half + (within < half ? 0 : rows / 2);
+}
+
+template <class T, int COLUMNS>
+static void pack_plain(const T* from, int rows, int cols, bool paired, T* to) {
+    for (int first = 0; first < rows; first += PANEL)
+        for (int col = 0; col < cols; col += COLUMNS)
+            for (int row = first; row < first + PANEL; ++row)
+                for (int i = 0; i < COLUMNS; ++i)
+                    *to++ = row < rows ? from[(size_t)source_row(row, rows, paired) * cols + col + i] : T{};
+}
+
+// 32 values as signed bytes times a float16 scale.
+static inline void quantise8(const float* w, uint16_t* scale, uint8_t* codes) {
+    float high = 0;
+    for (int i = 0; i < GROUP; ++i) high = std::max(high, std::fabs(w[i]));
+    *scale = float_to_half(high / 127.0f);
+    const float step = half_to_float(*scale), inverse = step > 0 ? 1.0f / step : 0.0f;
+    for (int i = 0; i < GROUP; ++i) {
+        float code = std::nearbyint(w[i] * inverse);
+        codes[i] = (uint8_t)(128 + (int)std::clamp(code, -127.0f, 127.0f));
+    }
+}
+
+// 32 values as codes 0 to 15 times a float16 scale plus a float16 minimum: of a few widths the one of least square error.
+static inline void quantise4(const float* w, uint16_t* scale, uint16_t* minimum, uint8_t* codes) {
+    float low = w[0], high = w[0];
+    for (int i = 1; i < GROUP; ++i) low = std::min(low, w[i]), high = std::max(high, w[i]);
+    float best = INFINITY;
+    for (int shrink = 0; shrink < 8; ++shrink) {
+        const float cut = 0.02f * shrink * (high - low);
+        const uint16_t d = float_to_half((high - low - 2 * cut) / 15.0f), m = float_to_half(low + cut);
+        const float step = half_to_float(d), base = half_to_float(m), inverse = step > 0 ? 1.0f / step : 0.0f;
+        uint8_t tried[GROUP];
+        float error = 0;
+        for (int i = 0; i < GROUP; ++i) {
+            const float code = std::clamp(std::nearbyint((w[i] - base) * inverse), 0.0f, 15.0f);
+            const float off = base + step * code - w[i];
+            tried[i] = (uint8_t)code;
+            error += off * off;
+        }
+        if (error < best) {
+            best = error, *scale = d, *minimum = m;
+            std::memcpy(codes, tried, GROUP);
+        }
+    }
+}
+
+static void pack_groups(int kind, const float* from, int rows, int cols, bool paired, uint8_t* to) {
+    const bool four = kind == INT4;
+    for (int first = 0; first < rows; first += PANEL)
+        for (int col = 0; col < cols; col += GROUP) {
+            uint16_t* scales = (uint16_t*)to;
+            uint8_t* bytes = to + (four ? PANEL * 4 : PANEL * 2);
+            for (int r = 0; r < PANEL; ++r) {
+                uint8_t codes[GROUP] = {};
+                uint16_t scale = 0, minimum = 0;
+                if (first + r < rows) {
+                    const float* w = from + (size_t)source_row(first + r, rows, paired) * cols + col;
+                    if (four) quantise4(w, &scale, &minimum, codes);
+                    else quantise8(w, &scale, codes);
+                }
+                scales[r] = scale;
+                if (four) scales[PANEL + r] = minimum;
+                for (int k = 0; k < (four ? GROUP / 2 : GROUP); ++k)
+                    bytes[(k / 4 * PANEL + r) * 4 + k % 4] =
+                        four ? (uint8_t)(codes[k] | codes[k + GROUP / 2] << 4) : codes[k];
+            }
+            to = bytes + PANEL * GROUP / (four ? 2 : 1);
+        }
+}
+
+// `from` is float32 for float32, int8 and int4, else in the kind's own type.
+static void pack(int kind, bool paired, const uint8_t* from, int rows, int cols, uint8_t* to) {
+    switch (kind) {
+        case F32: return pack_plain<float, 1>((const float*)from, rows, cols, paired, (float*)to);
+        case F16: return pack_plain<uint16_t, 1>((const uint16_t*)from, rows, cols, paired, (uint16_t*)to);
+        case BF16: return pack_plain<uint16_t, 2>((const uint16_t*)from, rows, cols, paired, (uint16_t*)to);
+        default: return pack_groups(kind, (const float*)from, rows, cols, paired, to);
+    }
+}
