@@ -30,6 +30,12 @@ def write_byte_tokenizer(directory: Path, size: int) -> None:
 
 
 @pytest.fixture(scope="session")
+def write_tokenizer() -> Callable[[Path, int], None]:
+    """Return :func:`write_byte_tokenizer`."""
+    return write_byte_tokenizer
+
+
+@pytest.fixture(scope="session")
 def talker(write_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a tiny float32 model of 300 tokens with a tokenizer."""
     directory = tmp_path_factory.mktemp("models") / "talker"

@@ -8,11 +8,11 @@ from tuneserve._version import __version__
 from tuneserve.engines.contract import EngineInfo, EngineStats, FinishReason, GenerationRequest, TokenLogprob
 from tuneserve.errors import RequestError
 from tuneserve.native._blocks import BlockPool
+from tuneserve.native._choose import Choice
 from tuneserve.native._grammar import Grammars, GrammarState
 from tuneserve.native._load import EngineConfig, cache_blocks, load_decoder, running_limit
 from tuneserve.native._runner import Runner
 from tuneserve.native._scheduler import Scheduler
-from tuneserve.native._score import Choice
 from tuneserve.native._sequence import Sequence
 
 # Long enough to use the processor well, short enough that decoding sequences are not kept waiting by a prompt.

@@ -5,10 +5,10 @@ import torch
 from tuneserve.model import CompiledDecoder, Decoder
 from tuneserve.native._batch import Batch, make_batch
 from tuneserve.native._cache import PagedCache, StepAttention
+from tuneserve.native._choose import Choice, choose
 from tuneserve.native._cpu_step import half_the_threads
 from tuneserve.native._sampler import NOT_FINITE
 from tuneserve.native._scheduler import Step
-from tuneserve.native._score import Choice, choose
 from tuneserve.native._sequence import Sequence
 
 
