@@ -115,8 +115,7 @@ def test_beams_are_those_of_transformers(
     end = found[1][0].token_ids[5]
     config = json.loads((model_dir / "config.json").read_text())
     (model_dir / "config.json").write_text(json.dumps(config | {"eos_token_id": [end]}))
-    found = check(model_dir, [2, end])
-    assert any(len(beam.token_ids) < 10 and beam.token_ids[-1] == end for beam in found[1])
+    assert check(model_dir, [2, end]) != found
 
 
 def test_one_beam_is_the_greedy_answer(llm: LLM) -> None:

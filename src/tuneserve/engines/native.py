@@ -57,8 +57,9 @@ class NativeEngine:
         context_length: int | None = None,
         max_running: int | None = None,
         dtype: str = "auto",
+        speculation: int = 0,
     ) -> "NativeEngine":
-        """Start the process and wait until it has loaded the model.
+        """Start the process and wait until it has loaded the model; see :class:`~tuneserve.native.EngineConfig`.
 
         Raises:
             InputError: the model cannot be loaded as it is.
@@ -72,6 +73,7 @@ class NativeEngine:
             "context_length": context_length,
             "max_running": max_running,
             "dtype": dtype,
+            "speculation": speculation,
         }
         ours, theirs = socket.socketpair()
         with theirs:

@@ -46,7 +46,7 @@ def make_batch(step: Step, device: torch.device) -> Batch:
     for row, (segment, start, end) in enumerate(zip(segments, starts[:-1], starts[1:], strict=True)):
         used = blocks_for(segment.end)
         tables[row, :used] = np.frombuffer(segment.sequence.blocks, dtype=np.int32, count=used)
-        ids[start:end] = segment.sequence.tokens[segment.start : segment.end]
+        ids[start:end] = segment.sequence.inputs(segment.start, segment.end)
         positions[start:end] = np.arange(segment.start, segment.end)
     rows = np.repeat(np.arange(len(segments)), np.diff(starts))
     slots = tables[rows, positions // BLOCK_SIZE] * np.int64(BLOCK_SIZE) + positions % BLOCK_SIZE

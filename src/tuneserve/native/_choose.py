@@ -17,16 +17,18 @@ Logits = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Choice:
-    """The next token of a sequence."""
+    """A new token of a sequence."""
 
     token: int
     logprob: TokenLogprob | None = None
 
 
 @torch.inference_mode()
-def choose(logits: Logits, hidden: torch.Tensor, segments: Iterable[Segment]) -> dict[Sequence, Choice | str]:
-    """Choose the next token of each segment that samples, or say why there is none.
+def choose(logits: Logits, hidden: torch.Tensor, segments: Iterable[Segment]) -> dict[Sequence, list[Choice] | str]:
+    """Choose the next tokens of each segment that samples, or say why there are none.
 
+    They are one more than what came true of the sequence's draft, to which it is cut: at each place a token is chosen
+    as it would be without a draft, and where it is the one in the draft, the choice at the next place holds as well.
     Log-probabilities of prompts are kept in their sequences.
 
     Args:
@@ -34,20 +36,40 @@ def choose(logits: Logits, hidden: torch.Tensor, segments: Iterable[Segment]) ->
         hidden: the rows that the segments' sequences asked to be scored, in order.
         segments: those of the step.
     """
-    sampled: list[Sequence] = []
-    rows: list[int] = []
+    places: list[Row] = []
+    indices: list[int] = []
     first = 0
     for segment in segments:
-        count = segment.sequence.scored_rows(segment.start, segment.count)
+        sequence = segment.sequence
+        count = sequence.scored_rows(segment.start, segment.count)
         _score_prompt(logits, hidden[first : first + count], segment, count)
         first += count
         if segment.samples:
-            sampled.append(segment.sequence)
-            rows.append(first - 1)
-    if not sampled:
+            rows = 1 + len(sequence.draft)
+            places += [Row(sequence, ahead) for ahead in range(rows)]
+            indices += range(first - rows, first)
+    if not places:
         return {}
-    scored = logits(hidden if len(rows) == len(hidden) else hidden[torch.tensor(rows, device=hidden.device)])
-    return dict(zip(sampled, _sampled(scored, sampled), strict=True))
+    scores = logits(hidden if len(places) == len(hidden) else hidden[torch.tensor(indices, device=hidden.device)])
+    chosen: dict[Sequence, list[Choice] | str] = {}
+    for place, choice in zip(places, _sampled(scores, places), strict=True):
+        _take(chosen, place, choice)
+    for sequence, choices in chosen.items():
+        sequence.settle(len(choices) - 1 if isinstance(choices, list) else 0)
+    return chosen
+
+
+def _take(chosen: dict[Sequence, list[Choice] | str], place: Row, choice: Choice | str) -> None:
+    """Note a choice if all of the draft before it came true."""
+    sequence, ahead = place.sequence, place.ahead
+    if ahead == 0:
+        chosen[sequence] = choice if isinstance(choice, str) else [choice]
+        return
+    before = chosen[sequence]
+    true = isinstance(before, list) and len(before) == ahead and before[-1].token == sequence.draft[ahead - 1]
+    # What fails after a token that came true will do so again in the next step.
+    if true and isinstance(before, list) and isinstance(choice, Choice):
+        before.append(choice)
 
 
 def _score_prompt(logits: Logits, hidden: torch.Tensor, segment: Segment, count: int) -> None:
@@ -63,19 +85,18 @@ def _score_prompt(logits: Logits, hidden: torch.Tensor, segment: Segment, count:
         sequence.prompt_logprobs += token_logprobs(scores, tokens, [wanted] * len(tokens))
 
 
-def _sampled(scores: torch.Tensor, sequences: list[Sequence]) -> list[Choice | str]:
-    wanted = [row for row, sequence in enumerate(sequences) if sequence.request.params.logprobs is not None]
+def _sampled(scores: torch.Tensor, places: list[Row]) -> list[Choice | str]:
+    wanted = [row for row, place in enumerate(places) if place.sequence.request.params.logprobs is not None]
     # Sampling changes the scores in place.
     before = scores[torch.tensor(wanted, device=scores.device)] if wanted else scores[:0]
-    chosen = sample(scores, [Row(sequence) for sequence in sequences])
-    choices = [token if isinstance(token, str) else Choice(token) for token in chosen]
+    choices = [token if isinstance(token, str) else Choice(token) for token in sample(scores, places)]
     if wanted:
         tokens = [choice.token if isinstance(choice := choices[row], Choice) else 0 for row in wanted]
-        counts = [sequences[row].request.params.logprobs or 0 for row in wanted]
+        counts = [places[row].sequence.request.params.logprobs or 0 for row in wanted]
         for row, logprob in zip(wanted, token_logprobs(before, tokens, counts), strict=True):
             if isinstance(choices[row], Choice):
                 choices[row] = Choice(logprob.token_id, logprob)
-    return [choice if _finite(sequence) else NOT_FINITE for choice, sequence in zip(choices, sequences, strict=True)]
+    return [choice if _finite(place.sequence) else NOT_FINITE for choice, place in zip(choices, places, strict=True)]
 
 
 def _finite(sequence: Sequence) -> bool:

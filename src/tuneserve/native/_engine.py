@@ -1,16 +1,18 @@
 """The native engine: schedule, run, postprocess."""
 
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
 from tuneserve._version import __version__
 from tuneserve.engines.contract import EngineInfo, EngineStats, FinishReason, GenerationRequest, TokenLogprob
-from tuneserve.errors import RequestError
+from tuneserve.errors import InputError, RequestError
 from tuneserve.native._blocks import BlockPool
 from tuneserve.native._choose import Choice
+from tuneserve.native._draft import Drafter
 from tuneserve.native._grammar import Grammars, GrammarState
-from tuneserve.native._load import EngineConfig, cache_blocks, load_decoder, running_limit
+from tuneserve.native._load import MOST_SPECULATION, EngineConfig, cache_blocks, load_decoder, running_limit
 from tuneserve.native._runner import Runner
 from tuneserve.native._scheduler import Scheduler
 from tuneserve.native._sequence import Sequence
@@ -44,12 +46,15 @@ class NativeCore:
     """
 
     def __init__(self, config: EngineConfig) -> None:
+        if not 0 <= config.speculation <= MOST_SPECULATION:
+            raise InputError(f"speculation is {config.speculation}; choose from 0 (off) to {MOST_SPECULATION}.")
         decoder = load_decoder(config)
         blocks = cache_blocks(config, decoder)
         max_running = running_limit(config, blocks)
         self._runner = Runner(decoder, blocks)
         self._pool = BlockPool(blocks, reuse=config.prefix_cache)
         self._scheduler = Scheduler(self._pool, max_running, max(_STEP_TOKENS, max_running))
+        self._speculation = config.speculation
         self._sequences: dict[str, Sequence] = {}
         self._compiling: dict[Sequence, Future[GrammarState]] = {}
         tokenizer_dir = None if config.tokenizer_dir is None else Path(config.tokenizer_dir)
@@ -89,6 +94,9 @@ class NativeCore:
         """
         self._check(request)
         sequence = Sequence(request)
+        if self._speculation:
+            limit = len(request.prompt_ids) + (request.params.max_tokens or self.info.context_length)
+            sequence.drafter = Drafter(sequence.tokens, self._speculation, min(limit, self.info.context_length))
         self._sequences[request.id] = sequence
         if request.params.grammar is None:
             self._scheduler.add(sequence)
@@ -111,7 +119,9 @@ class NativeCore:
             return refused
         results = self._runner.run(step)
         self._scheduler.complete(step, [sequence for sequence, choice in results.items() if isinstance(choice, str)])
-        return refused + [self._postprocess(sequence, choice) for sequence, choice in results.items()]
+        return refused + [
+            output for sequence, choices in results.items() for output in self._postprocess(sequence, choices)
+        ]
 
     def _take_compiled(self) -> list[Output]:
         """Queue the requests whose grammars are ready; return those whose grammars cannot be used."""
@@ -127,17 +137,21 @@ class NativeCore:
                 self._scheduler.add(sequence)
         return refused
 
-    def _postprocess(self, sequence: Sequence, choice: Choice | str) -> Output:
+    def _postprocess(self, sequence: Sequence, choices: list[Choice] | str) -> Iterator[Output]:
         request_id = sequence.request.id
-        if isinstance(choice, str):
+        if isinstance(choices, str):
             self.cancel(request_id)
-            return Output(request_id, None, failed=choice)
-        prompt_logprobs = sequence.first_logprobs()
-        sequence.append(choice.token)
-        reason = sequence.finish_reason(self.info.context_length)
-        if reason is not None:
-            self.cancel(request_id)
-        return Output(request_id, choice.token, reason, logprob=choice.logprob, prompt_logprobs=prompt_logprobs)
+            yield Output(request_id, None, failed=choices)
+            return
+        sequence.draft.clear()
+        for choice in choices:
+            prompt_logprobs = sequence.first_logprobs()
+            sequence.append(choice.token)
+            reason = sequence.finish_reason(self.info.context_length)
+            yield Output(request_id, choice.token, reason, logprob=choice.logprob, prompt_logprobs=prompt_logprobs)
+            if reason is not None:
+                self.cancel(request_id)
+                return
 
     def _check(self, request: GenerationRequest) -> None:
         ids, params = request.prompt_ids, request.params

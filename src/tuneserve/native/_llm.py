@@ -62,6 +62,7 @@ class LLM:
         max_running: sequences computed together; None is 64.
         cache_tokens: tokens that the cache holds; None takes what fits in memory, up to ``max_running`` full contexts.
         prefix_cache: whether a prompt uses what was computed for an equal beginning of another one.
+        speculation: tokens guessed at most from what a sequence repeats; the output is the same.
 
     Raises:
         InputError: the source cannot be run as it is.
@@ -77,6 +78,7 @@ class LLM:
         max_running: int | None = None,
         cache_tokens: int | None = None,
         prefix_cache: bool = True,
+        speculation: int = 0,
     ) -> None:
         self.source = source if isinstance(source, ResolvedSource) else resolve(source, base=base)
         self.tokenizer = open_tokenizer(self.source.tokenizer_dir, self.source.model_dir)
@@ -88,6 +90,7 @@ class LLM:
             max_running=max_running,
             cache_tokens=cache_tokens,
             prefix_cache=prefix_cache,
+            speculation=speculation,
         )
         self.core = NativeCore(settings)
 

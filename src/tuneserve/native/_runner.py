@@ -20,15 +20,15 @@ class Runner:
         self.cache = PagedCache(decoder.spec, blocks, decoder.dtype, decoder.device)
 
     @torch.inference_mode()
-    def run(self, step: Step) -> dict[Sequence, Choice | str]:
-        """Return what became of sequences: the token chosen next, or why there is none.
+    def run(self, step: Step) -> dict[Sequence, list[Choice] | str]:
+        """Return what became of sequences: the tokens chosen next, or why there are none.
 
         A sequence that is not there is still in its prompt.
         """
         with half_the_threads(self.decoder):
             return self._run(step)
 
-    def _run(self, step: Step) -> dict[Sequence, Choice | str]:
+    def _run(self, step: Step) -> dict[Sequence, list[Choice] | str]:
         self.cache.wipe(step.wiped)
         batch = make_batch(step, self.decoder.device)
         hidden = self._forward(batch)
@@ -43,7 +43,7 @@ class Runner:
         return self.decoder.forward(batch.ids, batch.positions, StepAttention(self.cache, batch))
 
 
-def _broken(step: Step, hidden: torch.Tensor) -> dict[Sequence, Choice | str]:
+def _broken(step: Step, hidden: torch.Tensor) -> dict[Sequence, list[Choice] | str]:
     """Return the sequences whose chunk of the prompt, which nothing is sampled from, ends in what is not finite."""
     rows, sequences, row = [], [], -1
     for segment in step.segments:

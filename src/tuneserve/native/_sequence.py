@@ -8,6 +8,7 @@ from random import Random
 from tuneserve.engines.contract import FinishReason, GenerationRequest, TokenLogprob
 from tuneserve.native._bad_words import BadWords
 from tuneserve.native._counts import TokenCounts
+from tuneserve.native._draft import Drafter
 from tuneserve.native._grammar import GrammarState
 
 
@@ -17,8 +18,9 @@ class Sequence:
 
     ``blocks`` are the cache blocks of its tokens in order, and ``arrival`` its number among the requests; the scheduler
     keeps both, as it does ``computed``. ``prompt_logprobs`` are those of the prompt's tokens from the second on, as far
-    as they are known. ``draft`` is a guess at the tokens to come. Where parameters need it, ``seen`` counts all tokens
-    and ``new`` those produced; ``edited`` says whether any parameter changes logits.
+    as they are known. ``draft`` is the ``drafter``'s guess at the tokens to come, while a step computes it. Where
+    parameters need it, ``seen`` counts all tokens and ``new`` those produced; ``edited`` says whether any parameter
+    changes logits.
     """
 
     request: GenerationRequest
@@ -27,6 +29,7 @@ class Sequence:
     arrival: int = 0
     blocks: "array[int]" = field(default_factory=lambda: array("i"))
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    drafter: Drafter | None = None
     draft: list[int] = field(default_factory=list)
     seen: TokenCounts | None = None
     new: TokenCounts | None = None
@@ -73,7 +76,20 @@ class Sequence:
         end = start + count
         if self.reusable < len(self.tokens):
             return end - max(start, self.reusable)
-        return int(end == len(self.tokens))
+        return max(0, end - len(self.tokens) + 1)
+
+    def propose(self, most: int) -> list[int]:
+        """Return a guess at up to ``most`` tokens to come, which the sequence's grammar allows; it may be empty."""
+        if self.drafter is None or self.reusable < len(self.tokens):
+            return []
+        guess = self.drafter.propose(self.tokens, most)
+        return guess[: self.grammar.allowed(guess)] if guess and self.grammar is not None else guess
+
+    def settle(self, true: int) -> None:
+        """Keep the first tokens of the draft, those that came true."""
+        if self.drafter is not None and self.draft:
+            self.drafter.learn(len(self.draft), true)
+        del self.draft[true:]
 
     def first_logprobs(self) -> list[TokenLogprob] | None:
         """Return the prompt's log-probabilities where they were asked for and the first token is still to come."""
@@ -83,6 +99,10 @@ class Sequence:
     def past(self, ahead: int) -> list[int]:
         """Return the tokens with the first ``ahead`` of the draft."""
         return self.tokens + self.draft[:ahead] if ahead else self.tokens
+
+    def inputs(self, start: int, end: int) -> list[int]:
+        """Return the tokens from position ``start`` to ``end``, those of the draft after all others."""
+        return self.tokens[start:end] + self.draft[: max(0, end - len(self.tokens))]
 
     def uniform(self, ahead: int = 0) -> float:
         """Return the random number in [0, 1) of the next token, or of one ``ahead`` of it."""
