@@ -10,7 +10,7 @@ Scores are logits over temperature from which the largest is taken away, float32
 import torch
 
 from tuneserve.engines.contract import SamplingParams
-from tuneserve.native._blocked import highest_reaching, ordered, sums
+from tuneserve.native._blocked import exponentials, highest_reaching, ordered, sums
 
 _LARGEST = torch.iinfo(torch.int32).max
 
@@ -45,10 +45,10 @@ def keep_among(
     bounded = limits.top_k > 0
     kth = values.gather(1, limits.top_k.long().clamp(min=1) - 1)
     certain = ~bounded | (kth > floor)
-    weights = torch.where(~bounded | (values >= kth), values.exp(), 0.0)
+    weights = torch.where(~bounded | (values >= kth), exponentials(values), 0.0)
     if any(each.top_p < 1 for each in params):
         cut = limits.top_p < 1
-        totals = torch.where(bounded, weights.double().sum(-1, keepdim=True), sums(scores.exp()))
+        totals = torch.where(bounded, weights.double().sum(-1, keepdim=True), sums(exponentials(scores)))
         before = weights.double().cumsum(-1) - weights
         last = values.gather(1, (before < limits.top_p * totals).sum(-1, keepdim=True).clamp(min=1) - 1)
         certain &= bounded | ~cut | (last > floor)
@@ -56,7 +56,7 @@ def keep_among(
         bounded |= cut
     if any(each.min_p > 0 for each in params):
         least = limits.min_p.float()
-        certain &= bounded | (least == 0) | (floor.exp() < least)
+        certain &= bounded | (least == 0) | (exponentials(floor) < least)
         weights = torch.where(weights >= least, weights, 0.0)
         bounded |= least > 0
     if any(each.typical_p < 1 for each in params):
@@ -68,7 +68,7 @@ def keep_among(
 def keep(scores: torch.Tensor, params: list[SamplingParams]) -> torch.Tensor:
     """Return the weights of all tokens, (rows, vocabulary), 0 for what is not kept."""
     limits = _Columns(params, scores)
-    weights = scores.exp()
+    weights = exponentials(scores)
     if any(each.top_k for each in params):
         keys = _LARGEST - ordered(-scores)
         lowest = highest_reaching(keys, torch.ones_like(scores), limits.top_k)

@@ -21,7 +21,7 @@ _DTYPES: dict[DtypeName, torch.dtype] = {"float32": torch.float32, "bfloat16": t
 # Where the model allows more, more is reserved only when asked for.
 _DEFAULT_CONTEXT = 8192
 _DEFAULT_RUNNING = 64
-MOST_SPECULATION = 31
+MOST_SPECULATION = 15
 # The rest is for activations, and for whatever else runs on the machine.
 _CACHE_SHARE = 0.6
 
