@@ -13,13 +13,12 @@ from tuneserve.errors import RequestError, TextError
 from tuneserve.native._beam import Beam, BeamRules, search
 from tuneserve.native._engine import NativeCore, Output
 from tuneserve.native._load import EngineConfig
-from tuneserve.native._offline import outputs
+from tuneserve.native._offline import MOST_SAMPLES, outputs
 from tuneserve.sources import ResolvedSource, resolve
 from tuneserve.text import Detokenizer, StopStrings, open_chat_template, open_tokenizer
 
 Prompt = str | Sequence[int]
 Conversation = Sequence[Mapping[str, Any]]
-_MOST_SAMPLES = 1024
 
 
 @dataclass(frozen=True)
@@ -116,8 +115,8 @@ class LLM:
         params = params or SamplingParams()
         if not ignore_eos:
             params = self._with_end_tokens(params)
-        if not 1 <= n <= _MOST_SAMPLES:
-            raise RequestError(f"n is {n}; choose from 1 to {_MOST_SAMPLES}.", "n")
+        if not 1 <= n <= MOST_SAMPLES:
+            raise RequestError(f"n is {n}; choose from 1 to {MOST_SAMPLES}.", "n")
         if n > 1 and params.temperature == 0:
             raise RequestError("n above 1 would repeat the greedy answer; raise the temperature.", "n")
         runs: list[_Run] = []

@@ -6,6 +6,9 @@ from tuneserve.engines.contract import GenerationRequest
 from tuneserve.errors import EngineError, RequestError
 from tuneserve.native._engine import NativeCore, Output
 
+# Of one prompt.
+MOST_SAMPLES = 1024
+
 
 def outputs(core: NativeCore, requests: Sequence[GenerationRequest]) -> Iterator[Output]:
     """Yield each new token of each request; requests are cancelled when the iterator is closed.
