@@ -149,3 +149,27 @@ def test_perplexity_is_that_of_the_models_loss(talker: Path, llm: LLM) -> None:
 def test_a_text_without_a_second_token_has_no_score(llm: LLM) -> None:
     with pytest.raises(RequestError, match="fewer than two"):
         llm.score([[5]])
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_embeddings_are_the_hidden_states_of_transformers(pooling: Any, talker: Path) -> None:
+    from transformers import AutoModel
+
+    # A step that holds no whole prompt, and a cache that has them all from the time before.
+    llm = LLM(talker, dtype="float32")
+    texts: list[Any] = ["the cat sat on the mat", [7], [(3 * index) % 290 for index in range(500)], [7, 8] * 120]
+    model = AutoModel.from_pretrained(talker, dtype=torch.float32).eval()
+    for _ in range(2):
+        states = llm.embed(texts, pooling=pooling)
+        assert states.dtype == torch.float32
+        for text, state in zip(texts, states, strict=True):
+            ids = llm.tokenizer.encode(text, add_special_tokens=True) if isinstance(text, str) else text
+            with torch.inference_mode():
+                hidden = model(torch.tensor([ids])).last_hidden_state[0]
+            expected = hidden.mean(0) if pooling == "mean" else hidden[-1]
+            torch.testing.assert_close(state, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_a_pooling_that_is_not_known_is_refused(llm: LLM) -> None:
+    with pytest.raises(RequestError, match="choose mean or last"):
+        llm.embed(["x"], pooling="max")  # type: ignore[arg-type]

@@ -42,7 +42,10 @@ def choose(logits: Logits, hidden: torch.Tensor, segments: Iterable[Segment]) ->
     for segment in segments:
         sequence = segment.sequence
         count = sequence.scored_rows(segment.start, segment.count)
-        _score_prompt(logits, hidden[first : first + count], segment, count)
+        if sequence.pooling is not None and sequence.reusable < len(sequence.tokens):
+            sequence.pooling.add(hidden[first : first + count])
+        else:
+            _score_prompt(logits, hidden[first : first + count], segment, count)
         first += count
         if segment.samples:
             rows = 1 + len(sequence.draft)

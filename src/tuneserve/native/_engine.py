@@ -13,6 +13,7 @@ from tuneserve.native._choose import Choice
 from tuneserve.native._draft import Drafter
 from tuneserve.native._grammar import Grammars, GrammarState
 from tuneserve.native._load import MOST_SPECULATION, EngineConfig, cache_blocks, load_decoder, running_limit
+from tuneserve.native._pooling import Pool, Pooling
 from tuneserve.native._runner import Runner
 from tuneserve.native._scheduler import Scheduler
 from tuneserve.native._sequence import Sequence
@@ -24,7 +25,7 @@ _COMPILING_SECONDS = 0.01
 
 @dataclass(frozen=True)
 class Output:
-    """A new token of a request, with the log-probabilities that it asked for, those of the prompt with the first.
+    """A new token of a request, with the log-probabilities that it asked for; what it asked of the prompt comes first.
 
     ``failed`` says why it cannot go on, ``refused`` why its grammar cannot be used.
     """
@@ -36,6 +37,7 @@ class Output:
     refused: str | None = None
     logprob: TokenLogprob | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
+    pooled: list[float] | None = None
 
 
 class NativeCore:
@@ -86,14 +88,17 @@ class NativeCore:
             prefix_hits=scheduler.found,
         )
 
-    def add(self, request: GenerationRequest) -> None:
-        """Queue a request.
+    def add(self, request: GenerationRequest, pool: Pool | None = None) -> None:
+        """Queue a request; with ``pool``, its first output has the prompt's hidden states after the last norm, pooled.
 
         Raises:
             RequestError: it can never be served.
         """
         self._check(request)
         sequence = Sequence(request)
+        if pool is not None:
+            assert request.params.prompt_logprobs is None
+            sequence.pooling = Pooling(pool)
         if self._speculation:
             limit = len(request.prompt_ids) + (request.params.max_tokens or self.info.context_length)
             sequence.drafter = Drafter(sequence.tokens, self._speculation, min(limit, self.info.context_length))
@@ -148,7 +153,14 @@ class NativeCore:
             prompt_logprobs = sequence.first_logprobs()
             sequence.append(choice.token)
             reason = sequence.finish_reason(self.info.context_length)
-            yield Output(request_id, choice.token, reason, logprob=choice.logprob, prompt_logprobs=prompt_logprobs)
+            yield Output(
+                request_id,
+                choice.token,
+                reason,
+                logprob=choice.logprob,
+                prompt_logprobs=prompt_logprobs,
+                pooled=None if sequence.pooling is None else sequence.pooling.state(),
+            )
             if reason is not None:
                 self.cancel(request_id)
                 return

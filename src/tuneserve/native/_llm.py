@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 
 from tuneserve.engines.contract import FinishReason, GenerationRequest, SamplingParams, TokenLogprob
 from tuneserve.errors import RequestError, TextError
@@ -14,6 +15,7 @@ from tuneserve.native._beam import Beam, BeamRules, search
 from tuneserve.native._engine import NativeCore, Output
 from tuneserve.native._load import EngineConfig
 from tuneserve.native._offline import MOST_SAMPLES, outputs
+from tuneserve.native._pooling import POOLS, Pool
 from tuneserve.sources import ResolvedSource, resolve
 from tuneserve.text import Detokenizer, StopStrings, open_chat_template, open_tokenizer
 
@@ -176,6 +178,23 @@ class LLM:
             requests.append(GenerationRequest(id=str(len(requests)), prompt_ids=ids, params=params))
         found = {output.id: output.prompt_logprobs or [] for output in outputs(self.core, requests)}
         return [Score(request.prompt_ids, [entry.logprob for entry in found[request.id]]) for request in requests]
+
+    def embed(self, texts: Sequence[Prompt], *, pooling: Pool = "mean") -> torch.Tensor:
+        """Return the hidden states of each text after the last norm: their mean, or the last; float32 (texts, hidden).
+
+        Raises:
+            RequestError: a text has no tokens, or does not fit in the context; or the pooling is not known.
+            EngineError: the model gave no finite numbers.
+        """
+        if pooling not in POOLS:
+            raise RequestError(f"the pooling {pooling!r} is not known; choose {' or '.join(POOLS)}.", "pooling")
+        params = SamplingParams(temperature=0, max_tokens=1)
+        requests = [
+            GenerationRequest(id=str(index), prompt_ids=self._ids(text), params=params)
+            for index, text in enumerate(texts)
+        ]
+        states = {output.id: output.pooled for output in outputs(self.core, requests, pooling)}
+        return torch.tensor([states[request.id] for request in requests], dtype=torch.float32)
 
     def chat(
         self, conversations: Sequence[Conversation], params: SamplingParams | None = None, *, stop: Sequence[str] = ()

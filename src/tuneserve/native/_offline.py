@@ -5,13 +5,16 @@ from collections.abc import Iterator, Sequence
 from tuneserve.engines.contract import GenerationRequest
 from tuneserve.errors import EngineError, RequestError
 from tuneserve.native._engine import NativeCore, Output
+from tuneserve.native._pooling import Pool
 
 # Of one prompt.
 MOST_SAMPLES = 1024
 
 
-def outputs(core: NativeCore, requests: Sequence[GenerationRequest]) -> Iterator[Output]:
+def outputs(core: NativeCore, requests: Sequence[GenerationRequest], pool: Pool | None = None) -> Iterator[Output]:
     """Yield each new token of each request; requests are cancelled when the iterator is closed.
+
+    For ``pool`` see :meth:`NativeCore.add`.
 
     One that was cancelled on the way may still have tokens from the same step.
 
@@ -22,7 +25,7 @@ def outputs(core: NativeCore, requests: Sequence[GenerationRequest]) -> Iterator
     added = []
     try:
         for request in requests:
-            core.add(request)
+            core.add(request, pool)
             added.append(request.id)
         while not core.idle:
             for output in core.step():

@@ -10,6 +10,7 @@ from tuneserve.native._bad_words import BadWords
 from tuneserve.native._counts import TokenCounts
 from tuneserve.native._draft import Drafter
 from tuneserve.native._grammar import GrammarState
+from tuneserve.native._pooling import Pooling
 
 
 @dataclass(eq=False)
@@ -29,6 +30,7 @@ class Sequence:
     arrival: int = 0
     blocks: "array[int]" = field(default_factory=lambda: array("i"))
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    pooling: Pooling | None = None
     drafter: Drafter | None = None
     draft: list[int] = field(default_factory=list)
     seen: TokenCounts | None = None
@@ -66,10 +68,16 @@ class Sequence:
 
     @property
     def reusable(self) -> int:
-        """How many of its first tokens another sequence may have computed: scoring a prompt needs all of its logits."""
-        scored = self.request.params.prompt_logprobs is None or self.generated
-        known = len(self.prompt_logprobs)
-        return len(self.tokens) if scored or known == len(self.request.prompt_ids) - 1 else known
+        """How many of its first tokens another sequence may have computed: what is asked about each needs it computed.
+
+        It is all of them once the prompt's log-probabilities and its pooled state are known.
+        """
+        prompt = len(self.request.prompt_ids)
+        if self.pooling is not None and self.pooling.count < prompt:
+            return self.pooling.count
+        if self.request.params.prompt_logprobs is not None and len(self.prompt_logprobs) < prompt - 1:
+            return len(self.prompt_logprobs)
+        return len(self.tokens)
 
     def scored_rows(self, start: int, count: int) -> int:
         """Return how many of the last of ``count`` tokens from position ``start`` on need logits."""
