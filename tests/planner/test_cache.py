@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from tuneserve.errors import SpecError
-from tuneserve.native._cache import bytes_per_token
+from tuneserve.native._blocks import BLOCK_SIZE
+from tuneserve.native._cache import bytes_per_block
 from tuneserve.planner._cache import read_cache
 from tuneserve.spec import read_spec
 
@@ -18,7 +19,8 @@ LLAMA = {
 def test_a_token_takes_what_the_native_engine_gives_it() -> None:
     import torch
 
-    assert read_cache(LLAMA).per_token == bytes_per_token(read_spec(LLAMA), torch.bfloat16) == 131072
+    assert read_cache(LLAMA).per_token == 131072
+    assert bytes_per_block(read_spec(LLAMA), torch.bfloat16) == BLOCK_SIZE * 131072
 
 
 @pytest.mark.parametrize(
