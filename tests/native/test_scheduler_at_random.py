@@ -115,10 +115,12 @@ class Engine(RuleBasedStateMachine):
             assert not any(POISON in self.memory[block] for block in segment.sequence.blocks)
         for segment in step.segments:
             self.compute(segment, segment.sequence in failed)
+        held = [(sequence, set(sequence.blocks)) for sequence in failed]
         self.scheduler.complete(step, failed)
-        for sequence in failed:
+        for sequence, blocks in held:
             del self.alive[sequence.request.id]
-            assert not self.pool.find((), 0, sequence.tokens, sequence.request.adapter)
+            # Another sequence may have computed the same beginning in the same step, in a block of its own.
+            assert blocks.isdisjoint(self.pool.find((), 0, sequence.tokens, sequence.request.adapter))
         for segment in step.segments:
             if segment.sequence not in failed and segment.end == len(segment.sequence.tokens):
                 self.sample(segment.sequence)
