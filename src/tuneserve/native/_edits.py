@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tuneserve.native._grammar import forbidden
 from tuneserve.native._sequence import Row
 
 _Numbers = NDArray[np.int64] | NDArray[np.float32]
@@ -79,14 +80,17 @@ def _ban(logits: torch.Tensor, edited: _Edited) -> None:
 
 
 def _keep_to_grammars(logits: torch.Tensor, edited: _Edited) -> None:
-    indices, masks = [], []
-    for index, row in edited:
-        if (grammar := row.sequence.grammar) is not None:
-            indices.append(index)
-            masks.append(grammar.mask(row.sequence.draft[: row.ahead])[: logits.shape[1]])
-    if masks:
-        allowed = torch.from_numpy(np.stack(masks)).to(logits.device).bool()
-        logits[indices] = logits[indices].masked_fill_(~allowed, -torch.inf)
+    # The rows of a sequence follow one another: after its last token, then after each of its draft.
+    indices = [index for index, row in edited if row.sequence.grammar is not None]
+    states = [
+        (row.sequence.grammar, row.sequence.draft)
+        for _, row in edited
+        if row.ahead == 0 and row.sequence.grammar is not None
+    ]
+    if states:
+        masks = torch.from_numpy(forbidden(states, logits.shape[1])).to(logits.device)
+        for index, mask in zip(indices, masks, strict=True):
+            logits[index].masked_fill_(mask, -torch.inf)
 
 
 def _flat(logits: torch.Tensor) -> torch.Tensor:

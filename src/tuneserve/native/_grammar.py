@@ -4,8 +4,10 @@ Compiling and each mask are bounded by llguidance's own limits, and grammars by 
 """
 
 import json
+import os
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +19,13 @@ from tuneserve.errors import RequestError, TextError
 from tuneserve.text import open_tokenizer
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
 # A list of choices that long takes about a second.
 _MAX_CHARACTERS = 200_000
 _KEPT = 32
 _THREADS = 2
+_MOST_THREADS = 16
 # Half of llguidance's defaults or less: a mask takes up to 10 ms, and the states of a lexer up to 40 MB.
 _LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 500_000,
@@ -36,36 +39,60 @@ TOO_COMPLEX = "the grammar became too complex to follow; simplify it."
 
 
 class GrammarState:
-    """How far a sequence has come in its grammar."""
+    """How far a sequence has come in its grammar, over a tokenizer's ``vocabulary``."""
 
-    def __init__(self, matcher: "LLMatcher") -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: "LLMatcher", vocabulary: int) -> None:
+        self.matcher = matcher
+        self.vocabulary = vocabulary
 
     @property
     def ended(self) -> bool:
         """Whether nothing more can follow."""
-        return self._matcher.is_stopped()
+        return self.matcher.is_stopped()
 
     @property
     def failed(self) -> bool:
         """Whether a limit was reached."""
-        return self._matcher.is_error()
+        return self.matcher.is_error()
 
     def advance(self, token: int) -> None:
         """Take a token that the mask allowed."""
-        self._matcher.consume_token(token)
+        self.matcher.consume_token(token)
 
     def allowed(self, tokens: list[int]) -> int:
         """Return how many of ``tokens`` may follow one after the other."""
-        return self._matcher.validate_tokens(tokens)
+        return self.matcher.validate_tokens(tokens)
 
-    def mask(self, draft: list[int]) -> NDArray[np.uint8]:
-        """Return 1 for each token that may follow after ``draft``, which must be allowed, else 0."""
-        taken = self._matcher.try_consume_tokens(draft) if draft else 0
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        if taken:
-            self._matcher.rollback(taken)
-        return np.unpackbits(bits, bitorder="little")
+
+def forbidden(states: Sequence[tuple["GrammarState", list[int]]], vocabulary: int) -> NDArray[np.bool_]:
+    """Return which tokens may not follow, (rows, vocabulary): for each state a row, and one after each draft token.
+
+    Args:
+        states: each with a draft that it allows. Nothing is said of what comes after a draft's end token.
+        vocabulary: tokens that there are logits for.
+    """
+    from llguidance import numpy as masks
+
+    plain, drafted, rows = [], [], 0
+    for state, draft in states:
+        if draft:
+            drafted.append((state.matcher, rows, draft))
+        else:
+            plain.append((state.matcher, rows))
+        rows += 1 + len(draft)
+    bits = masks.allocate_token_bitmask(rows, states[0][0].vocabulary)
+    if plain:
+        masks.fill_next_token_bitmask_par(_executor(), plain, bits)
+    if drafted:
+        masks.fill_next_token_bitmask_par_with_draft_tokens(_executor(), drafted, bits)
+    return np.unpackbits(~bits.view(np.uint8), axis=1, count=vocabulary, bitorder="little").view(np.bool_)
+
+
+@cache
+def _executor() -> "LLExecutor":
+    from llguidance import LLExecutor
+
+    return LLExecutor(num_threads=min(_MOST_THREADS, len(os.sched_getaffinity(0))))
 
 
 class Grammars:
@@ -89,7 +116,11 @@ class Grammars:
 
         Its result raises :class:`~tuneserve.errors.RequestError` where the grammar cannot be used.
         """
-        return self._threads.submit(lambda: GrammarState(self._compiled(grammar.kind, grammar.text).deep_copy()))
+        return self._threads.submit(self._state, grammar)
+
+    def _state(self, grammar: Grammar) -> GrammarState:
+        matcher = self._compiled(grammar.kind, grammar.text).deep_copy()
+        return GrammarState(matcher, self._tokenizer.vocab_size)
 
     def _compile(self, kind: str, text: str) -> "LLMatcher":
         from llguidance import LLMatcher, LLParserLimits
