@@ -92,14 +92,17 @@ def test_more_than_the_vocabulary_are_the_vocabulary(make_llama: Callable[..., P
 
 def test_they_cross_the_wire(talker: Path, reference_logprobs: Reference) -> None:
     async def scenario() -> None:
-        engine = await NativeEngine.start(resolve(talker), dtype="float32")
+        engine = await NativeEngine.start(resolve(talker), dtype="float32", speculation=3)
         try:
-            params = SamplingParams(temperature=0, max_tokens=4, logprobs=2, prompt_logprobs=1)
+            params = SamplingParams(
+                temperature=0, max_tokens=4, logprobs=2, prompt_logprobs=1, logit_bias={5: 50.0}, bad_words=((5, 5),)
+            )
             request = GenerationRequest(id="x", prompt_ids=[7, 8, 9], params=params)
             chunks = [chunk async for chunk in engine.generate(request)]
         finally:
             await engine.close()
         ids = [7, 8, 9] + [token for chunk in chunks for token in chunk.token_ids]
+        assert ids[3] == 5 != ids[4]
         expected = reference_logprobs(talker, ids)
         check([entry for chunk in chunks for entry in chunk.logprobs or []], ids, 2, expected)
         assert chunks[0].prompt_logprobs is not None
