@@ -75,11 +75,11 @@ class BlockPool:
         self._let_go(table[index])
         table[index] = block
 
-    def release(self, table: "array[int]") -> None:
-        """Let go of a table's blocks and empty it."""
-        for block in reversed(table):
+    def release(self, table: "array[int]", keep: int = 0) -> None:
+        """Let go of a table's blocks but for the first ``keep``, and take them out of it."""
+        for block in reversed(table[keep:]):
             self._let_go(block)
-        del table[:]
+        del table[keep:]
 
     def discard(self, table: "array[int]") -> None:
         """Let go of a table that may hold what is not finite: nobody will find its blocks, nor what follows them."""
