@@ -49,3 +49,8 @@ def test_a_compiler_that_fails_is_reported_and_leaves_nothing(
     with pytest.raises(EngineError, match="CXX names no-such-compiler"):
         cpu.build()
     assert [path.name for path in own_cache.iterdir()] == [".lock"]
+
+
+def test_a_driver_for_c_links_what_cpp_needs(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "gcc")
+    assert cpu.load(cpu.build("x86-64")).packed_bytes(cpu.Kind.FLOAT32, 16, 16) > 0
