@@ -211,7 +211,20 @@ def test_samples_are_different_and_repeat_with_their_seed(model: NativeModel) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_beams": 4, "assistant_model": None}, "does not take assistant_model, num_beams"),
+        ({"num_beam": 4, "assistant_model": 3, "logits_processor": None}, "does not take assistant_model, num_beam;"),
+        ({"past_key_values": ()}, "does not take past_key_values"),
+        ({"unsupported": {"max_time": 3}}, "does not take unsupported"),
+        ({"no_repeat_ngram_size": 2}, "no_repeat_ngram_size=2 is not supported; pass no_repeat_ngram_size=0"),
+        ({"return_dict_in_generate": True}, "return_dict_in_generate=True is not supported"),
+        ({"num_beams": 2, "do_sample": True}, "do_sample cannot be had with num_beams"),
+        ({"num_beams": 2, "early_stopping": "never", "min_length": 8}, "min_length, early_stopping cannot"),
+        ({"num_beams": 2, "stopping_criteria": [bool]}, "stopping_criteria cannot"),
+        ({"num_beams": 51}, "beam_width"),
+        ({"num_return_sequences": 10**9, "do_sample": True}, "num_return_sequences"),
+        ({"bad_words_ids": [[]]}, "bad_words"),
+        ({"bad_words_ids": [[999]]}, "bad_words"),
+        ({"bad_words_ids": 3}, "wrong type"),
+        ({"typical_p": 0.0, "do_sample": True}, "typical_p"),
         ({"use_cache": False}, "use_cache=False"),
         ({"inputs": PROMPT}, "two names"),
         ({"input_ids": None}, "needs input_ids"),
@@ -234,6 +247,107 @@ def test_what_generate_cannot_do_is_refused(options: dict[str, Any], message: st
     with pytest.raises(InputError, match=message):
         model.generate(**{"input_ids": PROMPT, **options})
     assert continued(model, max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bad_words_ids": [[3], [7, 9], [END]]},
+        {"suppress_tokens": [3, 4, 5]},
+        {"min_length": 14},
+        {"min_length": 9, "min_new_tokens": 10},
+        {"num_beams": 3},
+        {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 0.5, "early_stopping": True},
+        {"no_repeat_ngram_size": 0, "guidance_scale": 1.0, "output_scores": False, "logits_processor": None},
+    ],
+    ids=str,
+)
+def test_options_mean_what_they_mean_in_transformers(
+    options: dict[str, Any], model_dir: Path, model: NativeModel
+) -> None:
+    greedy = continued(model, max_new_tokens=10, eos_token_id=254)
+    if "bad_words_ids" in options or "suppress_tokens" in options:
+        # Tokens that would come are those that may not.
+        options = {name: _instead(value, greedy) for name, value in options.items()}
+    ids = torch.cat((PROMPT, torch.tensor([[1, 2, 3, 4, 5]])))
+    given = {"max_new_tokens": 12, "eos_token_id": [greedy[6]], "pad_token_id": 9, "do_sample": False, **options}
+    expected = reference(model_dir).generate(ids, attention_mask=torch.ones_like(ids), **given)
+    assert torch.equal(model.generate(ids, **given), expected)
+    if "guidance_scale" not in options:
+        plain = {name: value for name, value in given.items() if name not in options}
+        assert not torch.equal(model.generate(ids, **plain), expected)
+
+
+def _instead(value: Any, greedy: list[int]) -> Any:
+    return [_instead(each, greedy) for each in value] if isinstance(value, list) else greedy[value % len(greedy)]
+
+
+def test_typical_sampling_leaves_what_is_too_likely(model: NativeModel) -> None:
+    first = {model.generate(PROMPT, do_sample=True, max_new_tokens=1, typical_p=0.01, top_k=0, seed=seed)[0, -1].item()
+             for seed in range(12)}  # fmt: skip
+    assert len(first) <= 3
+
+
+def test_stopping_criteria_are_asked_after_each_token(model: NativeModel) -> None:
+    from transformers import StoppingCriteriaList
+    from transformers.generation import MaxLengthCriteria, StoppingCriteria
+
+    class AtToken(StoppingCriteria):  # type: ignore[misc]
+        def __init__(self, token: int) -> None:
+            self.token = token
+
+        def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+            return input_ids[:, -1] == self.token
+
+    tokens = continued(model, max_new_tokens=10, eos_token_id=[])
+    criteria = StoppingCriteriaList([MaxLengthCriteria(PROMPT.shape[1] + 7)])
+    assert continued(model, max_new_tokens=10, eos_token_id=[], stopping_criteria=criteria) == tokens[:7]
+    criteria.append(AtToken(tokens[3]))
+    stopped = continued(model, max_new_tokens=10, eos_token_id=[], stopping_criteria=criteria)
+    assert stopped == tokens[: tokens.index(tokens[3]) + 1]
+
+
+def test_a_stop_string_can_begin_in_the_prompt(model_dir: Path) -> None:
+    model, tokenizer = load(model_dir)
+    prompt = tokenizer("abcabc", return_tensors="pt").input_ids
+    (first,) = model.generate(prompt, max_new_tokens=1, eos_token_id=[])[0, -1:].tolist()
+    letter = tokenizer.decode([first])
+    for stop, length in (("abc" + letter, 1), ("c" + letter, 1), ("abc", 6), ("bcab", 6)):
+        options = {"max_new_tokens": 6, "stop_strings": stop, "tokenizer": tokenizer}
+        theirs = reference(model_dir).generate(
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, eos_token_id=254, **options
+        )
+        ours = model.generate(prompt, eos_token_id=254, **options)
+        assert torch.equal(ours, theirs)
+        assert ours.shape[1] <= prompt.shape[1] + length
+
+
+def test_what_a_file_asks_for_is_refused_when_used_unless_the_call_has_it_otherwise(model_dir: Path) -> None:
+    (model_dir / "generation_config.json").write_text(json.dumps({"no_repeat_ngram_size": 3, "sequence_bias": None}))
+    model, _ = load(model_dir)
+    with pytest.raises(InputError, match="no_repeat_ngram_size=3 is not supported"):
+        continued(model, max_new_tokens=2)
+    assert len(continued(model, max_new_tokens=2, no_repeat_ngram_size=0, eos_token_id=[])) == 2
+
+
+def test_every_setting_of_transformers_is_had_or_refused_or_changes_no_token() -> None:
+    from transformers import GenerationConfig
+
+    from tuneserve.native import GenerationSettings
+    from tuneserve.native._settings import _UNSUPPORTED
+
+    changes_no_token = {
+        "_from_model_config", "assistant_confidence_threshold", "assistant_early_exit", "assistant_ensemble_weight",
+        "assistant_lookbehind", "bos_token_id", "cache_config", "cache_implementation", "compile_config",
+        "continuous_batching_config", "decoder_start_token_id", "disable_compile", "is_assistant", "low_memory",
+        "max_cache_len", "max_matching_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule",
+        "output_attentions", "output_hidden_states", "output_logits", "output_scores", "prefill_chunk_size",
+        "prompt_lookup_num_tokens", "remove_invalid_values", "renormalize_logits", "speculation_type",
+        "target_lookbehind", "transformers_version", "use_cache", "use_mtp",
+    }  # fmt: skip
+    had = {*GenerationSettings.__struct_fields__, *_UNSUPPORTED, "eos_token_id"}
+    assert GenerationConfig().to_dict().keys() - had <= changes_no_token
+    assert not had & changes_no_token
 
 
 def test_training_and_unknown_options_are_refused(model_dir: Path, model: NativeModel) -> None:

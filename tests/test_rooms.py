@@ -11,9 +11,12 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "tuneserve"
 ROOMS = (
     "_version", "errors", "hardware", "client", "checkpoint", "spec", "sources", "adapters", "text", "engines",
-    "kernels", "model", "native", "planner", "parity", "artifacts", "fast", "gateway", "deploy", "bench", "cli",
+    "kernels", "model", "native", "parity", "artifacts", "planner", "fast", "gateway", "deploy", "bench", "cli",
 )  # fmt: skip
-WITHOUT_TORCH = ("errors", "client", "checkpoint", "spec", "sources", "adapters", "text", "engines", "gateway", "cli")
+WITHOUT_TORCH = (
+    "errors", "hardware", "client", "checkpoint", "spec", "sources", "adapters", "text", "engines", "planner",
+    "gateway", "cli",
+)  # fmt: skip
 SERVING = ("engines.native", "gateway", "native.server")
 
 

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from tuneserve.fast import FastLanguageModel
     from tuneserve.native import LLM
     from tuneserve.parity import verify
+    from tuneserve.planner import plan
 
-__all__ = ["LLM", "FastLanguageModel", "__version__", "export", "verify"]
+__all__ = ["LLM", "FastLanguageModel", "__version__", "export", "plan", "verify"]
 
 # Imported when first asked for, because torch takes seconds.
 _HOMES = {
@@ -19,6 +20,7 @@ _HOMES = {
     "FastLanguageModel": "tuneserve.fast",
     "export": "tuneserve.artifacts",
     "verify": "tuneserve.parity",
+    "plan": "tuneserve.planner",
 }
 
 

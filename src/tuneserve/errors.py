@@ -10,6 +10,7 @@
     │   ├── AdapterError        an adapter that is malformed, not understood, or made for another base
     │   ├── TextError           a tokenizer or chat template that is missing, broken or unsafe
     │   ├── RequestError        a generation request that cannot be honoured
+    │   ├── HardwareError       hardware that does not exist, or on which the model cannot be served
     │   └── OutputError         an output path that cannot be written
     ├── ParityError             checked, and not the model that was trained; exit code 1
     └── EngineError             an engine that did not start, died, or answered nonsense
@@ -54,6 +55,10 @@ class RequestError(InputError):
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class HardwareError(InputError):
+    """There is no such hardware, or the model cannot be served on it as asked."""
 
 
 class OutputError(InputError):

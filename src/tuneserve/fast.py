@@ -4,26 +4,17 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
 
 from tuneserve.artifacts import SavesArtifacts
 from tuneserve.engines.contract import GenerationRequest
-from tuneserve.errors import EngineError, InputError
-from tuneserve.native import EngineConfig, NativeCore, read_generation_settings
+from tuneserve.errors import InputError
+from tuneserve.native import EngineConfig, NativeCore, read_generation_settings, search
+from tuneserve.native.rows import StoppingCriterion, Streamer, continue_rows, padded, rows_of
 from tuneserve.sources import ResolvedSource, read_config, resolve
-from tuneserve.text import Detokenizer, StopStrings, open_tokenizer
-
-
-class Streamer(Protocol):
-    """What Transformers' streamers have."""
-
-    def put(self, value: torch.Tensor) -> None:
-        """Take token ids: the prompt's first, then each new one."""
-
-    def end(self) -> None:
-        """Learn that there are no more."""
+from tuneserve.text import open_tokenizer
 
 
 class FastLanguageModel:
@@ -139,14 +130,12 @@ class NativeModel(SavesArtifacts):
         min_p: float | None = None,
         repetition_penalty: float | None = None,
         eos_token_id: int | Sequence[int] | None = None,
-        pad_token_id: int | None = None,
-        stop_strings: str | Sequence[str] | None = None,
-        num_return_sequences: int = 1,
         streamer: Streamer | None = None,
+        stopping_criteria: Sequence[StoppingCriterion] | None = None,
         seed: int | None = None,
         use_cache: bool = True,
         tokenizer: object = None,  # noqa: ARG002
-        **unknown: Any,
+        **more: Any,
     ) -> torch.Tensor:
         """Continue each row as Transformers' ``generate`` does; padding does not change what a row produces.
 
@@ -154,11 +143,15 @@ class NativeModel(SavesArtifacts):
             input_ids: int64 (rows, length); ``inputs`` is another name for it.
             attention_mask: 1 where a token counts, 0 for padding; all count where it is left out.
             seed: makes sampling repeatable; left out, it is drawn from PyTorch's generator.
+            stopping_criteria: asked after each token of a row, with its ids, int64 (1, length), and None for scores.
             tokenizer: accepted because Transformers wants it with ``stop_strings``; the model's own is used.
             use_cache: True; nothing else is offered.
+            more: ``bad_words_ids``, ``early_stopping``, ``length_penalty``, ``min_length``, ``num_beams``,
+                ``num_return_sequences``, ``pad_token_id``, ``stop_strings``, ``suppress_tokens``, ``typical_p``.
 
         The other arguments mean what they mean in Transformers, with the same defaults from
-        ``generation_config.json``. ``streamer`` takes one row.
+        ``generation_config.json``. ``streamer`` takes one row. What Transformers takes beside these may be given as
+        None, False or what changes nothing.
 
         Returns:
             int64 (rows * num_return_sequences, longest): the input with what followed, padded at the end.
@@ -166,94 +159,52 @@ class NativeModel(SavesArtifacts):
         Raises:
             InputError: an argument is unknown, malformed or not supported.
         """
-        _refuse_unknown("generate", unknown)
         if not use_cache:
             raise InputError("use_cache=False is not supported; leave it out.")
         if input_ids is not None and inputs is not None:
             raise InputError("input_ids and inputs are two names for one argument; pass one of them.")
         ids = input_ids if input_ids is not None else inputs
-        rows = _rows(ids, attention_mask)
-        if num_return_sequences < 1:
-            raise InputError(f"num_return_sequences is {num_return_sequences}; choose 1 or more.")
-        ends = self._ends(eos_token_id)
+        rows = rows_of(ids, attention_mask)
+        ends = tuple(self._ends(eos_token_id))
         settings = self._defaults.with_given(
             do_sample=do_sample, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             repetition_penalty=repetition_penalty, min_new_tokens=min_new_tokens, max_new_tokens=max_new_tokens,
-            max_length=max_length, pad_token_id=pad_token_id,
+            max_length=max_length, **more,
         )  # fmt: skip
-        if num_return_sequences > 1 and not settings.do_sample:
-            raise InputError("num_return_sequences above 1 would repeat the greedy answer; pass do_sample=True.")
-        if streamer is not None and len(rows) * num_return_sequences != 1:
+        settings.check()
+        if streamer is not None and len(rows) * settings.num_return_sequences != 1:
             raise InputError("a streamer takes a single row; pass one prompt.")
         assert ids is not None
         # In Transformers the padded width counts towards max_length.
         room = settings.room(ids.shape[1])
-        first_seed = int(torch.randint(2**62, ())) if seed is None else seed
-        requests = []
-        for index in range(len(rows) * num_return_sequences):
-            params = settings.params(room, tuple(ends), first_seed + index)
-            prompt = rows[index // num_return_sequences]
-            requests.append(GenerationRequest(id=str(index), prompt_ids=prompt, params=params))
-        stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings or ())
-        outputs = self._run(requests, stops, streamer)
+        if settings.num_beams > 1:
+            if streamer is not None or stopping_criteria:
+                raise InputError(
+                    "a streamer and stopping_criteria cannot be had with num_beams above 1; leave them out."
+                )
+            found = search(self._core, rows, settings.beam_rules(room, ends))
+            outputs = [beam.token_ids for beams in found for beam in beams[: settings.num_return_sequences]]
+        else:
+            first_seed = int(torch.randint(2**62, ())) if seed is None else seed
+            prompts = [row for row in rows for _ in range(settings.num_return_sequences)]
+            requests = [
+                GenerationRequest(
+                    id=str(index),
+                    prompt_ids=prompt,
+                    params=settings.params(room, ids.shape[1], ends, first_seed + index),
+                )
+                for index, prompt in enumerate(prompts)
+            ]
+            outputs = continue_rows(
+                self._core, self._tokenizer, requests, settings.stops, streamer, list(stopping_criteria or ())
+            )
         pad = settings.pad_token_id if settings.pad_token_id is not None else next(iter(ends), 0)
-        return _padded(ids.repeat_interleave(num_return_sequences, dim=0), outputs, pad)
+        return padded(ids.repeat_interleave(settings.num_return_sequences, dim=0), outputs, pad)
 
     def _ends(self, given: int | Sequence[int] | None) -> list[int]:
         if given is not None:
             return [given] if isinstance(given, int) else list(given)
         return sorted(token for token in self._tokenizer.end_token_ids if token < self._core.info.vocab_size)
-
-    def _run(
-        self, requests: list[GenerationRequest], stops: list[str], streamer: Streamer | None
-    ) -> dict[str, list[int]]:
-        outputs: dict[str, list[int]] = {request.id: [] for request in requests}
-        watchers = {request.id: (Detokenizer(self._tokenizer), StopStrings(stops)) for request in requests if stops}
-        # The text that the watchers see has no special tokens in it.
-        stop_ids = self._tokenizer.special_ids & {self._tokenizer.backend.token_to_id(stop) for stop in stops}
-        try:
-            for request in requests:
-                self._core.add(request)
-            if streamer is not None:
-                streamer.put(torch.tensor([requests[0].prompt_ids]))
-            while not self._core.idle:
-                for output in self._core.step():
-                    if output.failed or output.token is None:
-                        raise EngineError("the model gave no finite probabilities; check its weights, or use float32.")
-                    outputs[output.id].append(output.token)
-                    if streamer is not None:
-                        streamer.put(torch.tensor([output.token]))
-                    if watchers and (output.token in stop_ids or _hits(watchers[output.id], output.token)):
-                        self._core.cancel(output.id)
-        finally:
-            for request in requests:
-                self._core.cancel(request.id)
-        if streamer is not None:
-            streamer.end()
-        return outputs
-
-
-def _hits(watcher: tuple[Detokenizer, StopStrings], token: int) -> bool:
-    detokenizer, stops = watcher
-    return stops.push(detokenizer.push([token]))[1] is not None
-
-
-def _rows(ids: torch.Tensor | None, mask: torch.Tensor | None) -> list[list[int]]:
-    if not isinstance(ids, torch.Tensor) or ids.dim() != 2 or ids.is_floating_point() or not len(ids):
-        raise InputError("generate needs input_ids, integers (rows, length) of a row or more; tokenize a prompt.")
-    if mask is None:
-        return [row.tolist() for row in ids]
-    if mask.shape != ids.shape:
-        raise InputError(
-            f"attention_mask is {list(mask.shape)} and input_ids {list(ids.shape)}; pass both from one tokenizer call."
-        )
-    return [row[keep].tolist() for row, keep in zip(ids, mask.bool(), strict=True)]
-
-
-def _padded(ids: torch.Tensor, outputs: dict[str, list[int]], pad: int) -> torch.Tensor:
-    longest = max(map(len, outputs.values()))
-    rows = [tokens + [pad] * (longest - len(tokens)) for tokens in outputs.values()]
-    return torch.cat((ids, torch.tensor(rows, dtype=ids.dtype, device=ids.device)), dim=1)
 
 
 def _dtype_name(dtype: torch.dtype | str | None) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tuneserve._version import __version__
 from tuneserve.engines import environments
 from tuneserve.engines.child import run_child
 from tuneserve.engines.environments import Pinned
@@ -188,12 +189,26 @@ def test_the_reason_is_what_a_child_said_last() -> None:
 
 def test_the_command_lists_and_refuses(tmp_path: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "TUNESERVE_CACHE": str(tmp_path)}
+        # Nothing listens there.
+        environment = {**os.environ, "TUNESERVE_CACHE": str(tmp_path), "OLLAMA_HOST": "127.0.0.1:9", "PATH": "/nowhere"}
         command = [sys.executable, "-m", "tuneserve", "engines", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
-    assert json.loads(run("--json").stdout) == [{"name": "llmcompressor", "installed": False}]
-    assert "tuneserve engines install llmcompressor" in run().stdout
+    listed = {engine["name"]: engine for engine in json.loads(run("--json").stdout)}
+    assert list(listed) == ["native", "vllm", "sglang", "llama.cpp", "ollama", "unsloth", "llmcompressor"]
+    assert [name for name, engine in listed.items() if engine["installed"]] == ["native"]
+    assert listed["native"]["version"] == __version__
+    assert listed["sglang"]["problems"] == ["it needs an NVIDIA GPU, and this machine has none"]
+    assert listed["llmcompressor"] == {
+        "name": "llmcompressor",
+        "installed": False,
+        "purpose": environments.PINNED["llmcompressor"].purpose,
+        "install": "run 'tuneserve engines install llmcompressor'",
+        "problems": [],
+    }
+    plain = run().stdout
+    assert "tuneserve engines install llmcompressor" in plain
+    assert "not here: it needs an NVIDIA GPU" in plain
     refused = run("install", "llmcompresser")
     assert refused.returncode == 2
-    assert refused.stderr == "error: there is no environment 'llmcompresser'; choose one of llmcompressor.\n"
+    assert refused.stderr == "error: there is no environment 'llmcompresser'; choose one of llmcompressor, llama.cpp.\n"

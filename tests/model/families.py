@@ -34,6 +34,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("mistral", {"sliding_window": 9}),
     "mistral 0.3": ("mistral", {"sliding_window": None, "head_dim": 16}),
     "ministral": ("ministral", {"head_dim": 8, "sliding_window": 9, "layer_types": ALTERNATING}),
+    "ministral3": (
+        "ministral3", {
+            "head_dim": 8, "sliding_window": 9,
+            "rope_parameters": {**YARN, "original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.4},
+        },
+    ),
     "qwen2": ("qwen2", {}),
     "qwen2 window": ("qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2}),
     "qwen3": ("qwen3", {"head_dim": 16}),
@@ -64,6 +70,25 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "granite", {
             "embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.0625,
             "logits_scaling": 8.0, "attention_bias": True, "tie_word_embeddings": True,
+        },
+    ),
+    "mixtral": ("mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 9}),
+    "qwen3_moe": (
+        "qwen3_moe", {
+            "head_dim": 16, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24,
+            "norm_topk_prob": False, "mlp_only_layers": [1],
+        },
+    ),
+    "qwen3_moe normalised": (
+        "qwen3_moe", {
+            "head_dim": 16, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24,
+            "norm_topk_prob": True, "decoder_sparse_step": 2, "use_sliding_window": True, "sliding_window": 9,
+        },
+    ),
+    "gpt_oss": (
+        "gpt_oss", {
+            "head_dim": 16, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 9, "swiglu_limit": 1.0,
+            "rope_parameters": {**YARN, "truncate": False},
         },
     ),
 }  # fmt: skip

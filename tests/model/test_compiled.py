@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,19 @@ import torch
 from tuneserve.checkpoint import open_checkpoint
 from tuneserve.kernels import cpu
 from tuneserve.kernels.cpu import Kind
-from tuneserve.model import CompiledDecoder, Weights, load_weights, reasons_against
+from tuneserve.model import CompiledDecoder, Decoder, Weights, load_weights, reasons_against
 from tuneserve.spec import ModelSpec, read_spec
 
 from .families import FAMILIES, LONGROPE
 from .paged import Paged
-from .test_families import LONG, assert_close, prompt, transformers_logits
+from .test_families import LONG, assert_close, compute, prompt, transformers_logits
 
 Make = Callable[..., Path]
 # The widest vectors are 16 floats; the smallest models of other tests are narrower.
 WIDE: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 4}
 CHANGES: dict[str, dict[str, Any]] = {
     "ministral": {"head_dim": 16},
+    "ministral3": {"head_dim": 16},
     "qwen3 bias": {"head_dim": 16},
     "phi3 longrope": {
         "rope_parameters": {name: value * 2 if isinstance(value, list) else value for name, value in LONGROPE.items()}
@@ -32,6 +34,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 NEEDED = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512vl"}
 FEATURES = Path("/proc/cpuinfo").read_text().split()
 OLDER = [architecture for architecture, feature in NEEDED.items() if feature in FEATURES]
+EXPERTS = [name for name, (_, options) in FAMILIES.items() if any("experts" in option for option in options)]
 PROMPTS = [prompt(LONG, 1), prompt(5, 2), prompt(33, 3), prompt(17, 4)]
 
 
@@ -46,7 +49,7 @@ def compiled(directory: Path, dtype: torch.dtype = torch.float32, threads: int =
     return CompiledDecoder(spec, weights, LONG, threads=threads, **how)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in EXPERTS])
 def test_logits_are_those_of_transformers_whatever_the_chunks(name: str, make_family: Make) -> None:
     directory = make_family(name, **WIDE | CHANGES.get(name, {}))
     decoder = compiled(directory)
@@ -95,6 +98,17 @@ def test_older_processors_compute_the_same(architecture: str, bits: Kind | None,
             assert (found - expected).abs().max() <= (worst if bits is None else 5e-2) * expected.abs().max()
 
 
+def test_sinks_take_their_part(make_family: Make) -> None:
+    spec, weights = load(make_family("llama", **WIDE))
+    layers = tuple(replace(layer, sinks=torch.linspace(-2, 2, spec.heads)) for layer in weights.layers)
+    weights = replace(weights, layers=layers)
+    eager = compute(Decoder(spec, weights, LONG), PROMPTS, LONG)
+    for found, expected in zip(
+        Paged(CompiledDecoder(spec, weights, LONG, threads=1)).logits(PROMPTS, 7), eager, strict=True
+    ):
+        assert_close(found, expected)
+
+
 def test_numbers_that_are_not_finite_stay_with_their_sequence(make_family: Make) -> None:
     directory = make_family("llama", hidden_size=64, intermediate_size=96, head_dim=32)
     spec, weights = load(directory)
@@ -115,3 +129,8 @@ def test_what_it_cannot_run_is_said(make_family: Make) -> None:
     reasons = reasons_against(spec, weights)
     assert reasons == ["intermediate_size is 40, not a multiple of 16", "head_dim is 8, not a multiple of 16"]
     assert "head_dim is 8, not a multiple of 32" in reasons_against(spec, weights, Kind.INT4)
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_are_left_to_pytorch(name: str, make_family: Make) -> None:
+    assert "it has experts" in reasons_against(*load(make_family(name, **WIDE)))

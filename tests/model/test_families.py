@@ -1,19 +1,23 @@
 """Protects: every family computes what Transformers computes, in one piece, in chunks, token by token, and batched."""
 
 import json
+import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from tuneserve.checkpoint import open_checkpoint
+from tuneserve.adapters import WeightedAdapter, merge_model, open_adapter
+from tuneserve.checkpoint import WeightReader, open_checkpoint
 from tuneserve.kernels.attention import attend
 from tuneserve.model import Decoder, load_weights
-from tuneserve.spec import read_spec
+from tuneserve.spec import ModelSpec, read_spec
 
-from .families import FAMILIES
+from .families import FAMILIES, SMALL
 
 Make = Callable[..., Path]
 # Of the largest logit; sums are in another order than Transformers'.
@@ -58,7 +62,11 @@ class Context:
 
 def open_decoder(directory: Path, context_length: int | None = None) -> Decoder:
     spec = read_spec(json.loads((directory / "config.json").read_text()))
-    weights = load_weights(spec, open_checkpoint(directory), torch.float32, torch.device("cpu"))
+    return decoder_of(spec, open_checkpoint(directory), context_length)
+
+
+def decoder_of(spec: ModelSpec, reader: WeightReader, context_length: int | None = None) -> Decoder:
+    weights = load_weights(spec, reader, torch.float32, torch.device("cpu"))
     return Decoder(spec, weights, context_length or spec.context_length)
 
 
@@ -116,3 +124,101 @@ def test_a_long_context_takes_the_long_factors(make_family: Make) -> None:
     text = prompt(LONG, 1)
     (found,), (expected,) = compute(open_decoder(directory), [text], 7), transformers_logits(directory, [text])
     assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_experts_are_read_from_one_tensor_and_from_many(name: str, make_family: Make, tmp_path: Path) -> None:
+    directory = make_family(name)
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(directory / "config.json", other)
+    save_file(stacked(load_file(directory / "model.safetensors")), other / "model.safetensors")
+    text = prompt(9, 1)
+    for found, expected in zip(*(compute(open_decoder(each), [text], 9) for each in (directory, other)), strict=True):
+        assert torch.equal(found, expected)
+
+
+def stacked(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Put the experts of each layer into one tensor, under the names that Transformers 5 has in memory."""
+    found: dict[str, dict[int, dict[str, torch.Tensor]]] = {}
+    kept = {}
+    for name, tensor in tensors.items():
+        layer, inside, rest = name.replace("block_sparse_moe", "mlp").partition(".mlp.experts.")
+        if inside:
+            number, part, _ = rest.split(".")
+            found.setdefault(layer, {}).setdefault(int(number), {})[part] = tensor
+        else:
+            kept[layer] = tensor
+    assert found, "the checkpoint has no experts one by one"
+    for layer, experts in found.items():
+        parts = [experts[number] for number in range(len(experts))]
+        gate, up, down = ("w1", "w3", "w2") if "w1" in parts[0] else ("gate_proj", "up_proj", "down_proj")
+        gate_up = torch.stack([torch.cat((part[gate], part[up])) for part in parts])
+        kept[f"{layer}.mlp.experts.gate_up_proj"] = gate_up
+        kept[f"{layer}.mlp.experts.down_proj"] = torch.stack([part[down] for part in parts])
+    return kept
+
+
+def test_an_adapter_over_fused_weights_is_merged_as_peft_applies_it(make_family: Make, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    directory = make_family("phi3")
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    targets = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+    with warnings.catch_warnings():
+        # PEFT asks Transformers in a way that is going to change.
+        warnings.simplefilter("ignore", FutureWarning)
+        tuned = get_peft_model(model, LoraConfig(r=4, target_modules=targets)).eval()
+    for parameter in tuned.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn_like(parameter) * 0.2
+    tuned.save_pretrained(tmp_path / "adapter")
+    config = json.loads((directory / "config.json").read_text())
+    adapter = WeightedAdapter(open_adapter(tmp_path / "adapter"))
+    merged = merge_model(open_checkpoint(directory), config, [adapter], "float32")
+    text = prompt(20, 1)
+    (plain,) = compute(open_decoder(directory), [text], 20)
+    (found,) = compute(decoder_of(read_spec(merged.config), merged), [text], 20)
+    with torch.inference_mode():
+        expected = tuned(input_ids=torch.tensor([text]), use_cache=False).logits[0]
+    assert_close(found, expected)
+    assert (plain - expected).abs().max() > 100 * TOLERANCE * expected.abs().max()
+
+
+def test_the_text_part_of_a_multimodal_model_is_computed(tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    text = {**SMALL, **FAMILIES["gemma3"][1], "model_type": "gemma3_text"}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape) * 0.3
+    model.save_pretrained(tmp_path)
+    assert any("vision_tower" in name for name in open_checkpoint(tmp_path).tensors)
+    text_ids = prompt(20, 1)
+    (found,) = compute(open_decoder(tmp_path), [text_ids], 7)
+    with torch.inference_mode():
+        assert_close(found, model(input_ids=torch.tensor([text_ids]), use_cache=False).logits[0])
+
+
+def test_norms_that_add_one_keep_small_weights_in_16_bits(make_family: Make) -> None:
+    directory = make_family("gemma2")
+    spec = read_spec(json.loads((directory / "config.json").read_text()))
+    reader = open_checkpoint(directory)
+    weights = load_weights(spec, reader, torch.bfloat16, torch.device("cpu"))
+    assert torch.equal(weights.norm, 1 + reader.read("model.norm.weight"))
+    assert weights.layers[0].attention_norm.dtype == torch.float32
+    decoder = Decoder(spec, weights, 64)
+    context = Context()
+    context.rows = [9]
+    logits = decoder.logits(decoder.forward(torch.tensor(prompt(9, 1)), torch.arange(9), context))
+    (exact,) = compute(open_decoder(directory), [prompt(9, 1)], 9)
+    # bfloat16 keeps 8 bits, and the logits are the sum of what 4 layers round.
+    assert (logits - exact).abs().max() < 0.05 * exact.abs().max()

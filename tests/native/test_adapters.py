@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from tuneserve.engines.contract import GenerationRequest, SamplingParams
-from tuneserve.errors import SpecError
 from tuneserve.native import EngineConfig, NativeCore
 
 Make = Callable[..., Path]
@@ -46,6 +45,7 @@ def tuned(base: Path, directory: Path, fields: dict[str, Any]) -> Any:
         {"target_modules": ["v_proj"], "modules_to_save": ["lm_head", "norm"]},
         {"target_modules": ["v_proj"], "trainable_token_indices": [5, 9]},
         {"target_modules": ["k_proj"], "init_lora_weights": "pissa"},
+        {"target_modules": ["q_proj"], "lora_bias": True},
     ],
     ids=str,
 )
@@ -63,11 +63,3 @@ def test_greedy_tokens_are_those_of_peft(make_llama: Make, tmp_path: Path, field
         for _ in range(12):
             expected.append(int(reference(input_ids=torch.tensor([expected])).logits[0, -1].argmax()))
     assert produced == expected[len(PROMPT) :]
-
-
-def test_a_merged_model_that_the_engine_lacks_is_refused(make_llama: Make, tmp_path: Path) -> None:
-    base = make_llama(dtype=torch.float32)
-    tuned(base, tmp_path / "adapter", {"target_modules": ["q_proj"], "lora_bias": True})
-    config = EngineConfig(model_dir=str(base), adapter_dir=str(tmp_path / "adapter"), dtype="float32")
-    with pytest.raises(SpecError, match="attention_bias"):
-        NativeCore(config)

@@ -149,6 +149,17 @@ def test_ends(core: NativeCore) -> None:
         ([1], {"repetition_penalty": 0.0}),
         ([1], {"seed": 2**70}),
         ([1], {"stop_token_ids": (999,)}),
+        ([1], {"typical_p": 0.0}),
+        ([1], {"presence_penalty": 101.0}),
+        ([1], {"logit_bias": {256: 1.0}}),
+        ([1], {"logit_bias": {-1: 1.0}}),
+        ([1], {"logit_bias": {5: float("nan")}}),
+        ([1], {"logit_bias": {5: 1e9}}),
+        ([1], {"bad_words": ((3, 256),)}),
+        ([1], {"bad_words": ((),)}),
+        ([1], {"bad_words": ((1,) * 20_001,)}),
+        ([1], {"logprobs": 101}),
+        ([1], {"prompt_logprobs": -1}),
     ],
 )
 def test_a_request_that_cannot_be_served_is_refused(

@@ -104,7 +104,7 @@ def test_the_youngest_gives_way_when_decoding_outgrows_the_cache() -> None:
     while second in shares(advance(queue)):
         pass
     # The first one took the last block, then the one that the other needed.
-    assert len(first.tokens) > 3 * BLOCK_SIZE and len(second.tokens) > 3 * BLOCK_SIZE and not second.blocks
+    assert len(first.tokens) > 3 * BLOCK_SIZE and len(second.tokens) >= 3 * BLOCK_SIZE and not second.blocks
     queue.remove(first)
     # What it had computed is still there, all but the last token.
     assert shares(advance(queue))[second] <= BLOCK_SIZE
@@ -181,6 +181,8 @@ def test_what_failed_is_not_found_again_and_is_wiped_once_nobody_holds_it() -> N
     prompt = list(range(40))
     (healthy,) = added(queue, sequence(prompt))
     advance(queue)
+    (another,) = added(queue, sequence([*prompt, 2]))
+    advance(queue)
     (failing,) = added(queue, sequence([*prompt, 1]))
     shared = set(healthy.blocks[:2])
     step = queue.schedule()
@@ -188,12 +190,14 @@ def test_what_failed_is_not_found_again_and_is_wiped_once_nobody_holds_it() -> N
     own = set(failing.blocks) - shared
     queue.complete(step, [failing])
     healthy.tokens.append(7)
+    another.tokens.append(7)
     queue.check()
     assert not queue.pool.find((), 0, prompt, None)
     again = queue.schedule()
     assert again and set(again.wiped) == own
     queue.complete(again)
     queue.remove(healthy)
+    queue.remove(another)
     added(queue, sequence(1))
     last = queue.schedule()
-    assert last and set(last.wiped) == shared
+    assert last and set(last.wiped) >= shared

@@ -14,7 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tuneserve.engines.contract import GenerationRequest, SamplingParams
 from tuneserve.native._blocks import BLOCK_SIZE, BlockPool
-from tuneserve.native._scheduler import Scheduler, Segment
+from tuneserve.native._draft import Drafter
+from tuneserve.native._scheduler import Scheduler, Segment, Step
 from tuneserve.native._sequence import Sequence
 
 POISON = -1
@@ -43,6 +44,18 @@ def alone(request: GenerationRequest) -> list[int]:
     return tokens[len(request.prompt_ids) :]
 
 
+class Guesser(Drafter):
+    """Guesses the tokens to come, some of them wrong."""
+
+    def __init__(self, request: GenerationRequest) -> None:
+        super().__init__([], 1, 1)
+        self.tokens = request.prompt_ids + alone(request)
+
+    def propose(self, tokens: list[int], most: int) -> list[int]:
+        true = self.tokens[len(tokens) : len(self.tokens) - 1][: min(most, len(tokens) % 20)]
+        return [(token + (place * len(tokens) % 7 == 5)) % VOCABULARY for place, token in enumerate(true, 1)]
+
+
 class Engine(RuleBasedStateMachine):
     @initialize(
         blocks=st.integers(3, 12),
@@ -56,6 +69,7 @@ class Engine(RuleBasedStateMachine):
         self.context = (blocks - 1) * BLOCK_SIZE
         self.memory: dict[int, list[int]] = {block: [0] * BLOCK_SIZE for block in range(blocks)}
         self.alive: dict[str, Sequence] = {}
+        self.past: list[tuple[str | None, list[int]]] = []
         self.added = 0
 
     @rule(
@@ -70,17 +84,24 @@ class Engine(RuleBasedStateMachine):
         self, beginning: tuple[int, int], lengths: tuple[int, int], length: int, new: int, priority: int, adapter: Any
     ) -> None:
         first, second = beginning
-        prompt = [first] * lengths[0] + [second] * lengths[1] + [2] * length
+        self.queue([first] * lengths[0] + [second] * lengths[1] + [2] * length, new, priority, adapter)
+
+    @precondition(lambda self: self.past)
+    @rule(data=st.data(), cut=st.integers(0, 20), new=st.integers(1, 40))
+    def go_on(self, data: st.DataObject, cut: int, new: int) -> None:
+        """Ask for what follows an earlier answer, or most of it."""
+        adapter, tokens = data.draw(st.sampled_from(self.past))
+        self.queue(tokens[: max(1, len(tokens) - cut)], new, 0, adapter)
+
+    def queue(self, prompt: list[int], new: int, priority: int, adapter: str | None) -> None:
         prompt = prompt[: self.context - 1]
+        params = SamplingParams(max_tokens=min(new, self.context - len(prompt)), seed=self.added)
         request = GenerationRequest(
-            id=str(self.added),
-            prompt_ids=prompt,
-            params=SamplingParams(max_tokens=min(new, self.context - len(prompt)), seed=self.added),
-            priority=priority,
-            adapter=adapter,
+            id=str(self.added), prompt_ids=prompt, params=params, priority=priority, adapter=adapter
         )
         self.added += 1
-        self.alive[request.id] = Sequence(request)
+        sequence = self.alive[request.id] = Sequence(request)
+        sequence.drafter = Guesser(request) if self.added % 3 else None
         self.scheduler.add(self.alive[request.id])
 
     @precondition(lambda self: self.alive)
@@ -102,24 +123,29 @@ class Engine(RuleBasedStateMachine):
         served = [segment.sequence for segment in step.segments]
         assert min(self.alive.values(), key=lambda sequence: sequence.rank) in served
         decoding = [sequence for sequence in self.scheduler.running if sequence.pending == 1]
-        assert served[: step.decodes] == decoding
+        plain = [sequence for sequence in decoding if not sequence.draft]
+        guessing = [sequence for sequence in decoding if sequence.draft]
+        assert served[: len(decoding)] == plain + guessing
+        assert step.decodes == len(plain)
         failed = [data.draw(st.sampled_from(served))] if fails else []
         for segment in step.segments:
             assert not any(POISON in self.memory[block] for block in segment.sequence.blocks)
         for segment in step.segments:
             self.compute(segment, segment.sequence in failed)
+        held = [(sequence, set(sequence.blocks)) for sequence in failed]
+        chosen = self.choose(step, failed)
         self.scheduler.complete(step, failed)
-        for sequence in failed:
+        for sequence, blocks in held:
             del self.alive[sequence.request.id]
-            assert not self.pool.find((), 0, sequence.tokens, sequence.request.adapter)
-        for segment in step.segments:
-            if segment.sequence not in failed and segment.end == len(segment.sequence.tokens):
-                self.sample(segment.sequence)
+            # Another sequence may have computed the same beginning in the same step, in a block of its own.
+            assert blocks.isdisjoint(self.pool.find((), 0, sequence.tokens, sequence.request.adapter))
+        for sequence, tokens in chosen.items():
+            self.take(sequence, tokens)
 
     def compute(self, segment: Segment, fails: bool) -> None:
         sequence = segment.sequence
         others = {block for other in self.scheduler.running if other is not sequence for block in other.blocks}
-        numbers = histories(sequence.request.adapter, sequence.tokens)
+        numbers = histories(sequence.request.adapter, sequence.past(len(sequence.draft)))
         for position in range(segment.end):
             block, offset = sequence.blocks[position // BLOCK_SIZE], position % BLOCK_SIZE
             if position < segment.start:
@@ -128,12 +154,27 @@ class Engine(RuleBasedStateMachine):
                 assert block not in others
                 self.memory[block][offset] = POISON if fails else numbers[position]
 
-    def sample(self, sequence: Sequence) -> None:
-        history = histories(sequence.request.adapter, sequence.tokens)[-1]
-        sequence.tokens.append(next_token(history, sequence.random))
+    def choose(self, step: Step, failed: list[Sequence]) -> dict[Sequence, list[int]]:
+        """Choose tokens as long as drafts come true."""
+        chosen = {}
+        for sequence in [segment.sequence for segment in step.segments if segment.samples]:
+            if sequence not in failed:
+                tokens: list[int] = []
+                while len(tokens) <= len(sequence.draft) and tokens == sequence.draft[: len(tokens)]:
+                    history = histories(sequence.request.adapter, sequence.past(len(tokens)))[-1]
+                    tokens.append(next_token(history, sequence.random))
+                sequence.settle(len(tokens) - 1)
+                chosen[sequence] = tokens
+        return chosen
+
+    def take(self, sequence: Sequence, tokens: list[int]) -> None:
+        sequence.draft.clear()
+        for token in tokens:
+            sequence.append(token)
         if sequence.generated == sequence.request.params.max_tokens:
             assert sequence.tokens[len(sequence.request.prompt_ids) :] == alone(sequence.request)
             self.scheduler.remove(self.alive.pop(sequence.request.id))
+            self.past = [*self.past[-3:], (sequence.request.adapter, sequence.tokens)]
 
     @invariant()
     def is_whole(self) -> None:
@@ -146,9 +187,7 @@ class Engine(RuleBasedStateMachine):
                 other.request.priority == sequence.request.priority and other.arrival > sequence.arrival
                 for other in running
             )
-        for sequence in running:
-            assert sequence.computed < len(sequence.tokens) or not sequence.generated
-        self.pool.check([sequence.blocks for sequence in running])
+        self.scheduler.check()
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
@@ -163,10 +202,10 @@ class Engine(RuleBasedStateMachine):
                 self.memory[block] = [0] * BLOCK_SIZE
             for segment in step.segments:
                 self.compute(segment, fails=False)
+            chosen = self.choose(step, [])
             self.scheduler.complete(step)
-            for segment in step.segments:
-                if segment.end == len(segment.sequence.tokens):
-                    self.sample(segment.sequence)
+            for sequence, tokens in chosen.items():
+                self.take(sequence, tokens)
             self.scheduler.check()
         assert self.pool.available == self.pool.blocks - 1
 

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Format(Protocol):
         """The weights to show to :meth:`observe` before any is encoded."""
         return ()
 
-    def observe(self, name: str, tensor: torch.Tensor) -> None:  # noqa: ARG002
+    def observe(self, name: str, tensor: "torch.Tensor") -> None:  # noqa: ARG002
         """Take from a weight what must be known of it to encode others."""
         raise AssertionError(f"{name} is not among the observed weights")
 
@@ -54,7 +55,7 @@ class Format(Protocol):
         """Return whether the weight's own bytes are its only piece, or it has none; it is then not encoded."""
         return not self.pieces(name)
 
-    def encode(self, name: str, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def encode(self, name: str, tensor: "torch.Tensor") -> "tuple[torch.Tensor, ...]":
         """Return the bytes of each of :meth:`pieces`, in order, as contiguous tensors of whatever dtype."""
 
     def write_side_files(self, directory: Path) -> None:

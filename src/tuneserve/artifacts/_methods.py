@@ -10,7 +10,7 @@ from tuneserve.adapters import MergedModel
 from tuneserve.artifacts._adapter_formats import GgufLoraFormat, LoraFormat
 from tuneserve.artifacts._format import Format
 from tuneserve.artifacts._linear import linear_weights
-from tuneserve.artifacts._safetensors import SafetensorsFormat
+from tuneserve.artifacts._safetensors import DEFAULT_SHARD_BYTES, SafetensorsFormat
 from tuneserve.artifacts._side_files import side_files
 from tuneserve.artifacts.calibrated import CALIBRATED
 from tuneserve.artifacts.gguf import PRESETS, GgufFormat, Imatrix, gguf_type
@@ -19,7 +19,6 @@ from tuneserve.checkpoint.quantised import CT_ENCODERS, Bnb4bitEncoder, Encoder
 from tuneserve.errors import InputError
 from tuneserve.sources import ResolvedSource
 
-DEFAULT_SHARD_BYTES = 5_000_000_000
 GGUF, OLLAMA = "gguf:", "ollama:"
 # Needs no optional package, and loses next to nothing.
 _OLLAMA_DEFAULT = "q8_0"

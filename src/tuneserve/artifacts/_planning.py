@@ -9,7 +9,6 @@ from tuneserve.adapters import Combination, WeightedAdapter, merge_model, open_a
 from tuneserve.artifacts._manifest import read_manifest
 from tuneserve.artifacts._methods import (
     ADAPTER_METHODS,
-    DEFAULT_SHARD_BYTES,
     GGUF,
     OLLAMA,
     MethodOptions,
@@ -17,6 +16,7 @@ from tuneserve.artifacts._methods import (
     make_format,
 )
 from tuneserve.artifacts._plan import MERGED, Blend, ExportPlan
+from tuneserve.artifacts._safetensors import DEFAULT_SHARD_BYTES
 from tuneserve.artifacts.calibrated import CALIBRATED, open_calibrator
 from tuneserve.artifacts.gguf import compute_imatrix
 from tuneserve.checkpoint import file_digest

@@ -3,15 +3,17 @@
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from tuneserve.artifacts._format import Format, Piece, PlannedFile
 from tuneserve.artifacts._side_files import copy_files
 from tuneserve.checkpoint import TensorSpec, safetensors_header, write_json
 from tuneserve.checkpoint.quantised import Encoder, ObservingEncoder
 
+if TYPE_CHECKING:
+    import torch
+
+DEFAULT_SHARD_BYTES = 5_000_000_000
 _INDEX_FILE = "model.safetensors.index.json"
 
 
@@ -59,7 +61,7 @@ class SafetensorsFormat(Format):
         """The weights that the encoder must see first."""
         return self._encoder.observed if isinstance(self._encoder, ObservingEncoder) else ()
 
-    def observe(self, name: str, tensor: torch.Tensor) -> None:
+    def observe(self, name: str, tensor: "torch.Tensor") -> None:
         """Show a weight to the encoder."""
         assert isinstance(self._encoder, ObservingEncoder)
         self._encoder.observe(name, tensor)
@@ -73,7 +75,7 @@ class SafetensorsFormat(Format):
         spec = self._tensors[name]
         return self._stored(spec) == (spec,)
 
-    def encode(self, name: str, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def encode(self, name: str, tensor: "torch.Tensor") -> "tuple[torch.Tensor, ...]":
         """Return what is stored of the weight ``name``, which is not stored as it is."""
         assert self._encoder is not None
         return self._encoder.encode(self._tensors[name], tensor)

@@ -11,6 +11,7 @@ from tuneserve.cli.demo import demo
 from tuneserve.cli.export import export
 from tuneserve.cli.generate import generate
 from tuneserve.cli.inspect import inspect
+from tuneserve.cli.plan import plan
 from tuneserve.cli.serve import serve
 from tuneserve.cli.verify import verify
 
@@ -22,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, inspect, export, verify, serve, generate, chat, check):
+for verb in (demo, inspect, plan, export, verify, serve, generate, chat, check):
     app.command()(verb)
 app.add_typer(engines.app, name="engines")
 

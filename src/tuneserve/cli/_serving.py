@@ -1,49 +1,115 @@
-"""From a source to a running server, for the verbs that serve."""
+"""From what is to be served to a running server, for the verbs that serve."""
 
 import asyncio
+import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tuneserve.sources import ResolvedSource
+from tuneserve.cli._engine import Served
+from tuneserve.sources import ResolvedSource, cache_directory
+
+if TYPE_CHECKING:
+    from tuneserve.engines.contract import Engine, SamplingParams
+    from tuneserve.gateway import ServedModel
+    from tuneserve.text import ChatTemplate, Tokenizer
+
+    _Text = tuple[Tokenizer, ChatTemplate | None, SamplingParams]
 
 
-def serve_native(
-    source: ResolvedSource,
+def run_server(
+    served: Served,
     *,
     name: str,
     host: str,
     port: int,
     on_ready: Callable[[str], None],
-    context: int | None = None,
-    max_running: int | None = None,
-    dtype: str = "auto",
+    verify: bool = True,
     drain_seconds: float = 30.0,
     allowed_hosts: tuple[str, ...] = (),
 ) -> None:
-    """Serve ``source`` on the native engine until the process is asked to stop.
+    """Start the engine, check that it serves the model that was trained, and serve until asked to stop.
 
     Raises:
         InputError: the port is taken, or the source cannot be served as it is.
-        EngineError: the engine died.
+        EngineError: the engine did not start.
+        ParityError: what it serves is not the model that was trained.
     """
-    from tuneserve.engines.contract import SamplingParams
-    from tuneserve.engines.native import NativeEngine
-    from tuneserve.gateway import ServedModel, read_sampling_defaults, serve
-    from tuneserve.text import ChatTemplate, Tokenizer, open_chat_template, open_tokenizer
+    from tuneserve.gateway import serve
 
-    def open_text() -> tuple[Tokenizer, ChatTemplate | None, SamplingParams]:
-        template = open_chat_template(source.tokenizer_dir) or open_chat_template(source.model_dir)
-        tokenizer = open_tokenizer(source.tokenizer_dir, source.model_dir)
-        return tokenizer, template, read_sampling_defaults(source.model_dir)
-
-    async def build() -> ServedModel:
+    async def build() -> "ServedModel":
+        sources = (served.source, *(adapter.source for adapter in served.adapters))
         # Beside the event loop, which answers /health meanwhile.
-        tokenizer, template, defaults = await asyncio.to_thread(open_text)
-        engine = await NativeEngine.start(
-            source,
-            context_length=context,
-            max_running=max_running,
-            dtype=dtype,
+        first, *others = await asyncio.gather(*(asyncio.to_thread(_open_text, source) for source in sources))
+        engine = await served.kind.start(
+            served.artifact, [adapter.named for adapter in served.adapters], served.options, name
         )
-        return ServedModel(name=name, tokenizer=tokenizer, template=template, engine=engine, defaults=defaults)
+        try:
+            if verify:
+                await _verify(engine, served)
+        except BaseException:
+            await engine.close()
+            raise
+        adapters = tuple(
+            _model(text, engine, adapter.name, adapter.name)
+            for text, adapter in zip(others, served.adapters, strict=True)
+        )
+        return _model(first, engine, name, None, adapters)
 
     serve(build, host=host, port=port, on_ready=on_ready, drain_seconds=drain_seconds, allowed_hosts=allowed_hosts)
+
+
+def log_directory(port: int) -> Path:
+    """Return where the engine behind the server on ``port`` is to log; another server never has the same."""
+    return cache_directory() / "logs" / (str(port) if port else f"process-{os.getpid()}")
+
+
+def _open_text(source: ResolvedSource) -> "_Text":
+    from tuneserve.gateway import read_sampling_defaults
+    from tuneserve.text import open_chat_template, open_tokenizer
+
+    template = open_chat_template(source.tokenizer_dir) or open_chat_template(source.model_dir)
+    tokenizer = open_tokenizer(source.tokenizer_dir, source.model_dir)
+    return tokenizer, template, read_sampling_defaults(source.model_dir)
+
+
+def _model(
+    text: "_Text", engine: "Engine", name: str, adapter: str | None, adapters: "tuple[ServedModel, ...]" = ()
+) -> "ServedModel":
+    from tuneserve.gateway import ServedModel, without_lacking
+
+    tokenizer, template, defaults = text
+    return ServedModel(
+        name=name,
+        tokenizer=tokenizer,
+        template=template,
+        engine=engine,
+        defaults=without_lacking(defaults, engine.info.lacks),
+        adapter=adapter,
+        adapters=adapters,
+    )
+
+
+async def _verify(engine: "Engine", served: Served) -> None:
+    from tuneserve.cli._run import console
+    from tuneserve.engines.probes import verify_engine
+
+    if "logprobs" in engine.info.lacks:
+        console.print(
+            f"parity with the source was not checked: {engine.info.engine} gives no log-probabilities",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+        return
+    checks = [(served.source, served.method, None), *((each.source, "lora", each.name) for each in served.adapters)]
+    for source, method, adapter in checks:
+        verdict = await verify_engine(engine, source, _method(served, method), adapter)
+        console.print(
+            f"{adapter or source.name} is the model that was trained: KL at least {verdict.mean_kl:.1e} nats, "
+            f"top-1 agreement {verdict.agreement:.0%} on {verdict.prompts} prompts, {verdict.positions} positions",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def _method(served: Served, method: str | None) -> str | None:
+    """Return how what is served is stored: an adapter's base may be in fewer bits than its own weights."""
+    return served.method if method == "lora" and served.method is not None else method

@@ -23,19 +23,22 @@ def demo(
 
     [dim]tuneserve demo --port 8123[/dim]
     """
+    from tuneserve.cli._engine import prepare
     from tuneserve.cli._run import output
-    from tuneserve.cli._serving import serve_native
+    from tuneserve.cli._serving import run_server
+    from tuneserve.engines.kind import ServeOptions
     from tuneserve.gateway import listen
     from tuneserve.sources import resolve
 
     # Better now than after the work.
     listen("127.0.0.1", port).close()
     directory = _artifact()
-    serve_native(
-        resolve(directory),
+    run_server(
+        prepare("native", resolve(directory), (), ServeOptions(), verify=False),
         name=_NAME,
         host="127.0.0.1",
         port=port,
+        verify=False,  # that was done when it was merged
         on_ready=lambda url: output.print(_banner(url), markup=False, soft_wrap=True),
     )
 

@@ -4,7 +4,7 @@ import struct
 
 import msgspec
 
-from tuneserve.engines.contract import EngineInfo, EngineStats, FinishReason, GenerationRequest
+from tuneserve.engines.contract import EngineInfo, EngineStats, FinishReason, GenerationRequest, TokenLogprob
 
 HEADER = struct.Struct(">I")
 
@@ -38,12 +38,14 @@ class NotStarted(msgspec.Struct, frozen=True, tag=True):
     is_input: bool
 
 
-class Tokens(msgspec.Struct, frozen=True, tag=True):
-    """New tokens of a sequence."""
+class Tokens(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """New tokens of a sequence; see :class:`~tuneserve.engines.contract.TokenChunk`."""
 
     id: str
     token_ids: list[int]
     finish_reason: FinishReason | None = None
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):

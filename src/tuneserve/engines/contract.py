@@ -69,10 +69,24 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise RequestError(
                 "repetition_penalty is 0; choose a value above 0, 1 switches it off.", "repetition_penalty"
             )
+        if not self.typical_p > 0:
+            raise RequestError("typical_p is 0, which leaves no token to choose; choose one above 0.", "typical_p")
+        for token, bias in self.logit_bias.items():
+            if not -_MAX_BIAS <= bias <= _MAX_BIAS:
+                raise RequestError(
+                    f"logit_bias of token {token} is {bias:g}, outside -100 to 100; choose a value within.",
+                    "logit_bias",
+                )
+        if not all(self.bad_words) or sum(map(len, self.bad_words)) > _MAX_BAD_TOKENS:
+            raise RequestError(
+                f"bad_words has an empty word, or more than {_MAX_BAD_TOKENS} tokens; shorten the list.", "bad_words"
+            )
 
 
 _MAX_COUNT = 2**31 - 1
 _MAX_LOGPROBS = 100
+_MAX_BIAS = 100
+_MAX_BAD_TOKENS = 20_000
 _RANGES = (
     ("max_tokens", 1, _MAX_COUNT),
     ("min_tokens", 0, _MAX_COUNT),

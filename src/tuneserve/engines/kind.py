@@ -40,12 +40,15 @@ class Preflight:
 
     ``problems`` are all the reasons why it cannot, each a clause without a full stop. ``export`` is the method whose
     artifact it can serve instead, None where there is none; of a source with an adapter that artifact is merged.
-    ``notes`` are worth telling although it can.
+    ``adapter_export`` is the method that makes of each unmerged adapter what it can load, whose directory then takes
+    the place of the adapter's; None where they are loaded as they are, or not at all. ``notes`` are worth telling
+    although it can.
     """
 
     problems: tuple[str, ...] = ()
     export: str | None = None
     notes: tuple[str, ...] = ()
+    adapter_export: str | None = None
 
 
 class EngineKind(Protocol):

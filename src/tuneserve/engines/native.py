@@ -57,8 +57,9 @@ class NativeEngine:
         context_length: int | None = None,
         max_running: int | None = None,
         dtype: str = "auto",
+        speculation: int = 0,
     ) -> "NativeEngine":
-        """Start the process and wait until it has loaded the model.
+        """Start the process and wait until it has loaded the model; see :class:`~tuneserve.native.EngineConfig`.
 
         Raises:
             InputError: the model cannot be loaded as it is.
@@ -68,9 +69,11 @@ class NativeEngine:
             "model_dir": str(source.model_dir),
             "weights_file": None if source.weights_file is None else str(source.weights_file),
             "adapter_dir": None if source.adapter_dir is None else str(source.adapter_dir),
+            "tokenizer_dir": str(source.tokenizer_dir),
             "context_length": context_length,
             "max_running": max_running,
             "dtype": dtype,
+            "speculation": speculation,
         }
         ours, theirs = socket.socketpair()
         with theirs:
@@ -116,7 +119,12 @@ class NativeEngine:
                     raise RequestError(answer.message, answer.param)
                 if isinstance(answer, Failed):
                     raise EngineError(answer.message)
-                yield TokenChunk(token_ids=answer.token_ids, finish_reason=answer.finish_reason)
+                yield TokenChunk(
+                    token_ids=answer.token_ids,
+                    finish_reason=answer.finish_reason,
+                    logprobs=answer.logprobs,
+                    prompt_logprobs=answer.prompt_logprobs,
+                )
         finally:
             del self._answers[request.id]
             if not finished and self._broken is None:

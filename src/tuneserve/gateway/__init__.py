@@ -2,8 +2,9 @@
 
 from tuneserve.gateway._app import create_app
 from tuneserve.gateway._listen import listen
+from tuneserve.gateway._sampling import without_lacking
 from tuneserve.gateway._serve import serve
 from tuneserve.gateway._served import ServedModel, read_sampling_defaults
 from tuneserve.gateway._state import Settings
 
-__all__ = ["ServedModel", "Settings", "create_app", "listen", "read_sampling_defaults", "serve"]
+__all__ = ["ServedModel", "Settings", "create_app", "listen", "read_sampling_defaults", "serve", "without_lacking"]

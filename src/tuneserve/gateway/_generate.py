@@ -53,7 +53,7 @@ async def generate(served: ServedModel, jobs: list[Job], metrics: Metrics, arriv
 
 
 async def _sequence(served: ServedModel, job: Job, timer: SequenceTimer, index: int, emit: Emit) -> None:
-    request = GenerationRequest(id=uuid4().hex, prompt_ids=job.prompt_ids, params=job.params)
+    request = GenerationRequest(id=uuid4().hex, prompt_ids=job.prompt_ids, params=job.params, adapter=served.adapter)
     text = _Text(served, job)
     async with aclosing(served.engine.generate(request)) as chunks:
         async for chunk in chunks:

@@ -22,10 +22,10 @@ def add_operator_routes(app: FastAPI, gateway: Gateway) -> None:
     """Add the models, health, readiness, version and metrics."""
 
     async def models(_: Request) -> Response:
-        return json_response({"object": "list", "data": [_model(gateway.admit())]})
+        return json_response({"object": "list", "data": [_model(gateway, served) for served in gateway.models()]})
 
     async def model(request: Request) -> Response:
-        return json_response(_model(gateway.find(request.path_params["name"])))
+        return json_response(_model(gateway, gateway.find(request.path_params["name"])))
 
     async def health(_: Request) -> Response:
         status = gateway.status
@@ -52,13 +52,15 @@ def add_operator_routes(app: FastAPI, gateway: Gateway) -> None:
     app.add_route("/metrics", metrics)
 
 
-def _model(served: ServedModel) -> dict[str, Any]:
+def _model(gateway: Gateway, served: ServedModel) -> dict[str, Any]:
+    parent = {} if served.adapter is None else {"parent": gateway.admit().name}
     return {
         "id": served.name,
         "object": "model",
         "created": served.created,
         "owned_by": "tuneserve",
         "max_model_len": served.context_length,
+        **parent,
     }
 
 

@@ -21,7 +21,9 @@ class ServedModel:
     """One running model under the name that requests give.
 
     ``defaults`` are the sampling values of a request that leaves them out: those the model was published with (see
-    :func:`read_sampling_defaults`), else OpenAI's. ``created`` is in seconds since the epoch.
+    :func:`read_sampling_defaults`), else OpenAI's. ``created`` is in seconds since the epoch. ``adapter`` is what the
+    engine calls the adapter whose model this is, None for the model as served. ``adapters`` are the models of its
+    adapters, each with a tokenizer and a template of its own.
     """
 
     name: str
@@ -30,6 +32,8 @@ class ServedModel:
     engine: Engine
     defaults: SamplingParams = field(default_factory=SamplingParams)
     created: int = field(default_factory=lambda: int(time.time()))
+    adapter: str | None = None
+    adapters: tuple["ServedModel", ...] = ()
 
     @property
     def context_length(self) -> int:

@@ -11,6 +11,7 @@ from tuneserve.gateway._metrics import Metrics
 from tuneserve.gateway._prompts import TextWorkers
 from tuneserve.gateway._served import ServedModel
 
+_LISTED = 10
 Status = Literal["starting", "ready", "draining", "failed"]
 
 
@@ -90,7 +91,8 @@ class Gateway:
             raise unavailable("The server is still loading the model; send the request again later.", "starting")
         if status == "failed":
             raise unavailable(
-                "The engine behind this server has failed; the server must be started again.", "engine_error"
+                "The engine behind this server is not running; send the request again later, or see the server's log.",
+                "engine_error",
             )
         return self._served
 
@@ -100,8 +102,20 @@ class Gateway:
         Raises:
             ApiError: there is none, or no requests are taken now.
         """
+        models = self.models()
+        for served in models:
+            if name == served.name:
+                return served
+        names = ", ".join(repr(served.name) for served in models[:_LISTED])
+        more = f" and {len(models) - _LISTED} more" if len(models) > _LISTED else ""
+        message = f"There is no model {quoted(name)} here; this server has {names}{more}."
+        raise ApiError(404, message, param="model", code="model_not_found")
+
+    def models(self) -> tuple[ServedModel, ...]:
+        """Return the model and those of its adapters.
+
+        Raises:
+            ApiError: no requests are taken now.
+        """
         served = self.admit()
-        if name != served.name:
-            message = f"There is no model {quoted(name)} here; this server has {served.name!r}."
-            raise ApiError(404, message, param="model", code="model_not_found")
-        return served
+        return served, *served.adapters

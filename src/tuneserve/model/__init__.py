@@ -2,6 +2,7 @@
 
 from tuneserve.model._compiled import CompiledDecoder, PagedBatch, reasons_against
 from tuneserve.model._decoder import Attention, Decoder
+from tuneserve.model._experts import Experts
 from tuneserve.model._linear import DenseLinear, Linear
 from tuneserve.model._weights import LayerWeights, Weights, load_weights
 
@@ -10,6 +11,7 @@ __all__ = [
     "CompiledDecoder",
     "Decoder",
     "DenseLinear",
+    "Experts",
     "LayerWeights",
     "Linear",
     "PagedBatch",

@@ -12,7 +12,7 @@ from tuneserve.errors import EngineError
 from tuneserve.kernels import cpu
 from tuneserve.kernels.cpu import Activation, Kind
 from tuneserve.model._linear import DenseLinear, Linear
-from tuneserve.model._rope import rope_tables
+from tuneserve.model._rope import query_scales, rope_tables
 from tuneserve.model._weights import LayerWeights, Weights
 from tuneserve.spec import LayerSpec, ModelSpec, RopeSpec
 
@@ -25,7 +25,8 @@ _LAYER_FIELDS = {"rope", "window"}
 _MODEL_FIELDS = {
     "family", "hidden_size", "intermediate_size", "heads", "kv_heads", "head_dim", "vocab_size", "context_length",
     "per_layer", "norm_eps", "tied", "scale", "activation", "norm_plus_one", "qkv_bias", "output_bias", "mlp_bias",
-    "fused", "qk_norm", "post_norms", "softcap", "embedding_scale", "residual_scale", "logit_scale", "logit_softcap",
+    "fused", "qk_norm", "sinks", "post_norms", "query_scaling", "wrapped", "softcap", "embedding_scale",
+    "residual_scale", "logit_scale", "logit_softcap",
 }  # fmt: skip
 
 
@@ -48,8 +49,6 @@ class PagedBatch(Protocol):
     def starts(self) -> torch.Tensor: ...
     @property
     def block_tables(self) -> torch.Tensor: ...
-    @property
-    def last_rows(self) -> torch.Tensor: ...
 
 
 def reasons_against(spec: ModelSpec, weights: Weights, bits: Kind | None = None) -> list[str]:
@@ -69,7 +68,8 @@ def reasons_against(spec: ModelSpec, weights: Weights, bits: Kind | None = None)
     if spec.activation not in _ACTIVATIONS:
         reasons.append(f"its activation is {spec.activation}")
     linears = [weights.head, *(getattr(layer, name) for layer in weights.layers for name in _LINEARS)]
-    reasons += sorted({f"its weights are {type(one).__name__}" for one in linears if not isinstance(one, DenseLinear)})
+    kinds = {type(one).__name__ for one in linears if one is not None and not isinstance(one, DenseLinear)}
+    reasons += [f"its weights are {kind}" for kind in sorted(kinds)]
     if weights.embedding.device.type != "cpu":
         reasons.append(f"its weights are on {weights.embedding.device}")
     return reasons
@@ -190,8 +190,15 @@ class CompiledDecoder:
             embedding_scale=torch.tensor(spec.embedding_scale, dtype=self.dtype).item(),
             residual_scale=spec.residual_scale, logit_scale=spec.logit_scale,
             embedding=self._pointer(weights.embedding), norm=self._float(weights.norm),
+            query_scales=self._query_scales(),
             head=self._linear(weights.head, least=Kind.INT8), layer=(cpu.Layer * spec.layers)(*layers),
         )  # fmt: skip
+
+    def _query_scales(self) -> int | None:
+        if self.spec.query_scaling is None:
+            return None
+        scales = query_scales(self.spec.query_scaling, self.context_length, torch.float32, torch.device("cpu"))
+        return self._pointer(scales.view(self.context_length))
 
     def _rope_tables(self, rope: RopeSpec) -> tuple[int, int]:
         cos, sin = rope_tables(rope, self.context_length, torch.float32, torch.device("cpu"))
@@ -209,7 +216,7 @@ class CompiledDecoder:
             cos=cos, sin=sin, rotary_dim=own.rope.dim if own.rope else 0, window=own.window or 0,
         )  # fmt: skip
 
-    def _linear(self, linear: Linear, *, paired: bool = False, least: Kind | None = None) -> cpu.Linear:
+    def _linear(self, linear: Linear | None, *, paired: bool = False, least: Kind | None = None) -> cpu.Linear:
         assert isinstance(linear, DenseLinear)
         weight, bias = linear.weight, linear.bias
         rows, cols = weight.shape

@@ -1,5 +1,6 @@
 """The decoder: tokens of any number of sequences in one flat batch, attention left to whoever holds the cache."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from tuneserve.kernels.gated import gated
 from tuneserve.kernels.rms_norm import rms_norm
 from tuneserve.kernels.rotary import rotate
-from tuneserve.model._rope import rope_tables
+from tuneserve.model._rope import query_scales, rope_tables
 from tuneserve.model._weights import LayerWeights, Weights
 from tuneserve.spec import ModelSpec, RopeSpec
 
@@ -54,6 +55,9 @@ class Decoder:
         self.device = weights.embedding.device
         ropes = {layer.rope for layer in spec.per_layer if layer.rope}
         self._tables: _Tables = {rope: rope_tables(rope, context_length, self.dtype, self.device) for rope in ropes}
+        self._query_scales = None
+        if spec.query_scaling is not None:
+            self._query_scales = query_scales(spec.query_scaling, context_length, self.dtype, self.device)
         self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=self.dtype, device=self.device)
 
     @property
@@ -71,15 +75,19 @@ class Decoder:
             attention: holds the cache and knows which token belongs to which sequence.
         """
         spec, eps = self.spec, self.spec.norm_eps
-        tables = {rope: (cos[positions], sin[positions]) for rope, (cos, sin) in self._tables.items()}
+        step = _Step(
+            {rope: (cos[positions], sin[positions]) for rope, (cos, sin) in self._tables.items()},
+            None if self._query_scales is None else self._query_scales[positions],
+            attention,
+        )
         hidden = F.embedding(ids, self.weights.embedding)
         if spec.embedding_scale != 1.0:
             hidden = hidden * self._embedding_scale
         for index, layer in enumerate(self.weights.layers):
-            added = self._attend(index, layer, rms_norm(hidden, layer.attention_norm, eps), tables, attention)
+            added = self._attend(index, layer, rms_norm(hidden, layer.attention_norm, eps), step)
             hidden = self._add(hidden, added, layer.post_attention_norm)
-            gate_up = layer.gate_up(rms_norm(hidden, layer.mlp_norm, eps))
-            hidden = self._add(hidden, layer.down(gated(gate_up, spec.activation)), layer.post_mlp_norm)
+            added = self._feed_forward(layer, rms_norm(hidden, layer.mlp_norm, eps))
+            hidden = self._add(hidden, added, layer.post_mlp_norm)
         return rms_norm(hidden, self.weights.norm, eps)
 
     @torch.inference_mode()
@@ -92,9 +100,7 @@ class Decoder:
             logits = torch.tanh(logits / self.spec.logit_softcap) * self.spec.logit_softcap
         return logits
 
-    def _attend(
-        self, index: int, layer: LayerWeights, normed: torch.Tensor, tables: _Tables, attention: Attention
-    ) -> torch.Tensor:
+    def _attend(self, index: int, layer: LayerWeights, normed: torch.Tensor, step: "_Step") -> torch.Tensor:
         spec, own = self.spec, self.spec.layer(index)
         rotated = spec.heads + spec.kv_heads
         qkv = layer.qkv(normed).view(len(normed), -1, spec.head_dim)
@@ -105,11 +111,12 @@ class Decoder:
                 (rms_norm(query, layer.q_norm, spec.norm_eps), rms_norm(key, layer.k_norm, spec.norm_eps)), dim=1
             )
         if own.rope is not None:
-            turned = rotate(turned, *tables[own.rope])
-        attended = attention(
+            turned = rotate(turned, *step.tables[own.rope])
+        query, key = turned[:, : spec.heads], turned[:, spec.heads :]
+        attended = step.attention(
             index,
-            turned[:, : spec.heads],
-            turned[:, spec.heads :],
+            query if step.query_scales is None else query * step.query_scales,
+            key,
             value,
             scale=spec.scale,
             window=own.window,
@@ -118,7 +125,22 @@ class Decoder:
         )
         return layer.output(attended)
 
+    def _feed_forward(self, layer: LayerWeights, normed: torch.Tensor) -> torch.Tensor:
+        if layer.experts is not None:
+            return layer.experts(normed)
+        assert layer.gate_up is not None and layer.down is not None
+        return layer.down(gated(layer.gate_up(normed), self.spec.activation))
+
     def _add(self, hidden: torch.Tensor, added: torch.Tensor, norm: torch.Tensor | None) -> torch.Tensor:
         if norm is not None:
             added = rms_norm(added, norm, self.spec.norm_eps)
         return torch.add(hidden, added, alpha=self.spec.residual_scale)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What all layers of one forward pass need of its tokens."""
+
+    tables: _Tables
+    query_scales: torch.Tensor | None
+    attention: Attention

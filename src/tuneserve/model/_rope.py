@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from tuneserve.spec import LinearScaling, Llama3Scaling, LongRopeScaling, RopeSpec, YarnScaling
+from tuneserve.spec import LinearScaling, Llama3Scaling, LongRopeScaling, QueryScaling, RopeSpec, YarnScaling
 
 
 def rope_tables(
@@ -20,6 +20,13 @@ def rope_tables(
     cos, sin = angles.cos() * factor, angles.sin() * factor
     cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
     return cos.unsqueeze(1).to(dtype=dtype, device=device), sin.unsqueeze(1).to(dtype=dtype, device=device)
+
+
+def query_scales(scaling: QueryScaling, length: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return what the queries of every position below ``length`` are multiplied by, (length, 1, 1)."""
+    periods = torch.arange(length, dtype=torch.int64) // scaling.original_length
+    scales = 1 + scaling.beta * torch.log(1 + periods.float())
+    return scales.view(-1, 1, 1).to(dtype=dtype, device=device)
 
 
 def frequencies(rope: RopeSpec, length: int) -> torch.Tensor:

@@ -7,18 +7,34 @@ import torch
 
 from tuneserve.checkpoint import WeightReader
 from tuneserve.errors import CheckpointError
+from tuneserve.model._experts import Experts
 from tuneserve.model._linear import DenseLinear, Linear
-from tuneserve.spec import EMBEDDING, HEAD, NORM, LayerNames, ModelSpec, layer_names, tensor_shapes
+from tuneserve.model._text_part import TextPart
+from tuneserve.spec import (
+    EMBEDDING,
+    HEAD,
+    NORM,
+    ExpertNames,
+    ExpertsSpec,
+    LayerNames,
+    LayerSpec,
+    ModelSpec,
+    layer_names,
+    tensor_shapes,
+)
 
 _FLOATS = ("F32", "F16", "BF16")
 # Written by old versions of Transformers; the decoder computes them.
 _COMPUTED = ".rotary_emb.inv_freq"
+_STACKED = ".experts.gate_up_proj"
 _LISTED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerWeights:
-    """One layer; ``qkv`` and ``gate_up`` are stacked along out. What the model lacks is None.
+    """One layer; ``qkv`` and ``gate_up`` are stacked along out. What the layer lacks is None.
+
+    It has either ``gate_up`` and ``down``, or ``experts``.
 
     Norms are (hidden) or, those of q and k, (head_dim). Where the spec has ``norm_plus_one`` that one is in them, and
     they are float32.
@@ -28,8 +44,9 @@ class LayerWeights:
     qkv: Linear
     output: Linear
     mlp_norm: torch.Tensor
-    gate_up: Linear
-    down: Linear
+    gate_up: Linear | None = None
+    down: Linear | None = None
+    experts: Experts | None = None
     q_norm: torch.Tensor | None = None
     k_norm: torch.Tensor | None = None
     post_attention_norm: torch.Tensor | None = None
@@ -71,11 +88,17 @@ def load_weights(spec: ModelSpec, reader: WeightReader, dtype: torch.dtype, devi
             embedding that it is said to be tied to.
         AdapterError: a merged weight is not finite.
     """
-    shapes = tensor_shapes(spec)
+    if spec.wrapped:
+        reader = TextPart(reader)
+    # Transformers has saved experts in both ways.
+    stacked = any(name.endswith(_STACKED) for name in reader.tensors)
+    shapes = tensor_shapes(spec, stacked=stacked)
     _check(spec, reader, shapes)
     loader = _Loader(spec, reader, shapes, dtype, device)
     embedding = loader.stacked(EMBEDDING)
-    layers = tuple(loader.layer(layer_names(spec, layer)) for layer in range(spec.layers))
+    layers = tuple(
+        loader.layer(layer_names(spec, index, stacked=stacked), spec.layer(index)) for index in range(spec.layers)
+    )
     head = embedding if spec.tied else loader.stacked(HEAD)
     return Weights(embedding, layers, loader.norm(NORM), DenseLinear(head))
 
@@ -88,19 +111,51 @@ class _Loader:
     dtype: torch.dtype
     device: torch.device
 
-    def layer(self, names: LayerNames) -> LayerWeights:
+    def layer(self, names: LayerNames, own: LayerSpec) -> LayerWeights:
         spec = self.spec
+        dense = own.experts is None
         return LayerWeights(
             attention_norm=self.norm(names.attention_norm),
             qkv=self.linear(*names.qkv, bias=spec.qkv_bias),
             output=self.linear(names.output, bias=spec.output_bias),
             mlp_norm=self.norm(names.mlp_norm),
-            gate_up=self.linear(*names.gate_up, bias=spec.mlp_bias),
-            down=self.linear(names.down, bias=spec.mlp_bias),
+            gate_up=self.linear(*names.gate_up, bias=spec.mlp_bias) if dense else None,
+            down=self.linear(names.down, bias=spec.mlp_bias) if dense else None,
+            experts=self.experts(names.experts, own.experts) if names.experts and own.experts else None,
             q_norm=self.optional_norm(names.q_norm),
             k_norm=self.optional_norm(names.k_norm),
             post_attention_norm=self.optional_norm(names.post_attention_norm),
             post_mlp_norm=self.optional_norm(names.post_mlp_norm),
+            sinks=self.stacked(names.sinks) if names.sinks else None,
+        )
+
+    def experts(self, names: ExpertNames, experts: ExpertsSpec) -> Experts:
+        router = self.linear(names.router, bias=experts.biases)
+        if names.stacked:
+            gate_up = self.slices(names.gate_up[0], names, experts, halves=names.interleaved)
+            down = self.slices(names.down, names, experts, halves=False)
+        else:
+            gate_up, down = (
+                tuple(
+                    self.linear(*(module.format(expert=expert) for module in modules), bias=experts.biases)
+                    for expert in range(experts.count)
+                )
+                for modules in (names.gate_up, (names.down,))
+            )
+        return Experts(experts, self.spec.activation, router, gate_up, down)
+
+    def slices(self, name: str, names: ExpertNames, experts: ExpertsSpec, *, halves: bool) -> tuple[Linear, ...]:
+        """Return each expert's part of one tensor; ``halves`` brings even rows before odd ones."""
+        weight = self.reader.read(name)
+        weight = weight.transpose(1, 2) if names.transposed else weight
+        bias = self.reader.read(f"{name}_bias") if experts.biases else None
+        if halves:
+            weight = torch.cat((weight[:, ::2], weight[:, 1::2]), dim=1)
+            bias = None if bias is None else torch.cat((bias[:, ::2], bias[:, 1::2]), dim=1)
+        weight = weight.to(dtype=self.dtype, device=self.device).contiguous()
+        bias = None if bias is None else bias.to(dtype=self.dtype, device=self.device)
+        return tuple(
+            DenseLinear(weight[expert], None if bias is None else bias[expert]) for expert in range(experts.count)
         )
 
     def linear(self, *modules: str, bias: bool) -> Linear:

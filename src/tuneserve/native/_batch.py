@@ -20,7 +20,7 @@ class Batch:
         starts: the first row of each sequence and the number of rows, int32 (sequences + 1).
         lengths: tokens of each sequence that the cache holds after the step, int32 (sequences).
         block_tables: the blocks that hold them, padded with block 0, int32 (sequences, blocks).
-        last_rows: the last row of each sequence whose next token is to be chosen, int64.
+        scored_rows: the rows that the sequences want logits of, int64.
         decodes: how many sequences have a single row.
     """
 
@@ -30,7 +30,7 @@ class Batch:
     starts: torch.Tensor
     lengths: torch.Tensor
     block_tables: torch.Tensor
-    last_rows: torch.Tensor
+    scored_rows: torch.Tensor
     decodes: int
 
 
@@ -46,11 +46,13 @@ def make_batch(step: Step, device: torch.device) -> Batch:
     for row, (segment, start, end) in enumerate(zip(segments, starts[:-1], starts[1:], strict=True)):
         used = blocks_for(segment.end)
         tables[row, :used] = np.frombuffer(segment.sequence.blocks, dtype=np.int32, count=used)
-        ids[start:end] = segment.sequence.tokens[segment.start : segment.end]
+        ids[start:end] = segment.sequence.inputs(segment.start, segment.end)
         positions[start:end] = np.arange(segment.start, segment.end)
     rows = np.repeat(np.arange(len(segments)), np.diff(starts))
     slots = tables[rows, positions // BLOCK_SIZE] * np.int64(BLOCK_SIZE) + positions % BLOCK_SIZE
-    last = [end - 1 for end, segment in zip(starts[1:].tolist(), segments, strict=True) if segment.samples]
+    scored: list[int] = []
+    for segment, end in zip(segments, starts[1:].tolist(), strict=True):
+        scored += range(end - segment.sequence.scored_rows(segment.start, segment.count), end)
 
     def tensor(values: "np.ndarray[tuple[int, ...], np.dtype[np.int32] | np.dtype[np.int64]]") -> torch.Tensor:
         return torch.from_numpy(values).to(device)
@@ -62,6 +64,6 @@ def make_batch(step: Step, device: torch.device) -> Batch:
         starts=tensor(starts),
         lengths=tensor(lengths),
         block_tables=tensor(tables),
-        last_rows=tensor(np.array(last, dtype=np.int64)),
+        scored_rows=tensor(np.array(scored, dtype=np.int64)),
         decodes=step.decodes,
     )

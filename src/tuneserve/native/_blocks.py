@@ -75,11 +75,11 @@ class BlockPool:
         self._let_go(table[index])
         table[index] = block
 
-    def release(self, table: "array[int]") -> None:
-        """Let go of a table's blocks and empty it."""
-        for block in reversed(table):
+    def release(self, table: "array[int]", keep: int = 0) -> None:
+        """Let go of a table's blocks but for the first ``keep``, and take them out of it."""
+        for block in reversed(table[keep:]):
             self._let_go(block)
-        del table[:]
+        del table[keep:]
 
     def discard(self, table: "array[int]") -> None:
         """Let go of a table that may hold what is not finite: nobody will find its blocks, nor what follows them."""
@@ -145,7 +145,9 @@ class BlockPool:
         held = Counter(block for table in tables for block in table)
         assert [held[block] for block in range(self.blocks)] == self._holders
         assert sorted([*self._free, *self._idle, *held]) == list(range(1, self.blocks))
-        assert self._nodes.keys() >= self._idle.keys() | {block for block, holders in held.items() if holders > 1}
+        # A shared block is published, or was until one of its holders failed.
+        shared = {block for block, holders in held.items() if holders > 1}
+        assert self._nodes.keys() >= self._idle.keys() and self._nodes.keys() | self._tainted >= shared
         assert not self._tainted & self._nodes.keys() and self._tainted <= held.keys()
         assert set(self._to_wipe) <= set(self._free)
         ages = {block: age for age, block in enumerate(self._idle)}

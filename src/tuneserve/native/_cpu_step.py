@@ -1,6 +1,10 @@
 """Which of the two ways a step is computed on a CPU: compiled where it can be, eager where not."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 
 from tuneserve.errors import EngineError, InputError
 from tuneserve.kernels import cpu
@@ -27,23 +31,44 @@ def prepare_step(
     if bits not in _BITS:
         raise InputError(f"the weights {bits!r} are not known; choose {', '.join(_BITS)}.")
     must = step == "compiled" or bits != "auto"
-    if step == "eager" and must:
-        raise InputError(f"{bits} weights need the compiled step; leave the CPU step at auto, or the weights.")
+    if step == "eager":
+        if bits != "auto":
+            raise InputError(f"{bits} weights need the compiled step; leave cpu_step at auto, or the weights.")
+        return Decoder(spec, weights, context_length)
     if weights.embedding.device.type != "cpu" and not must:
         return Decoder(spec, weights, context_length)
-    if step != "eager":
-        reasons = reasons_against(spec, weights, _BITS[bits])
-        if must and reasons:
-            raise InputError(f"the compiled step cannot run this model ({'; '.join(reasons)}); set the step to eager.")
-        try:
-            library = None if reasons else cpu.load(cpu.build())
-        except EngineError as error:
-            if must:
-                raise
-            library, reasons = None, [str(error).rstrip(".")]
-        if library is not None:
-            decoder = CompiledDecoder(spec, weights, context_length, bits=_BITS[bits], library=library)
-            _logger.info("steps are compiled, on %d threads", decoder.threads)
-            return decoder
+    if reasons := reasons_against(spec, weights, _BITS[bits]):
+        if must:
+            raise InputError(
+                f"the compiled step cannot run this model ({'; '.join(reasons)}); leave cpu_step and weights at auto."
+            )
         _logger.warning("steps are not compiled, which is slower: %s", "; ".join(reasons))
-    return Decoder(spec, weights, context_length)
+        return Decoder(spec, weights, context_length)
+    try:
+        library = cpu.load(cpu.build())
+    except EngineError as error:
+        if must:
+            raise
+        _logger.warning("steps are not compiled, which is slower: %s", error)
+        return Decoder(spec, weights, context_length)
+    decoder = CompiledDecoder(spec, weights, context_length, bits=_BITS[bits], library=library)
+    _logger.info("steps are compiled, on %d threads", decoder.threads)
+    return decoder
+
+
+@contextmanager
+def half_the_threads(decoder: Decoder | CompiledDecoder) -> Iterator[None]:
+    """Let PyTorch use half the processors inside, beside a compiled decoder.
+
+    After each of its own parallel operations PyTorch's threads spin for a while, in case there is another, and would
+    take the processors from the threads of the step that follows.
+    """
+    before = torch.get_num_threads()
+    if not isinstance(decoder, CompiledDecoder) or before == 1:
+        yield
+        return
+    torch.set_num_threads(before // 2)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,28 +1,43 @@
 """The native engine: schedule, run, postprocess."""
 
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from pathlib import Path
 
 from tuneserve._version import __version__
-from tuneserve.engines.contract import EngineInfo, EngineStats, FinishReason, GenerationRequest
-from tuneserve.errors import RequestError
+from tuneserve.engines.contract import EngineInfo, EngineStats, FinishReason, GenerationRequest, TokenLogprob
+from tuneserve.errors import InputError, RequestError
 from tuneserve.native._blocks import BlockPool
-from tuneserve.native._load import EngineConfig, cache_blocks, load_decoder, running_limit
+from tuneserve.native._choose import Choice
+from tuneserve.native._draft import Drafter
+from tuneserve.native._grammar import Grammars, GrammarState
+from tuneserve.native._load import MOST_SPECULATION, EngineConfig, cache_blocks, load_decoder, running_limit
+from tuneserve.native._pooling import Pool, Pooling
 from tuneserve.native._runner import Runner
 from tuneserve.native._scheduler import Scheduler
 from tuneserve.native._sequence import Sequence
 
 # Long enough to use the processor well, short enough that decoding sequences are not kept waiting by a prompt.
 _STEP_TOKENS = 512
+_COMPILING_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a step did for one request; ``failed`` says that the model gave no finite logits for it."""
+    """A new token of a request, with the log-probabilities that it asked for; what it asked of the prompt comes first.
+
+    ``failed`` says why it cannot go on, ``refused`` why its grammar cannot be used.
+    """
 
     id: str
     token: int | None
     finish_reason: FinishReason | None = None
-    failed: bool = False
+    failed: str | None = None
+    refused: str | None = None
+    logprob: TokenLogprob | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
+    pooled: list[float] | None = None
 
 
 class NativeCore:
@@ -33,13 +48,19 @@ class NativeCore:
     """
 
     def __init__(self, config: EngineConfig) -> None:
+        if not 0 <= config.speculation <= MOST_SPECULATION:
+            raise InputError(f"speculation is {config.speculation}; choose from 0 (off) to {MOST_SPECULATION}.")
         decoder = load_decoder(config)
         blocks = cache_blocks(config, decoder)
         max_running = running_limit(config, blocks)
         self._runner = Runner(decoder, blocks)
         self._pool = BlockPool(blocks, reuse=config.prefix_cache)
         self._scheduler = Scheduler(self._pool, max_running, max(_STEP_TOKENS, max_running))
+        self._speculation = config.speculation
         self._sequences: dict[str, Sequence] = {}
+        self._compiling: dict[Sequence, Future[GrammarState]] = {}
+        tokenizer_dir = None if config.tokenizer_dir is None else Path(config.tokenizer_dir)
+        self._grammars = Grammars(tokenizer_dir, Path(config.model_dir), decoder.spec.vocab_size)
         self.info = EngineInfo(
             engine="native",
             version=__version__,
@@ -67,42 +88,82 @@ class NativeCore:
             prefix_hits=scheduler.found,
         )
 
-    def add(self, request: GenerationRequest) -> None:
-        """Queue a request.
+    def add(self, request: GenerationRequest, pool: Pool | None = None) -> None:
+        """Queue a request; with ``pool``, its first output has the prompt's hidden states after the last norm, pooled.
 
         Raises:
             RequestError: it can never be served.
         """
         self._check(request)
         sequence = Sequence(request)
+        if pool is not None:
+            assert request.params.prompt_logprobs is None
+            sequence.pooling = Pooling(pool)
+        if self._speculation:
+            limit = len(request.prompt_ids) + (request.params.max_tokens or self.info.context_length)
+            sequence.drafter = Drafter(sequence.tokens, self._speculation, min(limit, self.info.context_length))
         self._sequences[request.id] = sequence
-        self._scheduler.add(sequence)
+        if request.params.grammar is None:
+            self._scheduler.add(sequence)
+        else:
+            self._compiling[sequence] = self._grammars.start(request.params.grammar)
 
     def cancel(self, request_id: str) -> None:
         """Forget a request; one that is finished or unknown is left alone."""
         sequence = self._sequences.pop(request_id, None)
-        if sequence is not None:
+        if sequence is not None and self._compiling.pop(sequence, None) is None:
             self._scheduler.remove(sequence)
 
     def step(self) -> list[Output]:
         """Run one batch and return what it produced."""
+        refused = self._take_compiled()
         step = self._scheduler.schedule()
         if step is None:
-            return []
+            # Whoever calls has to look for other requests now and then.
+            wait(self._compiling.values(), _COMPILING_SECONDS, FIRST_COMPLETED)
+            return refused
         results = self._runner.run(step)
-        self._scheduler.complete(step, [sequence for sequence, token in results.items() if token is None])
-        return [self._postprocess(sequence, token) for sequence, token in results.items()]
+        self._scheduler.complete(step, [sequence for sequence, choice in results.items() if isinstance(choice, str)])
+        return refused + [
+            output for sequence, choices in results.items() for output in self._postprocess(sequence, choices)
+        ]
 
-    def _postprocess(self, sequence: Sequence, token: int | None) -> Output:
+    def _take_compiled(self) -> list[Output]:
+        """Queue the requests whose grammars are ready; return those whose grammars cannot be used."""
+        refused = []
+        for sequence, future in [item for item in self._compiling.items() if item[1].done()]:
+            del self._compiling[sequence]
+            try:
+                sequence.grammar = future.result()
+            except RequestError as error:
+                del self._sequences[sequence.request.id]
+                refused.append(Output(sequence.request.id, None, refused=str(error)))
+            else:
+                self._scheduler.add(sequence)
+        return refused
+
+    def _postprocess(self, sequence: Sequence, choices: list[Choice] | str) -> Iterator[Output]:
         request_id = sequence.request.id
-        if token is None:
+        if isinstance(choices, str):
             self.cancel(request_id)
-            return Output(request_id, None, failed=True)
-        sequence.tokens.append(token)
-        reason = sequence.finish_reason(self.info.context_length)
-        if reason is not None:
-            self.cancel(request_id)
-        return Output(request_id, token, reason)
+            yield Output(request_id, None, failed=choices)
+            return
+        sequence.draft.clear()
+        for choice in choices:
+            prompt_logprobs = sequence.first_logprobs()
+            sequence.append(choice.token)
+            reason = sequence.finish_reason(self.info.context_length)
+            yield Output(
+                request_id,
+                choice.token,
+                reason,
+                logprob=choice.logprob,
+                prompt_logprobs=prompt_logprobs,
+                pooled=None if sequence.pooling is None else sequence.pooling.state(),
+            )
+            if reason is not None:
+                self.cancel(request_id)
+                return
 
     def _check(self, request: GenerationRequest) -> None:
         ids, params = request.prompt_ids, request.params
@@ -122,8 +183,12 @@ class NativeCore:
             raise RequestError(
                 f"the prompt has token ids outside 0 to {self.info.vocab_size - 1}; correct them.", "prompt"
             )
-        if any(not 0 <= token < self.info.vocab_size for token in params.stop_token_ids):
-            raise RequestError(
-                f"stop_token_ids has ids outside 0 to {self.info.vocab_size - 1}; correct them.", "stop_token_ids"
-            )
+        named = {
+            "stop_token_ids": params.stop_token_ids,
+            "logit_bias": params.logit_bias,
+            "bad_words": [token for word in params.bad_words for token in word],
+        }
+        for name, tokens in named.items():
+            if any(not 0 <= token < self.info.vocab_size for token in tokens):
+                raise RequestError(f"{name} has ids outside 0 to {self.info.vocab_size - 1}; correct them.", name)
         params.check()

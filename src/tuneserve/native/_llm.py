@@ -1,16 +1,21 @@
 """Offline generation: prompts or conversations in, texts out, in this process."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 
-from tuneserve.engines.contract import FinishReason, GenerationRequest, SamplingParams
-from tuneserve.errors import EngineError, TextError
-from tuneserve.native._engine import NativeCore
+from tuneserve.engines.contract import FinishReason, GenerationRequest, SamplingParams, TokenLogprob
+from tuneserve.errors import RequestError, TextError
+from tuneserve.native._beam import Beam, BeamRules, search
+from tuneserve.native._engine import NativeCore, Output
 from tuneserve.native._load import EngineConfig
+from tuneserve.native._offline import MOST_SAMPLES, outputs
+from tuneserve.native._pooling import POOLS, Pool
 from tuneserve.sources import ResolvedSource, resolve
 from tuneserve.text import Detokenizer, StopStrings, open_chat_template, open_tokenizer
 
@@ -20,12 +25,31 @@ Conversation = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Completion:
-    """What followed one prompt; the text is cut before a stop string and leaves special tokens out."""
+    """What followed one prompt; the text is cut before a stop string and leaves special tokens out.
+
+    ``logprobs`` has an entry per token, ``prompt_logprobs`` one per token of the prompt but the first, where they were
+    asked for.
+    """
 
     prompt_ids: list[int]
     token_ids: list[int]
     text: str
     finish_reason: FinishReason
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """The tokens of a text, and the log-probability of each but the first."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the mean of what each token costs."""
+        return math.exp(-sum(self.logprobs) / len(self.logprobs))
 
 
 class LLM:
@@ -36,7 +60,10 @@ class LLM:
         base: the base to use instead of the one that an adapter names.
         dtype: auto, float32, bfloat16 or float16.
         context_length: tokens per sequence, prompt included; None takes the model's, up to 8192.
-        max_running: sequences computed together; None takes what fits in memory, up to 64.
+        max_running: sequences computed together; None is 64.
+        cache_tokens: tokens that the cache holds; None takes what fits in memory, up to ``max_running`` full contexts.
+        prefix_cache: whether a prompt uses what was computed for an equal beginning of another one.
+        speculation: tokens guessed at most from what a sequence repeats; the output is the same.
 
     Raises:
         InputError: the source cannot be run as it is.
@@ -50,36 +77,124 @@ class LLM:
         dtype: str = "auto",
         context_length: int | None = None,
         max_running: int | None = None,
+        cache_tokens: int | None = None,
+        prefix_cache: bool = True,
+        speculation: int = 0,
     ) -> None:
         self.source = source if isinstance(source, ResolvedSource) else resolve(source, base=base)
         self.tokenizer = open_tokenizer(self.source.tokenizer_dir, self.source.model_dir)
         self.template = open_chat_template(self.source.tokenizer_dir) or open_chat_template(self.source.model_dir)
-        settings = EngineConfig.of(self.source, dtype=dtype, context_length=context_length, max_running=max_running)
+        settings = EngineConfig.of(
+            self.source,
+            dtype=dtype,
+            context_length=context_length,
+            max_running=max_running,
+            cache_tokens=cache_tokens,
+            prefix_cache=prefix_cache,
+            speculation=speculation,
+        )
         self.core = NativeCore(settings)
 
     def generate(
-        self, prompts: Sequence[Prompt], params: SamplingParams | None = None, *, stop: Sequence[str] = ()
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        stop: Sequence[str] = (),
+        n: int = 1,
+        ignore_eos: bool = False,
     ) -> list[Completion]:
-        """Continue each prompt, a text or token ids; the results are in the order of the prompts.
+        """Continue each prompt, a text or token ids, ``n`` times; the results are in the order of the prompts.
 
-        Generation ends with the model's end tokens and with ``stop_token_ids``, or when a text of ``stop`` appears.
+        Generation ends with the model's end tokens, unless ``ignore_eos``, and with ``stop_token_ids``, or when a text
+        of ``stop`` appears. The samples of a prompt share its cache; where there is a seed, each has the one after the
+        one before.
 
         Raises:
-            RequestError: a prompt or a parameter cannot be served; nothing was generated.
+            RequestError: a prompt or a parameter cannot be served.
             EngineError: the model gave no finite probabilities.
         """
-        params = self._with_end_tokens(params or SamplingParams())
-        runs = [_Run(self._ids(prompt), Detokenizer(self.tokenizer), StopStrings(stop)) for prompt in prompts]
-        requests = {str(index): run for index, run in enumerate(runs)}
-        try:
-            for request_id, run in requests.items():
-                self.core.add(GenerationRequest(id=request_id, prompt_ids=run.prompt_ids, params=params))
-            while not self.core.idle:
-                self._advance(requests, params)
-        finally:
-            for request_id in requests:
-                self.core.cancel(request_id)
+        params = params or SamplingParams()
+        if not ignore_eos:
+            params = self._with_end_tokens(params)
+        if not 1 <= n <= MOST_SAMPLES:
+            raise RequestError(f"n is {n}; choose from 1 to {MOST_SAMPLES}.", "n")
+        if n > 1 and params.temperature == 0:
+            raise RequestError("n above 1 would repeat the greedy answer; raise the temperature.", "n")
+        runs: list[_Run] = []
+        requests: list[GenerationRequest] = []
+        for prompt in prompts:
+            ids = self._ids(prompt)
+            for sample in range(n):
+                seed = None if params.seed is None else params.seed + sample
+                own = msgspec.structs.replace(params, seed=seed)
+                requests.append(GenerationRequest(id=str(len(runs)), prompt_ids=ids, params=own))
+                runs.append(_Run(ids, Detokenizer(self.tokenizer), StopStrings(stop)))
+        for output in outputs(self.core, requests):
+            run = runs[int(output.id)]
+            if run.stopped:
+                continue
+            run.add(output, _kept(output, params))
+            if run.stopped:
+                self.core.cancel(output.id)
         return [run.completion() for run in runs]
+
+    def beam_search(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        beam_width: int = 4,
+        max_tokens: int = 64,
+        length_penalty: float = 1.0,
+        early_stopping: bool = False,
+        ignore_eos: bool = False,
+    ) -> list[list[Beam]]:
+        """Return the likeliest ways to continue each prompt, up to ``beam_width``, best first, as Transformers does.
+
+        A beam's score is the sum of its log-probabilities divided by its length to the power of ``length_penalty``.
+        ``early_stopping`` ends the search when there are ``beam_width`` finished beams.
+
+        Raises:
+            RequestError: a prompt or an argument cannot be served.
+            EngineError: the model gave no finite probabilities.
+        """
+        ends = frozenset() if ignore_eos else frozenset(self._end_tokens())
+        rules = BeamRules(beam_width, max_tokens, length_penalty, early_stopping, ends)
+        return search(self.core, [self._ids(prompt) for prompt in prompts], rules)
+
+    def score(self, texts: Sequence[Prompt]) -> list[Score]:
+        """Return how likely the model finds each text, given its first token.
+
+        Raises:
+            RequestError: a text has fewer than two tokens, or does not fit in the context.
+            EngineError: the model gave no finite probabilities.
+        """
+        params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+        requests: list[GenerationRequest] = []
+        for text in texts:
+            ids = self._ids(text)
+            if len(ids) < 2:
+                raise RequestError("a text of fewer than two tokens has no probability; give a longer one.", "prompt")
+            requests.append(GenerationRequest(id=str(len(requests)), prompt_ids=ids, params=params))
+        found = {output.id: output.prompt_logprobs or [] for output in outputs(self.core, requests)}
+        return [Score(request.prompt_ids, [entry.logprob for entry in found[request.id]]) for request in requests]
+
+    def embed(self, texts: Sequence[Prompt], *, pooling: Pool = "mean") -> torch.Tensor:
+        """Return the hidden states of each text after the last norm: their mean, or the last; float32 (texts, hidden).
+
+        Raises:
+            RequestError: a text has no tokens, or does not fit in the context; or the pooling is not known.
+            EngineError: the model gave no finite numbers.
+        """
+        if pooling not in POOLS:
+            raise RequestError(f"the pooling {pooling!r} is not known; choose {' or '.join(POOLS)}.", "pooling")
+        params = SamplingParams(temperature=0, max_tokens=1)
+        requests = [
+            GenerationRequest(id=str(index), prompt_ids=self._ids(text), params=params)
+            for index, text in enumerate(texts)
+        ]
+        states = {output.id: output.pooled for output in outputs(self.core, requests, pooling)}
+        return torch.tensor([states[request.id] for request in requests], dtype=torch.float32)
 
     def chat(
         self, conversations: Sequence[Conversation], params: SamplingParams | None = None, *, stop: Sequence[str] = ()
@@ -96,14 +211,9 @@ class LLM:
         params = self._with_end_tokens(params or SamplingParams())
         detokenizer = Detokenizer(self.tokenizer)
         request = GenerationRequest(id="stream", prompt_ids=self._ids(prompt), params=params)
-        self.core.add(request)
-        try:
-            while not self.core.idle:
-                for output in self.core.step():
-                    yield detokenizer.push(_kept(output.token, output.failed, params))
-            yield detokenizer.finish()
-        finally:
-            self.core.cancel(request.id)
+        for output in outputs(self.core, [request]):
+            yield detokenizer.push(_kept(output, params))
+        yield detokenizer.finish()
 
     def prompt_of(self, messages: Conversation) -> list[int]:
         """Render a conversation and return its token ids.
@@ -118,21 +228,15 @@ class LLM:
             )
         return self.tokenizer.encode(self.template.render(messages), add_special_tokens=False)
 
-    def _advance(self, requests: Mapping[str, "_Run"], params: SamplingParams) -> None:
-        for output in self.core.step():
-            run = requests[output.id]
-            run.add(output.token, _kept(output.token, output.failed, params))
-            if run.stopped:
-                self.core.cancel(output.id)
-            elif output.finish_reason:
-                run.finish_reason = output.finish_reason
-
     def _ids(self, prompt: Prompt) -> list[int]:
         return self.tokenizer.encode(prompt, add_special_tokens=True) if isinstance(prompt, str) else list(prompt)
 
     def _with_end_tokens(self, params: SamplingParams) -> SamplingParams:
-        ends = {token for token in self.tokenizer.end_token_ids if token < self.core.info.vocab_size}
-        return msgspec.structs.replace(params, stop_token_ids=tuple(sorted({*params.stop_token_ids, *ends})))
+        ends = {*params.stop_token_ids, *self._end_tokens()}
+        return msgspec.structs.replace(params, stop_token_ids=tuple(sorted(ends)))
+
+    def _end_tokens(self) -> set[int]:
+        return {token for token in self.tokenizer.end_token_ids if token < self.core.info.vocab_size}
 
 
 class _Run:
@@ -145,11 +249,18 @@ class _Run:
         self._detokenizer = detokenizer
         self._stops = stops
         self._tokens: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._prompt_logprobs: list[TokenLogprob] | None = None
         self._text = ""
 
-    def add(self, token: int | None, shown: list[int]) -> None:
-        if token is not None:
-            self._tokens.append(token)
+    def add(self, output: Output, shown: list[int]) -> None:
+        assert output.token is not None
+        self._tokens.append(output.token)
+        self.finish_reason = output.finish_reason or self.finish_reason
+        if output.logprob is not None:
+            self._logprobs.append(output.logprob)
+        if output.prompt_logprobs is not None:
+            self._prompt_logprobs = output.prompt_logprobs
         self._push(self._detokenizer.push(shown))
 
     def completion(self) -> Completion:
@@ -157,7 +268,9 @@ class _Run:
             self._push(self._detokenizer.finish())
         if not self.stopped:
             self._text += self._stops.finish()
-        return Completion(self.prompt_ids, self._tokens, self._text, self.finish_reason)
+        return Completion(
+            self.prompt_ids, self._tokens, self._text, self.finish_reason, self._logprobs or None, self._prompt_logprobs
+        )
 
     def _push(self, text: str) -> None:
         safe, match = self._stops.push(text)
@@ -166,8 +279,6 @@ class _Run:
             self.stopped, self.finish_reason = True, "stop"
 
 
-def _kept(token: int | None, failed: bool, params: SamplingParams) -> list[int]:
+def _kept(output: Output, params: SamplingParams) -> list[int]:
     """Return the tokens to show; one that ends the sequence is not text."""
-    if failed:
-        raise EngineError("the model gave no finite probabilities; check its weights, or run it in float32.")
-    return [] if token is None or token in params.stop_token_ids else [token]
+    return [] if output.token is None or output.token in params.stop_token_ids else [output.token]

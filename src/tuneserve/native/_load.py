@@ -21,6 +21,7 @@ _DTYPES: dict[DtypeName, torch.dtype] = {"float32": torch.float32, "bfloat16": t
 # Where the model allows more, more is reserved only when asked for.
 _DEFAULT_CONTEXT = 8192
 _DEFAULT_RUNNING = 64
+MOST_SPECULATION = 15
 # The rest is for activations, and for whatever else runs on the machine.
 _CACHE_SHARE = 0.6
 
@@ -28,9 +29,11 @@ _CACHE_SHARE = 0.6
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to load and how; ``auto`` and None are decided at load.
 
+    ``tokenizer_dir`` is only needed for grammars.
     ``dtype`` is auto, float32, bfloat16 or float16. ``context_length`` counts tokens per sequence, ``max_running``
     sequences computed together, ``cache_tokens`` tokens that the cache holds. ``prefix_cache`` says whether a prompt
-    uses what was computed for an equal beginning of another one.
+    uses what was computed for an equal beginning of another one. ``speculation`` is how many tokens are guessed at most
+    from what a sequence repeats, to be computed in one step with the last; it changes how fast tokens come, not which.
 
     ``cpu_step`` is ``compiled`` (C++ built on this machine), ``eager`` (PyTorch) or auto, which is the first where it
     can be. ``weights`` is auto (as they are stored), ``int8`` or ``int4``: quantised at load in groups of 32, with
@@ -40,11 +43,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     model_dir: str
     weights_file: str | None = None
     adapter_dir: str | None = None
+    tokenizer_dir: str | None = None
     dtype: str = "auto"
     context_length: int | None = None
     max_running: int | None = None
     cache_tokens: int | None = None
     prefix_cache: bool = True
+    speculation: int = 0
     cpu_step: str = "auto"
     weights: str = "auto"
 
@@ -58,6 +63,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         max_running: int | None = None,
         cache_tokens: int | None = None,
         prefix_cache: bool = True,
+        speculation: int = 0,
         cpu_step: str = "auto",
         weights: str = "auto",
     ) -> "EngineConfig":
@@ -66,11 +72,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             model_dir=str(source.model_dir),
             weights_file=None if source.weights_file is None else str(source.weights_file),
             adapter_dir=None if source.adapter_dir is None else str(source.adapter_dir),
+            tokenizer_dir=str(source.tokenizer_dir),
             dtype=dtype,
             context_length=context_length,
             max_running=max_running,
             cache_tokens=cache_tokens,
             prefix_cache=prefix_cache,
+            speculation=speculation,
             cpu_step=cpu_step,
             weights=weights,
         )

@@ -5,7 +5,9 @@ import torch
 from tuneserve.model import CompiledDecoder, Decoder
 from tuneserve.native._batch import Batch, make_batch
 from tuneserve.native._cache import PagedCache, StepAttention
-from tuneserve.native._sampler import sample
+from tuneserve.native._choose import Choice, choose
+from tuneserve.native._cpu_step import half_the_threads
+from tuneserve.native._sampler import NOT_FINITE
 from tuneserve.native._scheduler import Step
 from tuneserve.native._sequence import Sequence
 
@@ -18,19 +20,21 @@ class Runner:
         self.cache = PagedCache(decoder.spec, blocks, decoder.dtype, decoder.device)
 
     @torch.inference_mode()
-    def run(self, step: Step) -> dict[Sequence, int | None]:
-        """Return what became of sequences: the token chosen next, or None where the model gave no finite numbers.
+    def run(self, step: Step) -> dict[Sequence, list[Choice] | str]:
+        """Return what became of sequences: the tokens chosen next, or why there are none.
 
         A sequence that is not there is still in its prompt.
         """
+        with half_the_threads(self.decoder):
+            return self._run(step)
+
+    def _run(self, step: Step) -> dict[Sequence, list[Choice] | str]:
         self.cache.wipe(step.wiped)
         batch = make_batch(step, self.decoder.device)
         hidden = self._forward(batch)
         results = _broken(step, hidden)
-        sampled = [segment.sequence for segment in step.segments if segment.samples]
-        if sampled:
-            rows = hidden if len(sampled) == len(hidden) else hidden[batch.last_rows]
-            results.update(zip(sampled, sample(self.decoder.logits(rows), sampled), strict=True))
+        rows = hidden if len(batch.scored_rows) == len(hidden) else hidden[batch.scored_rows]
+        results.update(choose(self.decoder.logits, rows, step.segments))
         return results
 
     def _forward(self, batch: Batch) -> torch.Tensor:
@@ -39,7 +43,7 @@ class Runner:
         return self.decoder.forward(batch.ids, batch.positions, StepAttention(self.cache, batch))
 
 
-def _broken(step: Step, hidden: torch.Tensor) -> dict[Sequence, int | None]:
+def _broken(step: Step, hidden: torch.Tensor) -> dict[Sequence, list[Choice] | str]:
     """Return the sequences whose chunk of the prompt, which nothing is sampled from, ends in what is not finite."""
     rows, sequences, row = [], [], -1
     for segment in step.segments:
@@ -50,4 +54,4 @@ def _broken(step: Step, hidden: torch.Tensor) -> dict[Sequence, int | None]:
     if not rows:
         return {}
     finite = hidden[rows].isfinite().all(-1).tolist()
-    return {sequence: None for sequence, ok in zip(sequences, finite, strict=True) if not ok}
+    return {sequence: NOT_FINITE for sequence, ok in zip(sequences, finite, strict=True) if not ok}

@@ -1,80 +1,46 @@
 """Choosing the next token of each sequence.
 
-The filters follow Transformers in meaning and order: repetition penalty, temperature, top-k, top-p, min-p. Each
-sequence draws from a random stream of its own, so its tokens do not depend on what shares the batch.
+The logits are edited (``_edits``), then the likeliest token is taken or one is drawn (``_draw``). Each sequence draws
+from a random stream of its own, and no operation mixes rows, so its tokens do not depend on what shares the batch.
 """
 
 import torch
 
-from tuneserve.engines.contract import SamplingParams
-from tuneserve.native._sequence import Sequence
+from tuneserve.native._blocked import best, row_maxima
+from tuneserve.native._draw import draw
+from tuneserve.native._edits import edit
+from tuneserve.native._grammar import TOO_COMPLEX
+from tuneserve.native._sequence import Row
 
-_CANDIDATES = 512
+NOT_FINITE = "the model gave no finite probabilities; check its weights, or run it in float32."
+NONE_LEFT = "bad_words, min_tokens, logit_bias and the grammar together leave no token to choose; relax one of them."
 
 
-def sample(logits: torch.Tensor, sequences: list[Sequence]) -> list[int | None]:
-    """Choose a token for each row of ``logits``, float32 (sequences, vocabulary); None where the row is not finite.
+def sample(logits: torch.Tensor, rows: list[Row]) -> list[int | str]:
+    """Choose a token for each row of ``logits``, float32 (rows, vocabulary), or say why there is none.
 
     The logits are changed in place.
     """
-    for row, sequence in zip(logits, sequences, strict=True):
-        _penalise(row, sequence)
-    best, tokens = logits.max(dim=-1)
-    finite = torch.isfinite(best).tolist()
-    chosen: list[int | None] = [token if ok else None for token, ok in zip(tokens.tolist(), finite, strict=True)]
-    for index, sequence in enumerate(sequences):
-        if finite[index] and sequence.request.params.temperature > 0:
-            chosen[index] = _draw(logits[index], sequence.request.params, sequence.random.random())
+    changed = any(row.sequence.edited for row in rows)
+    finite = torch.isfinite(row_maxima(logits)).tolist() if changed else None
+    edit(logits, rows)
+    maxima, tokens = best(logits)
+    usable = torch.isfinite(maxima).tolist()
+    chosen: list[int | str] = list(tokens.tolist())
+    drawn = []
+    for index, row in enumerate(rows):
+        grammar = row.sequence.grammar
+        if grammar is not None and grammar.failed:
+            chosen[index] = TOO_COMPLEX
+        elif not usable[index]:
+            chosen[index] = NONE_LEFT if finite and finite[index] else NOT_FINITE
+        elif row.sequence.request.params.temperature > 0:
+            drawn.append(index)
+    if drawn:
+        params = [rows[index].sequence.request.params for index in drawn]
+        uniforms = [rows[index].sequence.uniform(rows[index].ahead) for index in drawn]
+        if len(drawn) < len(rows):
+            logits, maxima = logits[drawn], maxima[drawn]
+        for index, token in zip(drawn, draw(logits, maxima, params, uniforms), strict=True):
+            chosen[index] = token
     return chosen
-
-
-def _penalise(row: torch.Tensor, sequence: Sequence) -> None:
-    """Apply the repetition penalty of CTRL (arXiv:1909.05858) and hold back end tokens before ``min_tokens``."""
-    params = sequence.request.params
-    if params.repetition_penalty != 1:
-        seen = torch.tensor(sorted(set(sequence.tokens)), device=row.device)
-        scores = row[seen]
-        row[seen] = torch.where(scores < 0, scores * params.repetition_penalty, scores / params.repetition_penalty)
-    if sequence.generated < params.min_tokens and params.stop_token_ids:
-        row[list(params.stop_token_ids)] = -torch.inf
-
-
-def _draw(row: torch.Tensor, params: SamplingParams, uniform: float) -> int:
-    scaled = (row - row.max()) / params.temperature
-    weights, tokens = _filtered(scaled, params)
-    cumulative = weights.double().cumsum(0)
-    # Strictly below the total, so that a token of no weight is never the one found.
-    point = min(uniform * cumulative[-1].item(), torch.nextafter(cumulative[-1], cumulative.new_zeros(())).item())
-    index = int(torch.searchsorted(cumulative, point, right=True))
-    return int(tokens[index]) if tokens is not None else index
-
-
-def _filtered(scaled: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return unnormalised weights and the token of each; None stands for all tokens in order."""
-    vocabulary = scaled.numel()
-    tokens = None
-    if 0 < params.top_k < vocabulary:
-        scaled, tokens = scaled.topk(params.top_k)
-    weights = scaled.exp()
-    if params.top_p < 1:
-        weights, tokens = _nucleus(weights, tokens, params.top_p)
-    if params.min_p > 0:
-        weights = torch.where(weights >= params.min_p * weights.max(), weights, 0.0)
-    return weights, tokens
-
-
-def _nucleus(
-    weights: torch.Tensor, tokens: torch.Tensor | None, top_p: float
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Keep the fewest most likely tokens whose share reaches ``top_p``, at least one (arXiv:1904.09751)."""
-    limit = top_p * weights.double().sum()
-    order = torch.arange(weights.numel(), device=weights.device)
-    if tokens is None:
-        # Sorting a whole vocabulary is slow, and the nucleus is nearly always among a few candidates.
-        candidates, order = weights.topk(min(_CANDIDATES, weights.numel()))
-        if candidates.double().sum() < limit:
-            candidates, order = weights.sort(descending=True)
-        weights, tokens = candidates, order
-    before = weights.double().cumsum(0) - weights
-    kept = max(1, int((before < limit).sum()))
-    return weights[:kept], tokens[:kept]

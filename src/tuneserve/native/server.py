@@ -28,7 +28,7 @@ from tuneserve.engines._native_wire import (
     frame,
 )
 from tuneserve.errors import RequestError, TuneserveError
-from tuneserve.native._engine import NativeCore
+from tuneserve.native._engine import NativeCore, Output
 from tuneserve.native._load import EngineConfig
 
 _READ_BYTES = 1 << 20
@@ -104,11 +104,18 @@ def _advance(core: NativeCore) -> list[FromEngine]:
     results: list[FromEngine] = []
     for output in core.step():
         if output.failed:
-            reason = "the model gave no finite probabilities; check its weights, or serve it in float32"
-            results.append(Failed(output.id, f"{reason}."))
+            results.append(Failed(output.id, output.failed))
+        elif output.refused:
+            results.append(Refused(output.id, output.refused, "grammar"))
         else:
-            results.append(Tokens(output.id, [] if output.token is None else [output.token], output.finish_reason))
+            results.append(_tokens(output))
     return results
+
+
+def _tokens(output: Output) -> Tokens:
+    assert output.token is not None
+    logprobs = None if output.logprob is None else [output.logprob]
+    return Tokens(output.id, [output.token], output.finish_reason, logprobs, output.prompt_logprobs)
 
 
 def serve(connection: _Connection, config: EngineConfig) -> None:

@@ -48,8 +48,25 @@ def verify_server(
         probes = make_probes(tokenizer, reference.vocabulary)
         positions = served_positions(client, model, probes.prompts())
         text = tuple(_text(client, model, tokenizer, reference)) if tokenizer is not None else ()
+    return compare_positions(reference, probes, positions, tokenizer, method=method, thresholds=thresholds, text=text)
+
+
+@torch.inference_mode()
+def compare_positions(
+    reference: StreamedModel,
+    probes: Probes,
+    positions: Sequence[ServedPosition],
+    tokenizer: Any,
+    *,
+    method: str,
+    thresholds: Thresholds | None = None,
+    text: tuple[TextCheck, ...] = (),
+) -> ParityReport:
+    """Compare what is known of a server's distributions at some positions of the probes with the reference's.
+
+    ``tokenizer`` tells the ids of tokens that are known by their text, None where all are known by id.
+    """
     logits = reference.logits(probes.ids, probes.mask)
-    limits = thresholds or served(thresholds_for(method))
     report = ParityReport(
         method=method,
         prompts=len(probes.ids),
@@ -63,7 +80,7 @@ def verify_server(
         text=text,
         diagnosis=(),
         notes=("of a server only the likeliest tokens are known: the divergence is a lower bound",),
-        thresholds=limits,
+        thresholds=thresholds or served(thresholds_for(method)),
     )
     return replace(report, diagnosis=diagnose(report))
 

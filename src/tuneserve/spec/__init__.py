@@ -6,13 +6,23 @@ from tuneserve.spec._positions import (
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
+    QueryScaling,
     RopeScaling,
     RopeSpec,
     YarnScaling,
 )
 from tuneserve.spec._read import FAMILIES, read_spec
-from tuneserve.spec._spec import Activation, LayerSpec, ModelSpec
-from tuneserve.spec._tensors import EMBEDDING, HEAD, NORM, LayerNames, layer_names, tensor_shapes
+from tuneserve.spec._spec import Activation, ClampedSwiglu, ExpertsSpec, LayerSpec, ModelSpec
+from tuneserve.spec._tensors import (
+    EMBEDDING,
+    HEAD,
+    NORM,
+    ExpertNames,
+    LayerNames,
+    layer_names,
+    plain_name,
+    tensor_shapes,
+)
 
 __all__ = [
     "EMBEDDING",
@@ -21,6 +31,9 @@ __all__ = [
     "HEAD",
     "NORM",
     "Activation",
+    "ClampedSwiglu",
+    "ExpertNames",
+    "ExpertsSpec",
     "Fields",
     "GgufPart",
     "LayerNames",
@@ -29,12 +42,14 @@ __all__ = [
     "Llama3Scaling",
     "LongRopeScaling",
     "ModelSpec",
+    "QueryScaling",
     "RopeScaling",
     "RopeSpec",
     "YarnScaling",
     "gguf_parts",
     "hf_name",
     "layer_names",
+    "plain_name",
     "read_spec",
     "tensor_shapes",
 ]

@@ -70,6 +70,13 @@ class Fields:
             raise self._bad(name, values, f"a list of {count} zeros and ones")
         return [bool(value) for value in values]
 
+    def indices(self, name: str, below: int) -> set[int]:
+        """Read a list of different whole numbers from 0; none where it is absent or null."""
+        values = self._get(name, [])
+        if not isinstance(values, list) or len(values) > below or not all(type(value) is int for value in values):
+            raise self._bad(name, values, f"a list of whole numbers below {below}")
+        return set(values)
+
     def choice(self, name: str, known: Mapping[str, _Choice], default: str) -> _Choice:
         """Read a string that must be a key of ``known``; return what it stands for."""
         value = self.text(name, default)

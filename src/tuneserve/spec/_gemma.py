@@ -31,7 +31,8 @@ def read_gemma2(fields: Fields) -> ModelSpec:
 def read_gemma3(fields: Fields) -> ModelSpec:
     """Read a ``Gemma3TextConfig``: five layers with a window and positions of their own, then one with neither."""
     fields.require("attn_logit_softcapping", (None,), None)
-    spec = _read(fields, 131_072, _global_rope)
+    # What is published of the larger ones leaves out these two.
+    spec = _read(fields, 131_072, _global_rope, heads=8, vocab_size=262_208)
     nearby = _local_rope(fields, spec.head_dim, spec.context_length)
     window = fields.optional_size("sliding_window", _WINDOW)
     pattern = fields.size("sliding_window_pattern", 6)
@@ -44,12 +45,20 @@ def read_gemma3(fields: Fields) -> ModelSpec:
     )
 
 
-def _read(fields: Fields, context_length: int, rope: Callable[[Fields, int, int], RopeSpec]) -> ModelSpec:
+def _read(
+    fields: Fields,
+    context_length: int,
+    rope: Callable[[Fields, int, int], RopeSpec],
+    heads: int | None = None,
+    vocab_size: int | None = None,
+) -> ModelSpec:
     fields.require("use_bidirectional_attention", (None, False), None)
     spec = read_plain(
         fields,
+        heads=heads,
         kv_heads=4,
         head_dim=256,
+        vocab_size=vocab_size,
         context_length=context_length,
         tied=True,
         rope=rope,

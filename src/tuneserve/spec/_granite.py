@@ -1,4 +1,4 @@
-"""Granite 3 and 4, the dense ones: a Llama with multipliers."""
+"""Granite 3, the dense ones: a Llama with multipliers."""
 
 from dataclasses import replace
 

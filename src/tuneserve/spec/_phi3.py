@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from tuneserve.errors import SpecError
 from tuneserve.spec._fields import Fields
-from tuneserve.spec._plain import read_plain, read_windows
+from tuneserve.spec._plain import read_plain, windowed
 from tuneserve.spec._positions import RopeSpec
-from tuneserve.spec._rope import partial_factor, rope_of
+from tuneserve.spec._rope import partial_factor, rope_of, rope_section
 from tuneserve.spec._spec import ModelSpec
 
 # Older names of longrope.
@@ -16,13 +16,12 @@ _LONGROPE = ("su", "yarn")
 def read_phi3(fields: Fields) -> ModelSpec:
     """Read a ``Phi3Config``."""
     spec = read_plain(fields, context_length=4096, norm_eps=1e-5, rope=_rope)
-    window = fields.optional_size("sliding_window", None)
-    layers = read_windows(fields, spec, window, [window is not None] * spec.layers)
+    layers = windowed(fields, spec, fields.optional_size("sliding_window", None))
     return replace(spec, per_layer=layers, fused=True)
 
 
 def _rope(fields: Fields, head_dim: int, context_length: int) -> RopeSpec:
-    own = fields.section("rope_scaling") or fields.section("rope_parameters") or Fields({})
+    own = rope_section(fields)
     factor = partial_factor(fields, own)
     if factor > 1:
         raise SpecError("partial_rotary_factor in config.json is above 1; download or save the model again.")

@@ -16,8 +16,10 @@ _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gel
 def read_plain(
     fields: Fields,
     *,
+    heads: int | None = None,
     kv_heads: int | None = None,
     head_dim: int | None = None,
+    vocab_size: int | None = None,
     context_length: int,
     norm_eps: float = 1e-6,
     tied: bool = False,
@@ -32,7 +34,8 @@ def read_plain(
     Raises:
         SpecError: a field is malformed or asks for something that the decoder does not implement.
     """
-    hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    hidden = fields.size("hidden_size")
+    heads = fields.size("num_attention_heads", *() if heads is None else (heads,))
     layers = fields.size("num_hidden_layers", most=_MAX_LAYERS)
     context = fields.size("max_position_embeddings", context_length)
     default_kv = heads if kv_heads is None or fields.is_null("num_key_value_heads") else kv_heads
@@ -48,7 +51,7 @@ def read_plain(
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        vocab_size=fields.size("vocab_size"),
+        vocab_size=fields.size("vocab_size", *() if vocab_size is None else (vocab_size,)),
         context_length=context,
         per_layer=(LayerSpec(rope=rope(fields, head_dim, context)),) * layers,
         norm_eps=fields.number("rms_norm_eps", norm_eps),
@@ -56,6 +59,21 @@ def read_plain(
         scale=head_dim**-0.5,
         activation=fields.choice(activation_field, _ACTIVATIONS, activation),
     )
+
+
+def windowed(fields: Fields, spec: ModelSpec, window: int | None) -> tuple[LayerSpec, ...]:
+    """Return the layers, all of them with ``window``; one as long as the context is none.
+
+    Raises:
+        SpecError: there are ``layer_types``, which the family does not have.
+    """
+    if "layer_types" in fields.names():
+        raise SpecError(
+            f"config.json has layer_types, which {spec.family} does not have; "
+            "correct its model_type, or take layer_types out."
+        )
+    narrowed = None if window is None or window >= spec.context_length else window
+    return tuple(replace(layer, window=narrowed) for layer in spec.per_layer)
 
 
 def read_windows(

@@ -57,6 +57,14 @@ RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling
 
 
 @dataclass(frozen=True, kw_only=True)
+class QueryScaling:
+    """Queries far into a text are multiplied by 1 + beta * log(1 + position // original_length), as in Llama 4."""
+
+    beta: float
+    original_length: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class RopeSpec:
     """Rotary positions (arXiv:2104.09864) of the first ``dim`` elements of each head, of base ``theta``.
 

@@ -1,6 +1,7 @@
 """From a ``config.json`` to a spec."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from tuneserve.errors import SpecError
@@ -8,7 +9,8 @@ from tuneserve.spec._fields import Fields
 from tuneserve.spec._gemma import read_gemma2, read_gemma3
 from tuneserve.spec._granite import read_granite
 from tuneserve.spec._llama import read_llama
-from tuneserve.spec._mistral import read_ministral, read_mistral
+from tuneserve.spec._mistral import read_ministral, read_ministral3, read_mistral
+from tuneserve.spec._moe import read_gpt_oss, read_mixtral, read_qwen3_moe
 from tuneserve.spec._phi3 import read_phi3
 from tuneserve.spec._qwen import read_qwen2, read_qwen3
 from tuneserve.spec._smollm3 import read_smollm3
@@ -20,29 +22,47 @@ FAMILIES: Mapping[str, _Reader] = {
     "smollm3": read_smollm3,
     "mistral": read_mistral,
     "ministral": read_ministral,
+    "ministral3": read_ministral3,
     "qwen2": read_qwen2,
     "qwen3": read_qwen3,
     "gemma2": read_gemma2,
     "gemma3_text": read_gemma3,
     "phi3": read_phi3,
     "granite": read_granite,
+    "mixtral": read_mixtral,
+    "qwen3_moe": read_qwen3_moe,
+    "gpt_oss": read_gpt_oss,
 }
+
+WRAPPERS = ("gemma3", "mistral3")
+"""Multimodal models whose text part is one of :data:`FAMILIES`."""
 
 
 def read_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Read the decoder that a ``config.json`` describes.
+    """Read the decoder that a ``config.json`` describes; of a multimodal model, its text part.
 
     Raises:
         SpecError: the family is not one of :data:`FAMILIES`, the weights are quantised, or a field is malformed or asks
             for something that the decoder does not implement.
     """
     fields = Fields(config)
+    if "quantization_config" in fields.names():
+        raise SpecError("the native engine does not read quantised weights yet; use the 16-bit model.")
     family = fields.text("model_type")
+    if family not in WRAPPERS:
+        return _family(fields, family)
+    text = fields.section("text_config")
+    if text is None:
+        raise SpecError("config.json lacks text_config; download or save the model again.")
+    tied = fields.flag("tie_word_embeddings", text.flag("tie_word_embeddings", True))
+    text = text.with_field("tie_word_embeddings", tied)
+    return replace(_family(text, text.text("model_type")), wrapped=True)
+
+
+def _family(fields: Fields, family: str) -> ModelSpec:
     if family not in FAMILIES:
         raise SpecError(
             f"the native engine does not have the {family[:40]!r} family yet, only {', '.join(FAMILIES)}; "
             "export the model and use another engine."
         )
-    if "quantization_config" in fields.names():
-        raise SpecError("the native engine does not read quantised weights yet; use the 16-bit model.")
     return FAMILIES[family](fields)

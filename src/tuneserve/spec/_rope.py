@@ -22,13 +22,18 @@ def read_rope(fields: Fields, head_dim: int, context_length: int, default_theta:
     Raises:
         SpecError: a kind of scaling that the decoder does not implement, or only a part of each head is rotated.
     """
-    own = fields.section("rope_scaling") or fields.section("rope_parameters") or Fields({})
+    own = rope_section(fields)
     if partial_factor(fields, own) != 1.0:
         raise SpecError(
             "partial_rotary_factor in config.json is not 1, which this family has no use for; "
             "download or save the model again."
         )
     return rope_of(fields, own, head_dim, context_length, default_theta, _KINDS)
+
+
+def rope_section(fields: Fields) -> Fields:
+    """Return what is stated of the positions, in either form."""
+    return fields.section("rope_scaling") or fields.section("rope_parameters") or Fields({})
 
 
 def partial_factor(fields: Fields, own: Fields) -> float:
@@ -44,8 +49,10 @@ def rope_of(
     Raises:
         SpecError: the scaling is none of ``kinds``, or a field of it is malformed.
     """
-    if dim % 2:
-        raise SpecError(f"config.json has {dim} elements of each head rotated, an odd number; use another model.")
+    if dim % 2 or dim == 0:
+        raise SpecError(
+            f"config.json has {dim} elements of each head rotated, which cannot be paired; use another model."
+        )
     theta = own.number("rope_theta", fields.number("rope_theta", default_theta))
     return RopeSpec(theta=theta, dim=dim, scaling=_scaling(fields, own, theta, dim, context_length, kinds))
 

@@ -3,9 +3,34 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from tuneserve.spec._positions import LongRopeScaling, RopeSpec
+from tuneserve.spec._positions import LongRopeScaling, QueryScaling, RopeSpec
 
 Activation = Literal["silu", "gelu_tanh"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClampedSwiglu:
+    """The gate of gpt-oss: gate * sigmoid(alpha * gate) * (up + 1), of a gate below ``limit`` and up within it."""
+
+    alpha: float
+    limit: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsSpec:
+    """A feed-forward layer of ``count`` experts, of which a router chooses ``per_token`` for each token.
+
+    Their outputs are added up, weighted with the softmax of the router's scores over those chosen if ``normalised``,
+    over all if not. ``biases`` are those of the router and of the experts. The gate is the model's ``activation``
+    unless ``swiglu`` is given.
+    """
+
+    count: int
+    per_token: int
+    intermediate_size: int
+    normalised: bool
+    biases: bool = False
+    swiglu: ClampedSwiglu | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,16 +38,17 @@ class LayerSpec:
     """What can differ from layer to layer.
 
     ``window`` is how many tokens a token sees, itself included; None is all of them. Without ``rope`` the layer knows
-    no positions.
+    no positions. ``experts`` take the place of the gated feed-forward layer.
     """
 
     rope: RopeSpec | None
     window: int | None = None
+    experts: ExpertsSpec | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A pre-norm decoder with grouped-query attention and a gated feed-forward layer.
+    """A pre-norm decoder with grouped-query attention and a gated feed-forward layer, or experts.
 
     Sizes count elements, ``context_length`` tokens. What is not said of a checkpoint's names follows from ``family``.
 
@@ -34,8 +60,11 @@ class ModelSpec:
         activation: of the gate, which is multiplied by the up projection.
         qkv_bias, output_bias, mlp_bias: which linear layers have a bias; the last is that of all three.
         fused: the checkpoint has query, key and value in one tensor, gate and up in another.
+        wrapped: the checkpoint is a multimodal one, of which this is the text part.
         qk_norm: each head of query and key is normalised before it is rotated.
+        sinks: each head has a score that takes its part of the probability in attention and gives nothing.
         post_norms: the outputs of attention and of the feed-forward layer are normalised before they are added.
+        query_scaling: how rotated queries grow with their position; None is not at all.
         scale: scores of attention are multiplied by it.
         softcap: scores are squashed to within plus and minus this; None leaves them.
         embedding_scale: embeddings are multiplied by it, rounded to the dtype of the weights.
@@ -63,7 +92,10 @@ class ModelSpec:
     mlp_bias: bool = False
     fused: bool = False
     qk_norm: bool = False
+    sinks: bool = False
     post_norms: bool = False
+    query_scaling: QueryScaling | None = None
+    wrapped: bool = False
     softcap: float | None = None
     embedding_scale: float = 1.0
     residual_scale: float = 1.0

@@ -1,7 +1,5 @@
 """A merged model as one GGUF file."""
 
-import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -10,19 +8,15 @@ from typing import Any
 import torch
 
 from tuneserve.artifacts._format import Format, Piece, PlannedFile
+from tuneserve.artifacts.gguf._describe import describe, file_name
 from tuneserve.artifacts.gguf._encode import encode, needs_ggml
 from tuneserve.artifacts.gguf._ggml import load_ggml
-from tuneserve.artifacts.gguf._header import StoredTensor, Value, lay_out
 from tuneserve.artifacts.gguf._imatrix import Imatrix
-from tuneserve.artifacts.gguf._metadata import Model, read_model
-from tuneserve.artifacts.gguf._mix import tensor_types
-from tuneserve.artifacts.gguf._parts import plan_parts, transform
-from tuneserve.artifacts.gguf._tokenizer import tokenizer_metadata
-from tuneserve.artifacts.gguf._types import PRESETS, tensor_bytes
+from tuneserve.artifacts.gguf._parts import transform
+from tuneserve.artifacts.gguf._types import tensor_bytes
 from tuneserve.checkpoint import TensorSpec
 from tuneserve.errors import InputError
 
-_QUANTISATION_VERSION = 2
 _MOST_IMPORTANT = 1e20
 
 
@@ -56,23 +50,17 @@ class GgufFormat(Format):
         imatrix: Imatrix | None = None,
         model_dir: Path | None = None,
     ) -> None:
-        self._model = read_model(config)
-        plan = plan_parts(self._model, specs)
-        self._parts = plan.parts
+        described = describe(specs, config, tokenizer_dir, name, model_dir)
+        self._model, self._parts = described.model, described.plan.parts
         self._importance = dict(imatrix.values) if imatrix else {}
-        types = tensor_types(preset, plan.shapes, self._model.shape, imatrix.values if imatrix else None)
-        self._check_importance(plan.shapes)
-        if any(needs_ggml(kind, tensor in self._importance) for tensor, kind in types.items()):
+        layout = described.lay_out(preset, imatrix.values if imatrix else None)
+        self._check_importance(described.plan.shapes)
+        if any(needs_ggml(kind, tensor in self._importance) for tensor, kind in layout.types.items()):
             load_ggml()
-        self.metadata = _general(self._model, preset, plan.shapes) | dict(self._model.metadata)
-        self.metadata |= tokenizer_metadata(tokenizer_dir, name, self._model.vocab_size, config, model_dir)
-        made = {key: StoredTensor(key, "F32", tuple(value.shape)) for key, value in self._model.tensors.items()}
-        weights = [StoredTensor(key, types[key], shape) for key, shape in plan.shapes.items()]
-        head, placed, size = lay_out(self.metadata, [*made.values(), *weights])
-        self._placed = {tensor.name: tensor for tensor in placed}
-        stem = re.sub(r"[^\w.-]+", "-", name.rstrip("/").rpartition("/")[2]).strip("-.") or "model"
-        self._file = f"{stem}-{preset.upper()}.gguf"
-        self._files = {self._file: PlannedFile(head + self._made_tensors(len(head)), size)}
+        self.metadata = layout.metadata
+        self._placed = {tensor.name: tensor for tensor in layout.placed}
+        self._file = file_name(name, preset)
+        self._files = {self._file: PlannedFile(layout.head + self._made_tensors(len(layout.head)), layout.size)}
 
     @property
     def files(self) -> Mapping[str, PlannedFile]:
@@ -117,7 +105,7 @@ class GgufFormat(Format):
         data = bytearray()
         for name, tensor in self._model.tensors.items():
             data += bytes(self._placed[name].offset - start - len(data))
-            data += tensor.contiguous().numpy().tobytes()
+            data += tensor.compute().contiguous().numpy().tobytes()
         return bytes(data)
 
     def _check_importance(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -129,20 +117,3 @@ class GgufFormat(Format):
                 raise InputError(
                     f"the importance matrix has {name} not as the model has it; compute it from this model."
                 )
-
-
-def _general(model: Model, preset: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Value]:
-    return {
-        "general.architecture": model.shape.architecture,
-        "general.type": "model",
-        "general.size_label": _size_label(sum(math.prod(shape) for shape in shapes.values())),
-        "general.file_type": PRESETS[preset].file_type,
-        "general.quantization_version": _QUANTISATION_VERSION,
-    }
-
-
-def _size_label(parameters: int) -> str:
-    for letter, unit in (("T", 10**12), ("B", 10**9), ("M", 10**6)):
-        if parameters >= unit:
-            return f"{parameters / unit:.3g}{letter}"
-    return f"{parameters / 1000:.3g}K"

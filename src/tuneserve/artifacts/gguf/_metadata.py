@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from tuneserve.artifacts.gguf._header import Value
 from tuneserve.artifacts.gguf._mix import Shape
-from tuneserve.artifacts.gguf._rope import read_rope
+from tuneserve.artifacts.gguf._rope import Factors, read_rope
 from tuneserve.errors import SpecError
 from tuneserve.spec import GGUF_ARCHITECTURES, Fields
 
@@ -53,7 +51,7 @@ class Model:
     """What a configuration says to a GGUF file.
 
     ``family`` is a key of ``GGUF_ARCHITECTURES``; ``metadata`` has the architecture's prefix already; ``tensors``
-    (float32) follow from the configuration alone.
+    follow from the configuration alone.
     """
 
     family: str
@@ -62,7 +60,7 @@ class Model:
     vocab_size: int
     tied: bool
     metadata: Mapping[str, Value]
-    tensors: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, Factors]
 
 
 def read_model(config: Mapping[str, Any]) -> Model:
@@ -97,7 +95,7 @@ def read_model(config: Mapping[str, Any]) -> Model:
         "attention.value_length": head_dim,
         "vocab_size": fields.size("vocab_size"),
     }
-    tensors: Mapping[str, torch.Tensor] = {}
+    tensors: Mapping[str, Factors] = {}
     if family == "gpt2":
         metadata["attention.layer_norm_epsilon"] = fields.number("layer_norm_epsilon", 1e-5)
     else:

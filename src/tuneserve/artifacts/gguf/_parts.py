@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from tuneserve.artifacts.gguf._metadata import Model
 from tuneserve.checkpoint import TensorSpec
 from tuneserve.errors import CheckpointError, SpecError
 from tuneserve.spec import GgufPart, gguf_parts
+
+if TYPE_CHECKING:
+    import torch
 
 _DENSE_BIASES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 # The biases that llama.cpp's code for the family adds.
@@ -69,7 +71,7 @@ def plan_parts(model: Model, specs: Mapping[str, TensorSpec]) -> Plan:
     return Plan(shapes, parts)
 
 
-def transform(model: Model, part: GgufPart, tensor: torch.Tensor) -> torch.Tensor:
+def transform(model: Model, part: GgufPart, tensor: "torch.Tensor") -> "torch.Tensor":
     """Return the values of ``part`` of the weight ``tensor``, in its dtype or, where one is added, in float32."""
     if part.transposed:
         tensor = tensor.transpose(-1, -2)

@@ -1,26 +1,36 @@
 """Rotary positions in GGUF: the metadata, and the tensors of factors that llama.cpp reads beside it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from tuneserve.artifacts.gguf._header import Value
 from tuneserve.errors import SpecError
 from tuneserve.spec import Fields
+
+if TYPE_CHECKING:
+    import torch
 
 _THETA = 10000.0
 _OLD_NAMES = {"su": "longrope"}
 
 
 @dataclass(frozen=True)
+class Factors:
+    """A tensor of ``count`` factors in float32; :meth:`compute` makes it."""
+
+    count: int
+    compute: "Callable[[], torch.Tensor]"
+
+
+@dataclass(frozen=True)
 class Rope:
-    """``metadata`` lacks the prefix of the architecture; ``tensors`` are float32."""
+    """``metadata`` lacks the prefix of the architecture."""
 
     metadata: Mapping[str, Value]
-    tensors: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, Factors]
 
 
 def read_rope(config: Mapping[str, Any], head_dim: int, *, longrope: bool) -> Rope:
@@ -57,7 +67,7 @@ def read_rope(config: Mapping[str, Any], head_dim: int, *, longrope: bool) -> Ro
     metadata["rope.dimension_count"] = rotated
     kind = where.text("rope_type", where.text("type", "default"))
     kind = _OLD_NAMES.get(kind, kind)
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: dict[str, Factors] = {}
     if kind == "linear":
         metadata |= {"rope.scaling.type": "linear", "rope.scaling.factor": where.number("factor")}
     elif kind == "llama3":
@@ -76,16 +86,22 @@ def read_rope(config: Mapping[str, Any], head_dim: int, *, longrope: bool) -> Ro
     return Rope(metadata, tensors)
 
 
-def _llama3_factors(where: Fields, theta: float, rotated: int) -> torch.Tensor:
+def _llama3_factors(where: Fields, theta: float, rotated: int) -> Factors:
     """Return what each frequency is divided by; the rule is in Llama 3.1's reference code."""
     factor, low, high = (where.number(name) for name in ("factor", "low_freq_factor", "high_freq_factor"))
     original = where.size("original_max_position_embeddings")
     if low >= high:
         raise SpecError("low_freq_factor is not below high_freq_factor in config.json; download the model again.")
-    frequencies = 1.0 / theta ** (torch.arange(0, rotated, 2, dtype=torch.float32) / rotated)
-    turns = original * frequencies / (2 * math.pi)
-    smooth = ((turns - low) / (high - low)).clamp(0, 1)
-    return 1 / ((1 - smooth) / factor + smooth)
+
+    def compute() -> "torch.Tensor":
+        import torch
+
+        frequencies = 1.0 / theta ** (torch.arange(0, rotated, 2, dtype=torch.float32) / rotated)
+        turns = original * frequencies / (2 * math.pi)
+        smooth = ((turns - low) / (high - low)).clamp(0, 1)
+        return 1 / ((1 - smooth) / factor + smooth)
+
+    return Factors(rotated // 2, compute)
 
 
 def _yarn(where: Fields, fields: Fields) -> dict[str, Value]:
@@ -124,10 +140,16 @@ def _longrope(where: Fields, fields: Fields) -> dict[str, Value]:
     }
 
 
-def _factors(given: Mapping[str, Any], name: str, rotated: int) -> torch.Tensor:
+def _factors(given: Mapping[str, Any], name: str, rotated: int) -> Factors:
     values = given.get(f"{name}_factor")
     if not isinstance(values, list) or len(values) != rotated // 2 or not all(map(_is_factor, values)):
         raise SpecError(f"{name}_factor in config.json is not a list of {rotated // 2} factors; download it again.")
+    return Factors(len(values), partial(_float32, values))
+
+
+def _float32(values: list[float]) -> "torch.Tensor":
+    import torch
+
     return torch.tensor(values, dtype=torch.float32)
 
 

@@ -21,6 +21,8 @@ _SOURCES = Path(__file__).parent
 _OPTIONS = (
     "-std=c++20", "-O3", "-ffp-contract=off", "-fno-strict-aliasing", "-shared", "-fPIC", "-pthread", "-w",
 )  # fmt: skip
+# Said because CXX is often the driver for C, which compiles C++ and leaves its library out.
+_LIBRARIES = ("-lstdc++", "-lm")
 _SECONDS = 600
 _CPUINFO = Path("/proc/cpuinfo")
 _logger = logging.getLogger("tuneserve.kernels")
@@ -52,7 +54,7 @@ def _compile(compiler: str, options: tuple[str, ...], library: Path) -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=".building-") as scratch:
         output = Path(scratch) / library.name
-        command = [compiler, *options, str(_SOURCES / "step.cpp"), "-o", str(output)]
+        command = [compiler, *options, str(_SOURCES / "step.cpp"), *_LIBRARIES, "-o", str(output)]
         try:
             result = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)  # noqa: S603
         except (OSError, subprocess.SubprocessError) as error:
@@ -80,7 +82,13 @@ def _key(compiler: str, options: tuple[str, ...]) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=60, check=False).stdout  # noqa: S603
     digest = hashlib.sha256()
     parts = [path.read_bytes() for path in sorted(_SOURCES.iterdir()) if path.suffix in (".cpp", ".h")]
-    for part in (*parts, version, *(option.encode() for option in options), platform.machine().encode(), _features()):
+    for part in (
+        *parts,
+        version,
+        *(option.encode() for option in (*options, *_LIBRARIES)),
+        platform.machine().encode(),
+        _features(),
+    ):
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()[:24]
 

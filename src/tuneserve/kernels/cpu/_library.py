@@ -60,7 +60,8 @@ class Model(ctypes.Structure):
                                     "activation", "cache_kind", "embedding_kind")),
         *((name, _F32) for name in ("eps", "attention_scale", "attention_softcap", "logit_softcap", "embedding_scale",
                                     "residual_scale", "logit_scale", "unused")),
-        ("embedding", _POINTER), ("norm", _POINTER), ("head", Linear), ("layer", ctypes.POINTER(Layer)),
+        ("embedding", _POINTER), ("norm", _POINTER), ("query_scales", _POINTER), ("head", Linear),
+        ("layer", ctypes.POINTER(Layer)),
     )  # fmt: skip
 
 

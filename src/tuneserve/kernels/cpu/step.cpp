@@ -27,6 +27,7 @@ struct Model {
     float eps, attention_scale, attention_softcap, logit_softcap, embedding_scale, residual_scale, logit_scale, unused;
     const void* embedding;
     const float* norm;
+    const float* query_scales;  // (context), or null
     Linear head;
     const Layer* layer;
 };
@@ -256,6 +257,8 @@ class Step {
         const int64_t position = b.positions[token], slot = b.slots[token];
         for (int head = 0; head < m.heads; ++head)
             turn_head(layer, layer.query_norm, row + head * m.head_dim, position);
+        if (m.query_scales)
+            for (int i = 0; i < m.heads * m.head_dim; i += LANES) store(row + i, load(row + i) * m.query_scales[position]);
         for (int head = 0; head < m.kv_heads; ++head) {
             float *key = row + (m.heads + head) * m.head_dim, *value = key + m.kv_heads * m.head_dim;
             turn_head(layer, layer.key_norm, key, position);

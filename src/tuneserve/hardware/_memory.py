@@ -1,6 +1,5 @@
-"""What this machine has."""
+"""How much main memory this process can still use."""
 
-import subprocess
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
@@ -11,15 +10,6 @@ def available_memory() -> int:
     """Return the bytes of main memory that this process can still use, within its control group's limit."""
     free = [_available_on_host(), *_available_in_group()]
     return max(0, min(free))
-
-
-def has_nvidia_gpu() -> bool:
-    """Return whether NVIDIA's driver is there and lists a GPU."""
-    try:
-        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, timeout=30, check=True)  # noqa: S607
-    except (OSError, subprocess.SubprocessError):
-        return False
-    return b"GPU" in listed.stdout
 
 
 def _available_on_host() -> int:

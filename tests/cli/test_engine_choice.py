@@ -1,0 +1,161 @@
+"""Protects: the engine that is named is taken or refused by name, and what it cannot load is exported once."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.engines.model_engine import ModelEngine
+from tuneserve.cli._engine import check_program, parse_adapters, prepare
+from tuneserve.engines import registry
+from tuneserve.engines.contract import Engine
+from tuneserve.engines.kind import EngineKind, NamedAdapter, Preflight, ServeOptions
+from tuneserve.errors import EngineError, InputError
+from tuneserve.sources import ResolvedSource, resolve
+
+Make = Callable[..., Path]
+
+
+@dataclass
+class Kind:
+    """Loads whole models only, or what ``problems`` says."""
+
+    name: str
+    export: str | None = "merged_16bit"
+    problems: tuple[str, ...] = ()
+    missing: bool = False
+    adapter_export: str | None = None
+    checked: list[str] = field(default_factory=list)
+
+    def check(self, source: ResolvedSource, adapters: Sequence[NamedAdapter], options: ServeOptions) -> Preflight:
+        if self.missing:
+            raise EngineError(f"{self.name} is not installed; install it.")
+        self.checked.append(source.source)
+        merging = ("it takes no adapter", "nor two") if source.adapter_dir else ()
+        unmade = [adapter for adapter in adapters if adapter.directory.parent.name != "served"]
+        return Preflight(
+            problems=(*self.problems, *merging),
+            export=self.export if not self.problems else None,
+            notes=("a note",),
+            adapter_export=self.adapter_export if unmade else None,
+        )
+
+    async def start(
+        self, source: ResolvedSource, adapters: Sequence[NamedAdapter], options: ServeOptions, name: str
+    ) -> Engine:
+        return ModelEngine(source.model_dir)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TUNESERVE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *kinds: Kind) -> None:
+    engines: Mapping[str, EngineKind] = {kind.name: kind for kind in kinds}
+    monkeypatch.setattr(registry, "ENGINES", engines)
+
+
+def test_what_an_engine_cannot_load_is_exported_once(
+    cache: Path, make_llama: Make, make_lora: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, Kind("merger"))
+    source = resolve(make_lora(make_llama(), scale=0.3))
+    served = prepare("merger", source, (), ServeOptions(), verify=False)
+    assert served.method == "merged_16bit"
+    assert served.artifact.adapter_dir is None
+    assert served.artifact.model_dir.parent == cache / "served"
+    assert served.notes == ("a note",)
+    written = (served.artifact.model_dir / "model.safetensors").stat()
+    again = prepare("merger", source, (), ServeOptions(), verify=False)
+    assert again.artifact == served.artifact
+    assert (served.artifact.model_dir / "model.safetensors").stat() == written
+    (source.model_dir / "generation_config.json").write_text("{}")
+    assert prepare("merger", source, (), ServeOptions(), verify=False).artifact != served.artifact
+
+
+def test_a_source_that_it_can_load_is_taken_as_it_is(
+    cache: Path, make_llama: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, Kind("merger"))
+    source = resolve(make_llama())
+    served = prepare("merger", source, (), ServeOptions(), verify=False)
+    assert (served.artifact, served.method) == (source, None)
+    assert not cache.exists()
+
+
+def test_adapters_are_made_into_what_it_loads(
+    cache: Path, make_llama: Make, make_lora: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, Kind("converter", adapter_export="lora"))
+    base = resolve(make_llama())
+    path = make_lora(base.model_dir)
+    served = prepare("converter", base, parse_adapters([f"tickets={path}"], base, "b"), ServeOptions(), verify=False)
+    (adapter,) = served.adapters
+    assert adapter.named.directory.parent == cache / "served"
+    assert (adapter.named.directory / "adapter_model.safetensors").exists()
+    # What it is compared with stays what was trained.
+    assert adapter.source.adapter_dir == path
+
+
+def test_every_reason_is_named(make_llama: Make, make_lora: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, Kind("picky", problems=("it needs a GPU", "it has another family")))
+    with pytest.raises(InputError, match="picky cannot serve adapter: it needs a GPU, and it has another family, and"):
+        prepare("picky", resolve(make_lora(make_llama())), (), ServeOptions(), verify=False)
+
+
+def test_auto_takes_the_first_that_can(make_llama: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = resolve(make_llama())
+    install(monkeypatch, Kind("absent", missing=True), Kind("picky", problems=("no",)), Kind("merger"), Kind("last"))
+    assert prepare("auto", source, (), ServeOptions(), verify=False).kind.name == "merger"
+    install(monkeypatch, Kind("absent", missing=True), Kind("picky", problems=("no",)))
+    with pytest.raises(InputError, match="absent: absent is not installed; install it; picky: no"):
+        prepare("auto", source, (), ServeOptions(), verify=False)
+    with pytest.raises(InputError, match="name it with --engine"):
+        prepare("auto", source, (), ServeOptions(arguments=("--fast",)), verify=False)
+
+
+def test_an_unknown_engine_has_near_names(make_llama: Make) -> None:
+    with pytest.raises(InputError, match=r"no engine 'llamacpp'; choose auto or one of llama\.cpp"):
+        prepare("llamacpp", resolve(make_llama()), (), ServeOptions(), verify=False)
+
+
+def test_the_native_engine_refuses_what_is_not_its_own(make_llama: Make) -> None:
+    source = resolve(make_llama())
+    with pytest.raises(InputError, match="takes no program or arguments"):
+        prepare("native", source, (), ServeOptions(arguments=("--x",)), verify=False)
+    with pytest.raises(InputError, match="dtype 'int3' is not known"):
+        prepare("native", source, (), ServeOptions(dtype="int3"), verify=False)
+    with pytest.raises(InputError, match="without tensor parallelism"):
+        prepare("native", source, (), ServeOptions(tensor_parallel=2), verify=False)
+
+
+def test_adapters_are_named_once_and_are_over_the_source(make_llama: Make, make_lora: Make) -> None:
+    base = resolve(make_llama())
+    path = make_lora(base.model_dir)
+    (adapter,) = parse_adapters([f"tickets={path}"], base, "base")
+    assert adapter.named == NamedAdapter("tickets", path)
+    assert adapter.source.model_dir == base.model_dir
+    for given, reason in (
+        ([str(path)], "is not NAME=PATH"),
+        ([f"a/b={path}"], "is not NAME=PATH"),
+        ([f"x={path}", f"x={path}"], "two models would be called 'x'"),
+        ([f"base={path}"], "two models would be called 'base'"),
+        ([f"x={base.model_dir}"], "the adapter x cannot be served: .* is a whole model"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            parse_adapters(given, base, "base")
+    with pytest.raises(InputError, match="is an adapter itself"):
+        parse_adapters([f"x={path}"], resolve(path), "adapter")
+
+
+def test_a_program_is_for_the_engines_that_have_one() -> None:
+    python, binary = Path("venv/bin/python"), Path("bin/llama-server")
+    assert check_program("vllm", python, None) == python
+    assert check_program("llama.cpp", None, binary) == binary
+    assert check_program("auto", None, None) is None
+    for engine, options in (("llama.cpp", (python, None)), ("native", (python, None)), ("vllm", (None, binary))):
+        with pytest.raises(InputError, match=f"not for --engine {engine}"):
+            check_program(engine, *options)
