@@ -1,9 +1,9 @@
-"""Checks the GPU decoder against float32, and times it: prompts of 32 tokens, 128 new ones, greedy.
+"""Checks the native engine's GPU kernels against float32, and times the engine: prompts of 32 tokens, 128 new, greedy.
 
-Weights are random, in the shape of a real model: speed depends on the shape alone. Appends a line per batch size to
-``decode.jsonl``, or to the file that ``--out`` names.
+The model is a directory, as ``benchmarks/export/checkpoint.py`` writes one with random weights: speed depends on the
+shape alone. Appends a line per batch size to ``decode.jsonl``, or to the file that ``--out`` names.
 
-    python benchmarks/gpu/decode.py llama-3.1-8b --batch 1 8 32 128 256
+    python benchmarks/gpu/decode.py /tmp/llama-8b/base --batch 1 8 32 128 256
 """
 
 import argparse
@@ -11,194 +11,160 @@ import json
 import platform
 import statistics
 import subprocess
-import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+import triton
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
-import torch.nn.functional as F  # noqa: E402
+from tuneserve.checkpoint import open_checkpoint
+from tuneserve.engines.contract import GenerationRequest, SamplingParams
+from tuneserve.model import Decoder, Weights, load_weights
+from tuneserve.model._gpu import GpuDecoder
+from tuneserve.native import EngineConfig, NativeCore
+from tuneserve.native._batch import make_batch
+from tuneserve.native._cache import PagedCache, StepAttention
+from tuneserve.native._scheduler import Segment, Step
+from tuneserve.native._sequence import Sequence
+from tuneserve.spec import ModelSpec, read_spec
 
-from tuneserve.kernels.gpu.prefill_attention import query_tiles  # noqa: E402
-from tuneserve.model._gpu import GpuDecoder, PrefillBatch  # noqa: E402
-from tuneserve.model._weights import LayerWeights, Weights  # noqa: E402
-from tuneserve.spec import ModelSpec  # noqa: E402
-
-# hidden, intermediate, layers, heads, kv heads, head dim, vocabulary, tied
-SHAPES = {
-    "llama-3.1-8b": (4096, 14336, 32, 32, 8, 128, 128256, False),
-    "llama-3.2-3b": (3072, 8192, 28, 24, 8, 128, 128256, True),
-    "llama-3.2-1b": (2048, 8192, 16, 32, 8, 64, 128256, True),
-    "smollm2-135m": (576, 1536, 30, 9, 3, 64, 49152, True),
-}
-BLOCK = 16
+_CHECKED_LAYERS = 3
+_CHECKED_PROMPT, _CHECKED_STEPS = 100, 4
 
 
-def spec_of(shape: str, layers: int | None = None) -> ModelSpec:
-    hidden, inter, depth, heads, kv_heads, head_dim, vocab, tied = SHAPES[shape]
-    return ModelSpec(
-        family="llama", hidden_size=hidden, intermediate_size=inter, layers=layers or depth, heads=heads,
-        kv_heads=kv_heads, head_dim=head_dim, vocab_size=vocab, context_length=131072, norm_eps=1e-5,
-        rope_theta=500000.0, rope_scaling=None, tied=tied,
-    )  # fmt: skip
+class _Sequences:
+    """Sequences with blocks of their own, and what decoders say comes after each."""
+
+    def __init__(self, spec: ModelSpec, count: int, dtype: torch.dtype) -> None:
+        per_sequence = (_CHECKED_PROMPT + _CHECKED_STEPS) // 16 + 1
+        blocks = torch.randperm(count * per_sequence).add(1).view(count, -1).tolist()
+        self.cache = PagedCache(spec, count * per_sequence + 1, dtype, torch.device("cuda"))
+        self.sequences = []
+        for index in range(count):
+            ids = torch.randint(spec.vocab_size, (_CHECKED_PROMPT,)).tolist()
+            request = GenerationRequest(id=str(index), prompt_ids=ids, params=SamplingParams())
+            self.sequences.append(Sequence(request))
+            self.sequences[-1].blocks.extend(blocks[index])
+
+    def logits(self, decoder: Decoder | GpuDecoder) -> torch.Tensor:
+        segments = tuple(Segment(one, one.computed, one.pending) for one in self.sequences)
+        batch = make_batch(Step(segments, sum(segment.count == 1 for segment in segments)), torch.device("cuda"))
+        if isinstance(decoder, GpuDecoder):
+            hidden = decoder.forward(batch, self.cache.keys, self.cache.values)
+        else:
+            hidden = decoder.forward(batch.ids, batch.positions, StepAttention(self.cache, batch))
+        for one in self.sequences:
+            one.computed = len(one.tokens)
+        return decoder.logits(hidden[batch.scored_rows])
 
 
-def random_weights(spec: ModelSpec) -> Weights:
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, device="cuda", dtype=torch.bfloat16) * 0.02
-
-    def norm() -> torch.Tensor:
-        return 1 + 0.1 * torch.randn(spec.hidden_size, device="cuda", dtype=torch.bfloat16)
-
-    width = spec.heads * spec.head_dim
-    layers = tuple(
-        LayerWeights(
-            attention_norm=norm(), qkv=random(spec.qkv_size, spec.hidden_size), output=random(spec.hidden_size, width),
-            mlp_norm=norm(), gate_up=random(2 * spec.intermediate_size, spec.hidden_size),
-            down=random(spec.hidden_size, spec.intermediate_size),
+@torch.inference_mode()
+def check(spec: ModelSpec, weights: Weights) -> None:
+    """Raise unless prompts and cached decoding are nearer to float32 than PyTorch's operations in 16 bits are."""
+    spec = replace(spec, per_layer=spec.per_layer[:_CHECKED_LAYERS])
+    weights = replace(weights, layers=weights.layers[:_CHECKED_LAYERS])
+    exact = _widened(weights)
+    for count in (1, 2, 5, 20, 40):
+        context = 256
+        decoders = (
+            Decoder(spec, exact, context),
+            Decoder(spec, weights, context),
+            GpuDecoder(spec, weights, context, 64),
         )
-        for _ in range(spec.layers)
-    )  # fmt: skip
-    embedding = random(spec.vocab_size, spec.hidden_size)
-    head = embedding if spec.tied else random(spec.vocab_size, spec.hidden_size)
-    return Weights(embedding, layers, norm(), head)
+        runs = [_Sequences(spec, count, decoder.dtype) for decoder in decoders]
+        errors: list[list[float]] = [[], []]
+        for _ in range(_CHECKED_STEPS):
+            expected, *found = (run.logits(decoder) for run, decoder in zip(runs, decoders, strict=True))
+            for kept, logits in zip(errors, found, strict=True):
+                kept.append(float((logits - expected).norm() / expected.norm()))
+            for run in runs:
+                for sequence, token in zip(run.sequences, expected.argmax(-1).tolist(), strict=True):
+                    sequence.append(token)
+        plain, ours = (statistics.mean(kept) for kept in errors)
+        print(f"check, batch {count}: relative error {ours:.2e}, of PyTorch in 16 bits {plain:.2e}", flush=True)
+        assert ours < 1.1 * plain, "the kernels are less exact than PyTorch's own operations"
 
 
-class Run:
-    """Sequences of equal length, each with its own blocks."""
+def _widened(weights: Weights) -> Weights:
+    def wide(part: object) -> object:
+        if isinstance(part, torch.Tensor):
+            return part.float()
+        return part and replace(part, weight=part.weight.float(), bias=None if part.bias is None else part.bias.float())
 
-    def __init__(self, spec: ModelSpec, weights: Weights, sequences: int, length: int) -> None:
-        per_sequence = -(-length // BLOCK)
-        shape = (spec.layers, sequences * per_sequence, spec.kv_heads, BLOCK, spec.head_dim)
-        keys = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
-        values = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
-        self.decoder = GpuDecoder(spec, weights, length, keys, values, sequences, per_sequence)
-        tables = torch.randperm(sequences * per_sequence, device="cuda").view(sequences, -1)
-        self.decoder.tables.copy_(tables)
-        self.sequences = sequences
-
-    def prefill(self, prompts: torch.Tensor) -> torch.Tensor:
-        count, width = prompts.shape
-        positions = torch.arange(width, device="cuda").repeat(count)
-        owner = torch.arange(count, device="cuda").repeat_interleave(width)
-        tables = self.decoder.tables[:count]
-        slots = tables[owner, positions // BLOCK].long() * BLOCK + positions % BLOCK
-        batch = PrefillBatch(
-            ids=prompts.reshape(-1), positions=positions, slots=slots,
-            starts=torch.arange(0, (count + 1) * width, width, dtype=torch.int32, device="cuda"),
-            lengths=torch.full((count,), width, dtype=torch.int32, device="cuda"), tables=tables,
-            tiles=torch.tensor(query_tiles([width] * count), dtype=torch.int32, device="cuda"),
-        )  # fmt: skip
-        hidden = self.decoder.prefill(batch).view(count, width, -1)[:, -1].contiguous()
-        logits = self.decoder.logits(hidden)
-        self.decoder.ids[:count] = logits.argmax(-1)
-        self.decoder.lengths.zero_()
-        self.decoder.lengths[:count] = width + 1
-        return logits
-
-    def generate(self, prompts: torch.Tensor, new: int) -> float:
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        self.prefill(prompts)
-        for _ in range(new - 1):
-            self.decoder.decode(len(prompts))
-        torch.cuda.synchronize()
-        return time.perf_counter() - started
+    layers = tuple(
+        replace(layer, **{name: wide(value) for name, value in vars(layer).items()}) for layer in weights.layers
+    )
+    return Weights(wide(weights.embedding), layers, wide(weights.norm), wide(weights.head))
 
 
-def reference(spec: ModelSpec, weights: Weights, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return float32 logits (sequences, length, vocabulary), computed by PyTorch in ``dtype`` without any cache."""
-    inv = 1.0 / spec.rope_theta ** (torch.arange(0, spec.head_dim, 2, device="cuda").float() / spec.head_dim)
-    angles = torch.arange(ids.shape[1], device="cuda").float()[:, None] * inv
-    cos, sin = (torch.cat([part] * 2, -1).to(dtype) for part in (angles.cos(), angles.sin()))
-
-    def turn(x: torch.Tensor) -> torch.Tensor:
-        a, b = x.chunk(2, -1)
-        return x * cos + torch.cat((-b, a), -1) * sin
-
-    def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, x.shape[-1:], weight.to(dtype), spec.norm_eps)
-
-    x = weights.embedding[ids].to(dtype)
-    for layer in weights.layers:
-        qkv = (norm(x, layer.attention_norm) @ layer.qkv.to(dtype).T).view(*ids.shape, -1, spec.head_dim).transpose(1, 2)
-        q, k, v = qkv.split([spec.heads, spec.kv_heads, spec.kv_heads], 1)
-        y = F.scaled_dot_product_attention(turn(q), turn(k), v, is_causal=True, enable_gqa=True)
-        x = x + y.transpose(1, 2).reshape(*ids.shape, -1) @ layer.output.to(dtype).T
-        a, b = (norm(x, layer.mlp_norm) @ layer.gate_up.to(dtype).T).chunk(2, -1)
-        x = x + (F.silu(a) * b) @ layer.down.to(dtype).T
-    return (norm(x, weights.norm) @ weights.head.to(dtype).T).float()
-
-
-def check(shape: str) -> None:
-    """Raise unless prefill and cached decode agree with float32, at every kind of batch."""
-    spec = spec_of(shape, layers=3)
-    weights = random_weights(spec)
-    for count in (1, 2, 5, 16, 40):
-        run = Run(spec, weights, count, 160)
-        prompts = torch.randint(0, spec.vocab_size, (count, 100), device="cuda")
-        errors, plain, tokens = [], [], prompts
-        logits = run.prefill(prompts)
-        for _ in range(4):
-            expected = reference(spec, weights, tokens, torch.float32)[:, -1]
-            errors.append(float((logits - expected).norm() / expected.norm()))
-            rounded = reference(spec, weights, tokens, torch.bfloat16)[:, -1]
-            plain.append(float((rounded - expected).norm() / expected.norm()))
-            tokens = torch.cat((tokens, run.decoder.ids[:count, None]), 1)
-            logits = run.decoder.decode(count).clone()
-        error, least = statistics.mean(errors), statistics.mean(plain)
-        print(f"{shape} batch {count}: relative error {error:.2e}, of PyTorch in bfloat16 {least:.2e}", flush=True)
-        assert error < 1.1 * least, "the kernels are less exact than PyTorch's own"
+def generate(core: NativeCore, batch: int, prompt: int, new: int) -> float:
+    """Return the seconds that ``batch`` requests take together."""
+    params = SamplingParams(temperature=0, max_tokens=new)
+    produced = 0
+    started = time.perf_counter()
+    for index in range(batch):
+        prompt_ids = torch.randint(10, 40000, (prompt,)).tolist()
+        core.add(GenerationRequest(id=str(index), prompt_ids=prompt_ids, params=params))
+    while not core.idle:
+        for output in core.step():
+            assert output.failed is None
+            produced += output.token is not None
+    seconds = time.perf_counter() - started
+    assert produced == batch * new
+    return seconds
 
 
 def main() -> None:
+    """Check, time, append."""
+    started = time.perf_counter()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("model", type=Path)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32, 128, 256])
     parser.add_argument("--prompt", type=int, default=32)
     parser.add_argument("--new", type=int, default=128)
-    parser.add_argument("--profile", action="store_true", help="print where a step's time goes")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--no-check", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".jsonl"))
     options = parser.parse_args()
-    torch.manual_seed(0)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    check(options.shape)
-    spec = spec_of(options.shape)
-    weights = random_weights(spec)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip() or None
+    config = EngineConfig(
+        model_dir=str(options.model), context_length=options.context, max_running=max(options.batch), prefix_cache=False
+    )
+    core = NativeCore(config)
+    generate(core, 1, options.prompt, 2)
+    cold = time.perf_counter() - started
+    lines = []
     for batch in options.batch:
-        run = Run(spec, weights, batch, options.prompt + options.new)
-        prompts = torch.randint(0, spec.vocab_size, (batch, options.prompt), device="cuda")
-        run.generate(prompts, 8)
-        seconds = statistics.median(run.generate(prompts, options.new) for _ in range(options.runs))
-        run.prefill(prompts)
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        steps = options.new - 8
-        start.record()
-        for _ in range(steps):
-            run.decoder.decode(batch)
-        end.record()
-        torch.cuda.synchronize()
-        step = start.elapsed_time(end) / steps
-        line = {
-            "shape": options.shape, "batch": batch, "prompt": options.prompt, "new": options.new,
-            "tok_per_s": round(batch * options.new / seconds, 1), "step_ms": round(step, 3),
-            "weights_gb_per_s": round((weights.nbytes - (0 if spec.tied else weights.embedding.nbytes)) / step / 1e6),
-            "commit": commit, "gpu": torch.cuda.get_device_name(), "torch": torch.__version__,
-            "python": platform.python_version(),
-        }  # fmt: skip
-        print(json.dumps(line), flush=True)
-        with options.out.open("a") as out:
-            out.write(json.dumps(line) + "\n")
-        if options.profile:
-            with torch.profiler.profile() as profile:
-                run.decoder.decode(batch)
-                torch.cuda.synchronize()
-            print(profile.key_averages().table(sort_by="cuda_time_total", row_limit=12, max_name_column_width=40))
-        del run
+        generate(core, batch, options.prompt, 16)
+        seconds = [generate(core, batch, options.prompt, options.new) for _ in range(options.runs)]
+        lines.append({"batch": batch, "tok_per_s": round(batch * options.new / statistics.median(seconds), 1)})
+        print(json.dumps(lines[-1]), flush=True)
+    shape = json.loads((options.model / "config.json").read_text())
+    facts = {
+        "engine": "tuneserve", "hidden": shape["hidden_size"], "layers": shape["num_hidden_layers"],
+        "prompt": options.prompt, "new": options.new, "imports_to_first_token_s": round(cold, 1),
+        "weight_gb": round(core.info.weight_bytes / 1e9, 2), "commit": _said("git", "rev-parse", "HEAD"),
+        "gpu": torch.cuda.get_device_name(),
+        "driver": _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version(),
+    }  # fmt: skip
+    with options.out.open("a") as out:
+        out.writelines(json.dumps(line | facts) + "\n" for line in lines)
+    if not options.no_check:
+        del core
         torch.cuda.empty_cache()
+        spec = read_spec(shape)
+        check(spec, load_weights(spec, open_checkpoint(options.model), torch.bfloat16, torch.device("cuda")))
+
+
+def _said(*command: str) -> str:
+    run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run
+    try:
+        return run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
 
 
 if __name__ == "__main__":

@@ -48,7 +48,9 @@ def test_decoding(name: str, count: int, make_family: Make) -> None:
     directory = make_family(name, **WIDE)
     prompts = [prompt(18 + index % 3, index) for index in range(count)]
     paged = Paged(gpu(directory), blocks=100)
-    paged.decoder.forward(paged.batch({index: text[:-2] for index, text in enumerate(prompts)}), paged.keys, paged.values)
+    paged.decoder.forward(
+        paged.batch({index: text[:-2] for index, text in enumerate(prompts)}), paged.keys, paged.values
+    )
     for step in (-2, -1):
         batch = paged.batch({index: [text[step]] for index, text in enumerate(prompts)})
         found = paged.decoder.logits(paged.decoder.forward(batch, paged.keys, paged.values))

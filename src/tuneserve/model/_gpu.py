@@ -1,7 +1,8 @@
 """The decoder on an NVIDIA GPU: Triton kernels and cuBLAS, decode steps captured in CUDA graphs.
 
-A decode step is bound by reading the weights once. For one sequence every product is a matrix-vector kernel, for up to 32 a
-matrix kernel that reads each weight once, both with what surrounds the product fused in; beyond that cuBLAS is as fast.
+A decode step is bound by reading the weights once. For one sequence every product is a matrix-vector kernel, for up to
+32 a matrix kernel that reads each weight once, both with what surrounds the product fused in; beyond that cuBLAS is as
+fast.
 Greedy steps may follow one another on the device, each feeding its tokens to the next, while the host is elsewhere.
 
 Importing this module needs Triton.
@@ -9,7 +10,7 @@ Importing this module needs Triton.
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -74,20 +75,24 @@ def gpu_reasons_against(spec: ModelSpec, weights: Weights) -> list[str]:
     What a spec may come to say that is not known here counts against it unless it has the default.
     """
     reasons = [] if spec.head_dim in _HEAD_DIMS else [f"head_dim is {spec.head_dim}, not one of {_HEAD_DIMS}"]
-    for part, known in ((spec, _MODEL_FIELDS), *((layer, _LAYER_FIELDS) for layer in spec.per_layer)):
-        unknown = (field for field in fields(part) if field.name not in known)
-        reasons += [f"it has {field.name}" for field in unknown if getattr(part, field.name) != field.default]
+    reasons += _unknown(spec, _MODEL_FIELDS)
     for layer in spec.per_layer:
+        reasons += _unknown(layer, _LAYER_FIELDS)
         if layer.rope is None or layer.rope.dim != spec.head_dim:
             reasons.append("not all of each head is rotated")
-    linears = [weights.head, *(one for layer in weights.layers for one in _linears(layer))]
+    linears = [weights.head, *(one for layer in weights.layers for one in _linears(layer) if one is not None)]
     reasons += [f"its weights are {type(one).__name__}" for one in linears if not isinstance(one, DenseLinear)]
     if any(layer.sinks is not None for layer in weights.layers):
         reasons.append("it has attention sinks")
     return list(dict.fromkeys(reasons))
 
 
-def _linears(layer: LayerWeights) -> tuple[Linear, ...]:
+def _unknown(part: ModelSpec | LayerSpec, known: set[str]) -> list[str]:
+    unknown = [field for field in fields(part) if field.name not in known]
+    return [f"it has {field.name}" for field in unknown if getattr(part, field.name) != field.default]
+
+
+def _linears(layer: LayerWeights) -> tuple[Linear | None, ...]:
     return layer.qkv, layer.output, layer.gate_up, layer.down
 
 
@@ -131,7 +136,7 @@ class GpuDecoder:
         self._blocks = torch.zeros(sequences, blocks, dtype=torch.int32, device=self.device)
         self._sizes = sorted({1, 2, 4, 8, 16, 24, *range(32, sequences, 32), sequences})
         self._buckets: dict[int, _Bucket] = {}
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
 
     @property
     def weight_bytes(self) -> int:
@@ -166,9 +171,7 @@ class GpuDecoder:
         return logits
 
     @torch.inference_mode()
-    def decode_greedily(
-        self, batch: DeviceBatch, keys: torch.Tensor, values: torch.Tensor, steps: int
-    ) -> torch.Tensor:
+    def decode_greedily(self, batch: DeviceBatch, keys: torch.Tensor, values: torch.Tensor, steps: int) -> torch.Tensor:
         """Continue each sequence of a batch of single tokens by ``steps`` tokens, the likeliest each time.
 
         The block tables must have room for them. A token that comes of numbers that are not finite is -1.
@@ -212,7 +215,7 @@ class GpuDecoder:
         kept = self._ids.clone(), self._lengths.clone()
         # Without sequences nothing is written; it compiles the kernels and lets cuBLAS set itself up.
         self._lengths.zero_()
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self._step(bucket, choose=choose)
@@ -327,7 +330,7 @@ def _angles(rope: RopeSpec, length: int, device: torch.device) -> tuple[torch.Te
     return cos[:, 0, half:].contiguous(), sin[:, 0, half:].contiguous()
 
 
-def _dense(linear: Linear) -> DenseLinear:
+def _dense(linear: Linear | None) -> DenseLinear:
     assert isinstance(linear, DenseLinear)
     return linear
 

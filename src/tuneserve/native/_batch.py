@@ -22,6 +22,7 @@ class Batch:
         block_tables: the blocks that hold them, padded with block 0, int32 (sequences, blocks).
         scored_rows: the rows that the sequences want logits of, int64.
         decodes: how many sequences have a single row.
+        counts: how many rows each has, on the host.
     """
 
     ids: torch.Tensor
@@ -32,19 +33,20 @@ class Batch:
     block_tables: torch.Tensor
     scored_rows: torch.Tensor
     decodes: int
+    counts: tuple[int, ...]
 
 
-def make_batch(step: Step, device: torch.device) -> Batch:
-    """Return the tensors of a step on ``device``."""
+def make_batch(step: Step, device: torch.device, ahead: int = 0) -> Batch:
+    """Return the tensors of a step on ``device``, the block tables with room for ``ahead`` tokens more."""
     segments = step.segments
     lengths = np.array([segment.end for segment in segments], dtype=np.int32)
     starts = np.zeros(len(segments) + 1, dtype=np.int32)
     np.cumsum([segment.count for segment in segments], out=starts[1:])
-    tables = np.zeros((len(segments), blocks_for(int(lengths.max()))), dtype=np.int32)
+    tables = np.zeros((len(segments), blocks_for(int(lengths.max()) + ahead)), dtype=np.int32)
     ids = np.empty(starts[-1], dtype=np.int64)
     positions = np.empty(starts[-1], dtype=np.int64)
     for row, (segment, start, end) in enumerate(zip(segments, starts[:-1], starts[1:], strict=True)):
-        used = blocks_for(segment.end)
+        used = blocks_for(segment.end + ahead)
         tables[row, :used] = np.frombuffer(segment.sequence.blocks, dtype=np.int32, count=used)
         ids[start:end] = segment.sequence.inputs(segment.start, segment.end)
         positions[start:end] = np.arange(segment.start, segment.end)
@@ -66,4 +68,5 @@ def make_batch(step: Step, device: torch.device) -> Batch:
         block_tables=tensor(tables),
         scored_rows=tensor(np.array(scored, dtype=np.int64)),
         decodes=step.decodes,
+        counts=tuple(segment.count for segment in segments),
     )

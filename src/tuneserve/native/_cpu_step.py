@@ -10,6 +10,7 @@ from tuneserve.errors import EngineError, InputError
 from tuneserve.kernels import cpu
 from tuneserve.kernels.cpu import Kind
 from tuneserve.model import CompiledDecoder, Decoder, Weights, reasons_against
+from tuneserve.native._decoders import AnyDecoder
 from tuneserve.spec import ModelSpec
 
 _STEPS = ("auto", "compiled", "eager")
@@ -35,8 +36,6 @@ def prepare_step(
         if bits != "auto":
             raise InputError(f"{bits} weights need the compiled step; leave cpu_step at auto, or the weights.")
         return Decoder(spec, weights, context_length)
-    if weights.embedding.device.type != "cpu" and not must:
-        return Decoder(spec, weights, context_length)
     if reasons := reasons_against(spec, weights, _BITS[bits]):
         if must:
             raise InputError(
@@ -57,7 +56,7 @@ def prepare_step(
 
 
 @contextmanager
-def half_the_threads(decoder: Decoder | CompiledDecoder) -> Iterator[None]:
+def half_the_threads(decoder: AnyDecoder) -> Iterator[None]:
     """Let PyTorch use half the processors inside, beside a compiled decoder.
 
     After each of its own parallel operations PyTorch's threads spin for a while, in case there is another, and would

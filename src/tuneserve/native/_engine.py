@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tuneserve._version import __version__
@@ -15,11 +15,15 @@ from tuneserve.native._grammar import Grammars, GrammarState
 from tuneserve.native._load import MOST_SPECULATION, EngineConfig, cache_blocks, load_decoder, running_limit
 from tuneserve.native._pooling import Pool, Pooling
 from tuneserve.native._runner import Runner
-from tuneserve.native._scheduler import Scheduler
+from tuneserve.native._scheduler import Scheduler, Step
 from tuneserve.native._sequence import Sequence
 
 # Long enough to use the processor well, short enough that decoding sequences are not kept waiting by a prompt.
 _STEP_TOKENS = 512
+# A GPU reads the weights for a few rows about as fast as for one, and computes thousands in the same time as hundreds.
+_GPU_STEP_TOKENS = 8192
+# So many tokens a sequence gets at once where the host need not choose them; a new request waits for as many steps.
+_STEPS_AHEAD = 8
 _COMPILING_SECONDS = 0.01
 
 
@@ -52,10 +56,11 @@ class NativeCore:
             raise InputError(f"speculation is {config.speculation}; choose from 0 (off) to {MOST_SPECULATION}.")
         decoder = load_decoder(config)
         blocks = cache_blocks(config, decoder)
-        max_running = running_limit(config, blocks)
+        max_running = running_limit(config, decoder.device, blocks)
         self._runner = Runner(decoder, blocks)
         self._pool = BlockPool(blocks, reuse=config.prefix_cache)
-        self._scheduler = Scheduler(self._pool, max_running, max(_STEP_TOKENS, max_running))
+        step_tokens = _GPU_STEP_TOKENS if decoder.device.type == "cuda" else _STEP_TOKENS
+        self._scheduler = Scheduler(self._pool, max_running, max(step_tokens, max_running))
         self._speculation = config.speculation
         self._sequences: dict[str, Sequence] = {}
         self._compiling: dict[Sequence, Future[GrammarState]] = {}
@@ -122,11 +127,25 @@ class NativeCore:
             # Whoever calls has to look for other requests now and then.
             wait(self._compiling.values(), _COMPILING_SECONDS, FIRST_COMPLETED)
             return refused
-        results = self._runner.run(step)
+        if (steps := self._steps_ahead(step)) > 1:
+            results = self._runner.run_ahead(step, steps)
+            step = Step(tuple(replace(segment, count=steps) for segment in step.segments), 0)
+        else:
+            results = self._runner.run(step)
         self._scheduler.complete(step, [sequence for sequence, choice in results.items() if isinstance(choice, str)])
         return refused + [
             output for sequence, choices in results.items() for output in self._postprocess(sequence, choices)
         ]
+
+    def _steps_ahead(self, step: Step) -> int:
+        """Return how many steps can be run at once, all of whose tokens are simply the likeliest."""
+        if not self._runner.runs_ahead or step.decodes < len(step.segments):
+            return 1
+        sequences = [segment.sequence for segment in step.segments]
+        if not all(sequence.simply_greedy for sequence in sequences):
+            return 1
+        left = min(sequence.left(self.info.context_length) for sequence in sequences)
+        return self._scheduler.reserve(step, min(_STEPS_AHEAD, left))
 
     def _take_compiled(self) -> list[Output]:
         """Queue the requests whose grammars are ready; return those whose grammars cannot be used."""

@@ -9,10 +9,12 @@ import torch
 from tuneserve.adapters import WeightedAdapter, merge_model, open_adapter
 from tuneserve.errors import InputError
 from tuneserve.hardware import available_memory
-from tuneserve.model import CompiledDecoder, Decoder, load_weights
+from tuneserve.model import load_weights
 from tuneserve.native._blocks import BLOCK_SIZE, blocks_for
 from tuneserve.native._cache import bytes_per_block
 from tuneserve.native._cpu_step import prepare_step
+from tuneserve.native._decoders import AnyDecoder
+from tuneserve.native._gpu_step import prepare_gpu_step
 from tuneserve.sources import ResolvedSource, open_files
 from tuneserve.spec import read_spec
 
@@ -21,6 +23,7 @@ _DTYPES: dict[DtypeName, torch.dtype] = {"float32": torch.float32, "bfloat16": t
 # Where the model allows more, more is reserved only when asked for.
 _DEFAULT_CONTEXT = 8192
 _DEFAULT_RUNNING = 64
+_DEFAULT_GPU_RUNNING = 256
 MOST_SPECULATION = 15
 # The rest is for activations, and for whatever else runs on the machine.
 _CACHE_SHARE = 0.6
@@ -84,7 +87,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         )
 
 
-def load_decoder(config: EngineConfig) -> Decoder | CompiledDecoder:
+def load_decoder(config: EngineConfig) -> AnyDecoder:
     """Load the model, its adapter folded in.
 
     Raises:
@@ -105,10 +108,12 @@ def load_decoder(config: EngineConfig) -> Decoder | CompiledDecoder:
             f"choose one from 2 to {spec.context_length}."
         )
     weights = load_weights(spec, model, _DTYPES[dtype], device)
+    if device.type == "cuda" and config.cpu_step == config.weights == "auto":
+        return prepare_gpu_step(spec, weights, context, config.max_running or default_running(device))
     return prepare_step(spec, weights, context, config.cpu_step, config.weights)
 
 
-def cache_blocks(config: EngineConfig, decoder: Decoder | CompiledDecoder) -> int:
+def cache_blocks(config: EngineConfig, decoder: AnyDecoder) -> int:
     """Return how many blocks the cache has, the one included that is never used.
 
     Raises:
@@ -118,7 +123,7 @@ def cache_blocks(config: EngineConfig, decoder: Decoder | CompiledDecoder) -> in
     each = bytes_per_block(decoder.spec, decoder.dtype)
     usable, context = int(free * _CACHE_SHARE), decoder.context_length
     fitting = usable // each - 1
-    wanted = min(fitting, (config.max_running or _DEFAULT_RUNNING) * blocks_for(context))
+    wanted = min(fitting, (config.max_running or default_running(decoder.device)) * blocks_for(context))
     if config.cache_tokens is not None:
         wanted = config.cache_tokens // BLOCK_SIZE
     if wanted > fitting:
@@ -137,14 +142,19 @@ def cache_blocks(config: EngineConfig, decoder: Decoder | CompiledDecoder) -> in
     return wanted + 1
 
 
-def running_limit(config: EngineConfig, blocks: int) -> int:
+def default_running(device: torch.device) -> int:
+    """Return how many sequences are computed together unless something else is asked for."""
+    return _DEFAULT_GPU_RUNNING if device.type == "cuda" else _DEFAULT_RUNNING
+
+
+def running_limit(config: EngineConfig, device: torch.device, blocks: int) -> int:
     """Return how many sequences are computed together.
 
     Raises:
         InputError: it is none, or more than the cache has blocks for.
     """
     usable = blocks - 1
-    wanted = min(_DEFAULT_RUNNING, usable) if config.max_running is None else config.max_running
+    wanted = min(default_running(device), usable) if config.max_running is None else config.max_running
     if not 1 <= wanted <= usable:
         raise InputError(
             f"max_running is {wanted} and the cache has {usable} blocks, of which each sequence takes one or more; "

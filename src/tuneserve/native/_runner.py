@@ -2,11 +2,12 @@
 
 import torch
 
-from tuneserve.model import CompiledDecoder, Decoder
+from tuneserve.model import Decoder
 from tuneserve.native._batch import Batch, make_batch
 from tuneserve.native._cache import PagedCache, StepAttention
 from tuneserve.native._choose import Choice, choose
 from tuneserve.native._cpu_step import half_the_threads
+from tuneserve.native._decoders import AheadDecoder, AnyDecoder
 from tuneserve.native._sampler import NOT_FINITE
 from tuneserve.native._scheduler import Step
 from tuneserve.native._sequence import Sequence
@@ -15,7 +16,7 @@ from tuneserve.native._sequence import Sequence
 class Runner:
     """A decoder with its cache."""
 
-    def __init__(self, decoder: Decoder | CompiledDecoder, blocks: int) -> None:
+    def __init__(self, decoder: AnyDecoder, blocks: int) -> None:
         self.decoder = decoder
         self.cache = PagedCache(decoder.spec, blocks, decoder.dtype, decoder.device)
 
@@ -28,6 +29,27 @@ class Runner:
         with half_the_threads(self.decoder):
             return self._run(step)
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether :meth:`run_ahead` can be used."""
+        return isinstance(self.decoder, AheadDecoder)
+
+    @torch.inference_mode()
+    def run_ahead(self, step: Step, steps: int) -> dict[Sequence, list[Choice] | str]:
+        """Run several greedy steps without coming back in between, of sequences that all decode.
+
+        Each has a block for every token. What is found is the draft that came true, for :meth:`Scheduler.complete`.
+        """
+        assert isinstance(self.decoder, AheadDecoder)
+        self.cache.wipe(step.wiped)
+        batch = make_batch(step, self.decoder.device, ahead=steps - 1)
+        chosen = self.decoder.decode_greedily(batch, self.cache.keys, self.cache.values, steps).T.tolist()
+        results: dict[Sequence, list[Choice] | str] = {}
+        for segment, tokens in zip(step.segments, chosen, strict=True):
+            segment.sequence.draft = tokens[:-1]
+            results[segment.sequence] = NOT_FINITE if -1 in tokens else [Choice(token) for token in tokens]
+        return results
+
     def _run(self, step: Step) -> dict[Sequence, list[Choice] | str]:
         self.cache.wipe(step.wiped)
         batch = make_batch(step, self.decoder.device)
@@ -38,7 +60,7 @@ class Runner:
         return results
 
     def _forward(self, batch: Batch) -> torch.Tensor:
-        if isinstance(self.decoder, CompiledDecoder):
+        if not isinstance(self.decoder, Decoder):
             return self.decoder.forward(batch, self.cache.keys, self.cache.values)
         return self.decoder.forward(batch.ids, batch.positions, StepAttention(self.cache, batch))
 

@@ -119,6 +119,22 @@ class Scheduler:
                 sequence.blocks, tokens, sequence.request.adapter, start=segment.start, end=sequence.computed
             )
 
+    def reserve(self, step: Step, steps: int) -> int:
+        """Give the sequences of a step, which all decode, blocks for ``steps`` tokens; return for how many there are.
+
+        Nothing is preempted for it, and one there is always.
+        """
+        while True:
+            missing = [
+                max(0, blocks_for(segment.start + steps) - len(segment.sequence.blocks)) for segment in step.segments
+            ]
+            if sum(missing) <= self.pool.available:
+                break
+            steps -= 1
+        for segment, count in zip(step.segments, missing, strict=True):
+            segment.sequence.blocks.extend(self.pool.take() for _ in range(count))
+        return steps
+
     def check(self) -> None:
         """Assert that sequences and blocks are where they should be."""
         assert len(self.running) <= self.max_running

@@ -134,6 +134,19 @@ class Sequence:
         """Its place in line; smaller goes first."""
         return self.request.priority, self.arrival
 
+    @property
+    def simply_greedy(self) -> bool:
+        """Whether its next tokens are the likeliest, and nothing else is asked about them."""
+        params = self.request.params
+        asks = params.logprobs is not None or self.reusable < len(self.tokens)
+        return params.temperature == 0 and not (self.edited or asks or self.drafter)
+
+    def left(self, context_length: int) -> int:
+        """Return how many tokens may still come."""
+        room = context_length - len(self.tokens)
+        most = self.request.params.max_tokens
+        return room if most is None else min(room, most - self.generated)
+
     def finish_reason(self, context_length: int) -> FinishReason | None:
         """Say why the sequence ends with its last token, or None if it goes on."""
         params = self.request.params

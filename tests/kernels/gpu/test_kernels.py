@@ -18,7 +18,7 @@ from tuneserve.kernels.gpu.prefill_attention import (
 from tuneserve.kernels.gpu.rope_store import rope_store, rope_store_reference
 from tuneserve.kernels.gpu.skinny import skinny, skinny_reference
 
-CLOSE = {"rtol": 2e-3, "atol": 2e-3}
+CLOSE: dict[str, Any] = {"rtol": 2e-3, "atol": 2e-3}
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def test_matvec(columns: int, gated: bool, residual: bool) -> None:
     rows = 34
     x, weight = torch.randn(1, columns), torch.randn(rows, columns) / columns**0.5
     results = rows // 2 if gated else rows
-    options = {
+    options: dict[str, Any] = {
         "norm": None if residual else torch.rand(columns),
         "eps": 1e-5,
         "bias": torch.randn(rows) if columns == 576 else None,
@@ -50,7 +50,7 @@ def test_skinny(count: int, gated: bool, residual: bool) -> None:
     rows, columns = 70, 320
     x, weight = torch.randn(count, columns), torch.randn(rows, columns) / columns**0.5
     results = rows // 2 if gated else rows
-    options = {
+    options: dict[str, Any] = {
         "bias": torch.randn(rows) if count > 2 else None,
         "residual": torch.randn(count, results) if residual else None,
         "gated": gated,
@@ -124,7 +124,7 @@ def test_decode_attention(splits: int, heads: int, kv_heads: int, head_dim: int,
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 50}, {"softcap": 5.0, "scale": 0.3}])
-def test_prefill_attention(options: dict[str, float]) -> None:
+def test_prefill_attention(options: dict[str, Any]) -> None:
     counts, lengths = [3, 70, 130], [3, 100, 190]
     cache = Cache(lengths, 6, 2, 32)
     qkv = torch.randn(sum(counts), cache.width)

@@ -119,9 +119,11 @@ def decode_attention(
     _, kv_heads, block_size, head_dim = keys.shape
     group = qkv.shape[1] // head_dim // kv_heads - 2
     _decode[(len(qkv), kv_heads, scratch.splits)](
-        qkv, cos, sin, lengths, tables, tables.stride(0), keys, values, scratch.sums, scratch.states, scratch.arrived, out,
+        qkv, cos, sin, lengths, tables, tables.stride(0), keys, values,
+        scratch.sums, scratch.states, scratch.arrived, out,
         (scale or head_dim**-0.5) * (1.0 if softcap else math.log2(math.e)), window or 0, softcap or 0.0,
-        *(norms or (None, None)), eps, NORM=norms is not None, KV=kv_heads, GROUP=group, PADDED=max(16, power_of_two(group)), SIZE=block_size, HALF=head_dim // 2,
+        *(norms or (None, None)), eps, NORM=norms is not None, KV=kv_heads, GROUP=group,
+        PADDED=max(16, power_of_two(group)), SIZE=block_size, HALF=head_dim // 2,
         SPLITS=scratch.splits, TILE=_TILE, WINDOW=bool(window), SOFTCAP=bool(softcap),
         num_warps=_WARPS, num_stages=_STAGES, **dependent(_decode),
     )  # fmt: skip
@@ -158,7 +160,8 @@ def _capped(score, softcap):
 def _decode(
     qkv, cos, sin, lengths, tables, table_stride, keys, values, sums, states, arrived, out, scale, window, softcap,
     query_norm, key_norm, eps,
-    NORM: tl.constexpr, KV: tl.constexpr, GROUP: tl.constexpr, PADDED: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr,
+    NORM: tl.constexpr, KV: tl.constexpr, GROUP: tl.constexpr, PADDED: tl.constexpr, SIZE: tl.constexpr,
+    HALF: tl.constexpr,
     SPLITS: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
@@ -276,9 +279,7 @@ def _decode(
         weight = weight * faded + share * tl.load(
             states + part * 2 + 1, mask=member < GROUP, other=0.0, cache_modifier=".cg"
         )
-        piece = tl.load(
-            sums + part[:, None] * 2 * HALF + both[None, :], mask=real, other=0.0, cache_modifier=".cg"
-        )
+        piece = tl.load(sums + part[:, None] * 2 * HALF + both[None, :], mask=real, other=0.0, cache_modifier=".cg")
         total = total * faded[:, None] + piece * share[:, None]
         highest = peak
     tl.store(arrived + sequence * KV + kv_head, 0)

@@ -10,8 +10,8 @@ from triton.runtime.interpreter import InterpretedFunction
 def dependent(kernel: Any) -> dict[str, Any]:
     """Return the launch options of a kernel that waits for its predecessor by itself (programmatic dependent launch).
 
-    Such a kernel reads its weights while the kernel before it still runs. It needs compute capability 9.0; elsewhere the
-    kernel is launched, and compiled, without.
+    Such a kernel reads its weights while the kernel before it still runs. It needs compute capability 9.0; elsewhere
+    the kernel is launched, and compiled, without.
     """
     overlap = not isinstance(kernel, InterpretedFunction) and torch.cuda.get_device_capability()[0] >= 9
     return {"PDL": overlap, "launch_pdl": True} if overlap else {"PDL": False}

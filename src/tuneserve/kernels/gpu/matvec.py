@@ -58,7 +58,8 @@ def matvec(
     per_program, block, warps = shape_of(gated)
     _matvec[(triton.cdiv(results, per_program),)](
         x, weight, norm, bias, residual, out, results, columns, eps,
-        ROWS=per_program, BLOCK=block, NORM=norm is not None, BIAS=bias is not None, RESIDUAL=residual is not None, GATED=gated, num_warps=warps, **dependent(_matvec),
+        ROWS=per_program, BLOCK=block, NORM=norm is not None, BIAS=bias is not None, RESIDUAL=residual is not None,
+        GATED=gated, num_warps=warps, **dependent(_matvec),
     )  # fmt: skip
     return out
 
@@ -71,7 +72,8 @@ def shape_of(gated: bool) -> tuple[int, int, int]:
 @triton.jit
 def _matvec(
     x, weight, norm, bias, residual, out, results, columns, eps,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, PDL: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    GATED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()

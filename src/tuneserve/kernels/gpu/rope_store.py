@@ -60,7 +60,8 @@ def rope_store(
     all_heads = qkv.shape[1] // head_dim
     _rope_store[(len(qkv), all_heads)](
         qkv, cos, sin, positions, slots, keys, values, *(norms or (None, None)), eps,
-        NORM=norms is not None, ALL=all_heads, KV=kv_heads, SIZE=block_size, HALF=head_dim // 2, num_warps=1, **dependent(_rope_store),
+        NORM=norms is not None, ALL=all_heads, KV=kv_heads, SIZE=block_size, HALF=head_dim // 2, num_warps=1,
+        **dependent(_rope_store),
     )  # fmt: skip
 
 

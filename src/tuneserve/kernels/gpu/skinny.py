@@ -1,7 +1,7 @@
 """A few rows times a weight matrix, on the matrix units, each weight read once.
 
-The products of 2 to 32 rows are bound by the reading of the weights. A program takes a few rows of the weight matrix over
-all its columns, or over a share of them, whose sums are then added up by the last program to finish.
+The products of 2 to 32 rows are bound by the reading of the weights. A program takes some rows of the weight matrix
+over all its columns.
 """
 
 import torch
@@ -41,8 +41,8 @@ def skinny(
     block_rows, block, warps, stages = shape_of(gated)
     _skinny[(triton.cdiv(results, block_rows),)](
         x, weight, bias, residual, out, count, results, columns,
-        ROWS=block_rows, BLOCK=block, COUNT=16 if count <= 16 else 32, BIAS=bias is not None, RESIDUAL=residual is not None, GATED=gated,
-        num_warps=warps, num_stages=stages, **dependent(_skinny),
+        ROWS=block_rows, BLOCK=block, COUNT=16 if count <= 16 else 32, BIAS=bias is not None,
+        RESIDUAL=residual is not None, GATED=gated, num_warps=warps, num_stages=stages, **dependent(_skinny),
     )  # fmt: skip
     return out
 
@@ -55,8 +55,8 @@ def shape_of(gated: bool) -> tuple[int, int, int, int]:
 @triton.jit
 def _skinny(
     x, weight, bias, residual, out, count, results, columns,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, COUNT: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr,
-    PDL: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, COUNT: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    GATED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()

@@ -1,0 +1,39 @@
+"""What a decoder over the paged cache offers the runner, whichever way it computes."""
+
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from tuneserve.model import Decoder
+from tuneserve.native._batch import Batch
+from tuneserve.spec import ModelSpec
+
+
+class PagedDecoder(Protocol):
+    """Computes a batch over a paged cache."""
+
+    spec: ModelSpec
+    dtype: torch.dtype
+    device: torch.device
+    context_length: int
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of memory that the weights take."""
+
+    def forward(self, batch: Batch, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Store keys and values; return the hidden states after the last norm, (tokens, hidden)."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits (tokens, vocabulary)."""
+
+
+@runtime_checkable
+class AheadDecoder(PagedDecoder, Protocol):
+    """Computes greedy steps one after the other without the host."""
+
+    def decode_greedily(self, batch: Batch, keys: torch.Tensor, values: torch.Tensor, steps: int) -> torch.Tensor:
+        """Return the tokens of ``steps`` steps, int64 (steps, sequences); -1 where numbers were not finite."""
+
+
+AnyDecoder = Decoder | PagedDecoder
