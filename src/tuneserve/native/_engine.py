@@ -12,7 +12,14 @@ from tuneserve.native._blocks import BlockPool
 from tuneserve.native._choose import Choice
 from tuneserve.native._draft import Drafter
 from tuneserve.native._grammar import Grammars, GrammarState
-from tuneserve.native._load import MOST_SPECULATION, EngineConfig, cache_blocks, load_decoder, running_limit
+from tuneserve.native._load import (
+    MOST_SPECULATION,
+    EngineConfig,
+    cache_blocks,
+    give_memory_back,
+    load_decoder,
+    running_limit,
+)
 from tuneserve.native._pooling import Pool, Pooling
 from tuneserve.native._runner import Runner
 from tuneserve.native._scheduler import Scheduler, Step
@@ -55,6 +62,7 @@ class NativeCore:
         if not 0 <= config.speculation <= MOST_SPECULATION:
             raise InputError(f"speculation is {config.speculation}; choose from 0 (off) to {MOST_SPECULATION}.")
         decoder = load_decoder(config)
+        give_memory_back()
         blocks = cache_blocks(config, decoder)
         max_running = running_limit(config, decoder.device, blocks)
         self._runner = Runner(decoder, blocks)

@@ -1,5 +1,7 @@
 """From directories to a decoder, and how many sequences its cache has room for."""
 
+import contextlib
+import ctypes
 from pathlib import Path
 from typing import Literal
 
@@ -111,6 +113,12 @@ def load_decoder(config: EngineConfig) -> AnyDecoder:
     if device.type == "cuda" and config.cpu_step == config.weights == "auto":
         return prepare_gpu_step(spec, weights, context, config.max_running or default_running(device))
     return prepare_step(spec, weights, context, config.cpu_step, config.weights)
+
+
+def give_memory_back() -> None:
+    """Give what was freed back to the system: beside the packed weights, the C library keeps the room of the others."""
+    with contextlib.suppress(AttributeError):  # only GNU's has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def cache_blocks(config: EngineConfig, decoder: AnyDecoder) -> int:
