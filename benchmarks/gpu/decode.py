@@ -42,8 +42,9 @@ class _Sequences:
         blocks = torch.randperm(count * per_sequence).add(1).view(count, -1).tolist()
         self.cache = PagedCache(spec, count * per_sequence + 1, dtype, torch.device("cuda"))
         self.sequences = []
+        generator = torch.Generator().manual_seed(count)
         for index in range(count):
-            ids = torch.randint(spec.vocab_size, (_CHECKED_PROMPT,)).tolist()
+            ids = torch.randint(spec.vocab_size, (_CHECKED_PROMPT,), generator=generator).tolist()
             request = GenerationRequest(id=str(index), prompt_ids=ids, params=SamplingParams())
             self.sequences.append(Sequence(request))
             self.sequences[-1].blocks.extend(blocks[index])

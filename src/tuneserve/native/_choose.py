@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
+import msgspec
 import torch
 
 from tuneserve.engines.contract import TokenLogprob
@@ -15,8 +15,7 @@ from tuneserve.native._sequence import Row, Sequence
 Logits = Callable[[torch.Tensor], torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True, gc=False):
     """A new token of a sequence."""
 
     token: int

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+
+import msgspec
 
 from tuneserve._version import __version__
 from tuneserve.engines.contract import EngineInfo, EngineStats, FinishReason, GenerationRequest, TokenLogprob
@@ -34,8 +36,7 @@ _STEPS_AHEAD = 8
 _COMPILING_SECONDS = 0.01
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(msgspec.Struct, frozen=True, gc=False):
     """A new token of a request, with the log-probabilities that it asked for; what it asked of the prompt comes first.
 
     ``failed`` says why it cannot go on, ``refused`` why its grammar cannot be used.
