@@ -12,7 +12,7 @@ _CHUNK = 4096
 
 def greedy_reference(logits: torch.Tensor, ids: torch.Tensor, lengths: torch.Tensor) -> None:
     """Do what :func:`greedy` does."""
-    best = logits.nan_to_num(torch.inf).max(-1)
+    best = logits.masked_fill(logits.isnan(), torch.inf).max(-1)
     ids.copy_(torch.where(best.values.isfinite(), best.indices, -1))
     lengths.add_(lengths.clamp(max=1))
 
