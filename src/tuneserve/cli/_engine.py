@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tuneserve.engines.kind import EngineKind, NamedAdapter, Preflight, ServeOptions
-from tuneserve.errors import EngineError, InputError, SourceError
+from tuneserve.errors import EngineError, InputError, SourceError, TuneserveError
 from tuneserve.sources import ResolvedSource
 
 AUTO = "auto"
@@ -95,7 +95,9 @@ def check_program(engine: str, python: Path | None, binary: Path | None) -> Path
 def choose(
     engine: str, source: ResolvedSource, adapters: Sequence[Adapter], options: ServeOptions
 ) -> tuple[EngineKind, Preflight]:
-    """Return the engine and its preflight. ``auto`` takes the native engine where it can, else the first that can.
+    """Return the engine and its preflight. ``auto`` takes the one that the planner chooses for this machine.
+
+    Where that one is not here or cannot, it is the first that can, the native engine before others.
 
     Raises:
         InputError: there is no such engine, or none here can serve the source; all reasons are named.
@@ -109,8 +111,9 @@ def choose(
         return kind, kind.check(source, named, options)
     if options.arguments:
         raise InputError("--engine-arg goes to one engine; name it with --engine.")
+    planned = _planned(source, adapters, options)
     reasons, exporting = [], []
-    for name in ENGINES:
+    for name in dict.fromkeys([planned, *ENGINES] if planned in ENGINES else ENGINES):
         kind = ENGINES[name]
         try:
             preflight = kind.check(source, named, options)
@@ -118,6 +121,11 @@ def choose(
             reasons.append(f"{name}: {str(error).rstrip('.')}")
             continue
         if not preflight.problems:
+            if planned not in (None, name):
+                note = (
+                    f"the plan for this machine is {planned}, which cannot be used ({reasons[0]}); see tuneserve plan"
+                )
+                preflight = replace(preflight, notes=(note, *preflight.notes))
             return kind, preflight
         if preflight.export is not None:
             exporting.append((kind, preflight))
@@ -125,6 +133,22 @@ def choose(
     if exporting:
         return exporting[0]
     raise InputError(f"no engine here can serve {source.name} ({'; '.join(reasons)}); install one of them.")
+
+
+def _planned(source: ResolvedSource, adapters: Sequence[Adapter], options: ServeOptions) -> str | None:
+    """Return the engine that the planner chooses, None where it can choose none."""
+    from tuneserve.planner import plan
+
+    try:
+        made = plan(
+            source,
+            context=options.context_length,
+            concurrency=options.max_running,
+            adapters=max(1, len(adapters)),
+        )
+    except TuneserveError:
+        return None
+    return made.engine
 
 
 def prepare(
