@@ -106,6 +106,20 @@ def test_every_reason_is_named(make_llama: Make, make_lora: Make, monkeypatch: p
         prepare("picky", resolve(make_lora(make_llama())), (), ServeOptions(), verify=False)
 
 
+def test_auto_follows_the_plan_and_says_where_it_cannot(make_llama: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = resolve(make_llama())
+    install(monkeypatch, Kind("merger"), Kind("native"))
+    served = prepare("auto", source, (), ServeOptions(), verify=False)
+    assert (served.kind.name, served.notes) == ("native", ("a note",))
+    install(monkeypatch, Kind("merger"), Kind("native", missing=True))
+    served = prepare("auto", source, (), ServeOptions(), verify=False)
+    assert served.kind.name == "merger"
+    assert served.notes[0].startswith("tuneserve plan chooses native for this machine, which cannot be used: native: ")
+    # What fits no machine is left to the engines.
+    served = prepare("auto", source, (), ServeOptions(context_length=2**40), verify=False)
+    assert served.notes == ("a note",)
+
+
 def test_auto_takes_the_first_that_can(make_llama: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     source = resolve(make_llama())
     install(monkeypatch, Kind("absent", missing=True), Kind("picky", problems=("no",)), Kind("merger"), Kind("last"))

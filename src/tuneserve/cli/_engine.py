@@ -113,7 +113,7 @@ def choose(
         raise InputError("--engine-arg goes to one engine; name it with --engine.")
     planned = _planned(source, adapters, options)
     reasons, exporting = [], []
-    for name in dict.fromkeys([planned, *ENGINES] if planned in ENGINES else ENGINES):
+    for name in sorted(ENGINES, key=lambda name: name != planned):
         kind = ENGINES[name]
         try:
             preflight = kind.check(source, named, options)
@@ -121,10 +121,8 @@ def choose(
             reasons.append(f"{name}: {str(error).rstrip('.')}")
             continue
         if not preflight.problems:
-            if planned not in (None, name):
-                note = (
-                    f"the plan for this machine is {planned}, which cannot be used ({reasons[0]}); see tuneserve plan"
-                )
+            if planned in ENGINES and planned != name:
+                note = f"tuneserve plan chooses {planned} for this machine, which cannot be used: {reasons[0]}"
                 preflight = replace(preflight, notes=(note, *preflight.notes))
             return kind, preflight
         if preflight.export is not None:
