@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tuneserve.engines._http import EngineClient
-from tuneserve.engines.supervised import Launch, Restarts, SupervisedServer
+from tuneserve.engines._restarts import Restarts
+from tuneserve.engines.supervised import Launch, SupervisedServer
 from tuneserve.errors import EngineError, RequestError
 
 STAND_IN = Path(__file__).with_name("stand_in.py")

@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from tuneserve.engines._log import EngineLog
-from tuneserve.engines.supervised import Launch, Restarts, SupervisedServer
+from tuneserve.engines._restarts import Restarts
+from tuneserve.engines.supervised import Launch, SupervisedServer
 from tuneserve.errors import EngineError, OutputError
 
 STAND_IN = Path(__file__).with_name("stand_in.py")

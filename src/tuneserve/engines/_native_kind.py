@@ -49,18 +49,23 @@ class Native:
         options: ServeOptions,
         name: str,  # noqa: ARG002
     ) -> Engine:
-        """Start its process and wait until it has loaded the model; it is not started again when it dies.
+        """Start its process and wait until it has loaded the model; it is started again when it dies.
 
         Raises:
             InputError: the model cannot be loaded as it is.
             EngineError: the process died.
         """
+        from tuneserve.engines._restarted import RestartedEngine
         from tuneserve.engines.native import NativeEngine
 
         assert not adapters, "refused by the check"
-        return await NativeEngine.start(
-            source,
-            context_length=options.context_length,
-            max_running=options.max_running,
-            dtype=options.dtype,
-        )
+
+        async def start() -> NativeEngine:
+            return await NativeEngine.start(
+                source,
+                context_length=options.context_length,
+                max_running=options.max_running,
+                dtype=options.dtype,
+            )
+
+        return await RestartedEngine.start(start)

@@ -131,6 +131,12 @@ class NativeEngine:
                 # Without waiting, because this also runs while the generator is being closed.
                 self._writer.write(frame(Cancel(request.id)))
 
+    async def ended(self) -> str:
+        """Wait until the process is gone without having been asked, and return how that came about."""
+        await asyncio.wait({self._receiver})
+        assert self._broken is not None
+        return self._broken
+
     async def stats(self) -> EngineStats:
         """Ask for the load right now."""
         future: asyncio.Future[EngineStats] = asyncio.get_running_loop().create_future()

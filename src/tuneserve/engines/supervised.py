@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import socket
 import sys
-import time
 from asyncio.subprocess import PIPE, STDOUT, Process
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import httpx
 
 from tuneserve.engines import _guard
 from tuneserve.engines._log import EngineLog
+from tuneserve.engines._restarts import Deaths, Restarts
 from tuneserve.errors import EngineError
 
 _POLL_SECONDS = 0.1
@@ -24,19 +24,6 @@ _READ_BYTES = 1 << 16
 _SHOWN_LINES = 12
 
 Ready = Callable[[httpx.AsyncClient], Awaitable[bool]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Restarts:
-    """How a dead engine is started again: after ``first_delay`` seconds, doubled each time up to ``longest_delay``.
-
-    After ``attempts`` deaths within ``within`` seconds it stays down.
-    """
-
-    first_delay: float = 1.0
-    longest_delay: float = 30.0
-    attempts: int = 5
-    within: float = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +44,7 @@ class Launch:
     log: Path | None = None
     start_seconds: float = 1800.0
     close_seconds: float = 10.0
-    restarts: Restarts = Restarts()
+    restarts: Restarts = field(default_factory=Restarts)
 
 
 class SupervisedServer:
@@ -176,19 +163,16 @@ class SupervisedServer:
 
     async def _watch(self) -> None:
         """Start the engine again whenever it has died."""
-        policy = self._launch.restarts
-        deaths: list[float] = []
+        deaths = Deaths(self._launch.restarts)
         while True:
             assert self._process is not None
             how = _ending(await self._process.wait())
             while True:
                 await self._end()
-                now = time.monotonic()
-                deaths = [*(moment for moment in deaths if now - moment < policy.within), now]
-                if len(deaths) > policy.attempts:
-                    self._trouble = f"{how}, {len(deaths)} times in a row, and is not started again"
+                delay = deaths.note()
+                if delay is None:
+                    self._trouble = f"{how}, {deaths.count} times in a row, and is not started again"
                     return
-                delay = min(policy.longest_delay, policy.first_delay * 2 ** (len(deaths) - 1))
                 self._trouble = f"{how} and is being started again"
                 self._log.write(f"\n{self._launch.engine} {how}; starting it again in {delay:g} s\n".encode())
                 await asyncio.sleep(delay)

@@ -1,0 +1,88 @@
+"""The native engine under supervision: started again when it dies."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Self
+
+from tuneserve.engines._restarts import Deaths, Restarts
+from tuneserve.engines.contract import EngineInfo, EngineStats, GenerationRequest, TokenChunk
+from tuneserve.engines.native import NativeEngine
+from tuneserve.errors import EngineError, InputError
+
+Start = Callable[[], Awaitable[NativeEngine]]
+
+
+class RestartedEngine:
+    """A native engine that ``start`` starts; see :class:`~tuneserve.engines.contract.Engine`.
+
+    When it dies, its sequences end with an error, and new ones get one until it is there again.
+    """
+
+    def __init__(self, start: Start, engine: NativeEngine, restarts: Restarts) -> None:
+        self._start = start
+        self._engine = engine
+        self._deaths = Deaths(restarts)
+        self._trouble: str | None = None
+        self._watcher = asyncio.create_task(self._watch())
+
+    @classmethod
+    async def start(cls, start: Start, restarts: Restarts | None = None) -> Self:
+        """Start it for the first time.
+
+        Raises:
+            InputError: the model cannot be loaded as it is.
+            EngineError: it did not start.
+        """
+        return cls(start, await start(), restarts or Restarts())
+
+    @property
+    def info(self) -> EngineInfo:
+        """What is being served."""
+        return self._engine.info
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests now."""
+        return self._trouble is None and self._engine.ready
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenChunk, None]:
+        """Continue one sequence; see the contract."""
+        async with aclosing(self._running().generate(request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def stats(self) -> EngineStats:
+        """Return the load right now."""
+        return await self._running().stats()
+
+    async def close(self) -> None:
+        """Stop it and wait until it is gone."""
+        self._watcher.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._watcher
+        await self._engine.close()
+
+    def _running(self) -> NativeEngine:
+        if self._trouble is not None:
+            raise EngineError(f"{self._trouble}.")
+        return self._engine
+
+    async def _watch(self) -> None:
+        while True:
+            how = await self._engine.ended()
+            await self._engine.close()
+            while True:
+                delay = self._deaths.note()
+                if delay is None:
+                    self._trouble = f"{how}, {self._deaths.count} times in a row, and is not started again"
+                    return
+                self._trouble = f"{how} and is being started again; send the request again later"
+                await asyncio.sleep(delay)
+                try:
+                    self._engine = await self._start()
+                    break
+                except (EngineError, InputError, OSError) as error:
+                    how = str(error).rstrip(".")
+            self._trouble = None
