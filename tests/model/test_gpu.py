@@ -1,15 +1,12 @@
 """Protects: the decoder made of Triton's kernels computes what Transformers computes; here in Triton's interpreter."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-os.environ["TRITON_INTERPRET"] = "1"
 
 from tuneserve.checkpoint import open_checkpoint
 from tuneserve.model import load_weights

@@ -1,14 +1,11 @@
 """Protects: greedy steps that run ahead of the host give the tokens that single steps give."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-os.environ["TRITON_INTERPRET"] = "1"
 
 from tuneserve.engines.contract import GenerationRequest, SamplingParams
 from tuneserve.model import Weights
