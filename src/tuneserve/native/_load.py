@@ -41,8 +41,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     from what a sequence repeats, to be computed in one step with the last; it changes how fast tokens come, not which.
 
     ``cpu_step`` is ``compiled`` (C++ built on this machine), ``eager`` (PyTorch) or auto, which is the first where it
-    can be. ``weights`` is auto (as they are stored), ``int8`` or ``int4``: quantised at load in groups of 32, with
-    activations in 8 bits, for the compiled step.
+    can be. ``weights`` is auto, ``dequantised``, ``int8`` or ``int4``. ``auto`` keeps what is stored in few bits so,
+    where the compiled step has a kernel for it and no adapter changes it, and ``dequantised`` does not; the last two
+    are quantised at load in groups of 32, with activations in 8 bits, for the compiled step.
     """
 
     model_dir: str
@@ -109,7 +110,7 @@ def load_decoder(config: EngineConfig) -> AnyDecoder:
             f"a context of {context} tokens was asked for and the model has {spec.context_length}; "
             f"choose one from 2 to {spec.context_length}."
         )
-    weights = load_weights(spec, model, _DTYPES[dtype], device)
+    weights = load_weights(spec, model, _DTYPES[dtype], device, deferred=device.type == "cpu")
     if device.type == "cuda" and config.cpu_step == config.weights == "auto":
         return prepare_gpu_step(spec, weights, context, config.max_running or default_running(device))
     return prepare_step(spec, weights, context, config.cpu_step, config.weights)
