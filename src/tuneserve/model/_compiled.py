@@ -2,6 +2,7 @@
 
 import ctypes
 import weakref
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Protocol
@@ -85,6 +86,9 @@ class CompiledDecoder:
     """A decoder whose weights were packed for the compiled step; runs one step at a time.
 
     A row's results do not depend on what else is in the batch, nor on how its prompt was cut into chunks, to the bit.
+
+    ``kept`` and ``dequantised`` count weights that are stored in few bits, by how they are stored: those that stayed in
+    these bits, and those that did not.
     """
 
     def __init__(
@@ -118,9 +122,9 @@ class CompiledDecoder:
         self.spec, self.context_length = spec, context_length
         self.dtype, self.device = weights.embedding.dtype, weights.embedding.device
         self._library = library or cpu.load(cpu.build())
-        self._kept: list[torch.Tensor] = []
+        self._held: list[torch.Tensor] = []
         self._bits, self._keep = bits, keep
-        self.kept, self.dequantised = 0, 0
+        self.kept, self.dequantised = Counter[str](), Counter[str]()
         self._model = self._describe(weights)
         self._logits = torch.empty(0, spec.vocab_size)
         self.threads = threads or torch.get_num_threads()
@@ -133,7 +137,7 @@ class CompiledDecoder:
     @property
     def weight_bytes(self) -> int:
         """Bytes of memory that the weights take."""
-        return sum(tensor.nbytes for tensor in self._kept)
+        return sum(tensor.nbytes for tensor in self._held)
 
     def forward(self, batch: PagedBatch, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """Store the keys and values of a batch's tokens and return their hidden states after the last norm.
@@ -235,12 +239,12 @@ class CompiledDecoder:
     def _packed(self, linear: Linear | None, paired: bool, bits: Kind | None) -> tuple[Packed, torch.Tensor | None]:
         if isinstance(linear, DeferredLinear):
             # Groups of activations may not reach over heads.
-            fits = self.spec.head_dim % cpu.GROUP_SIZE == 0
-            if bits is None and self._keep and (codes := linear.codes()) is not None:
-                if fits and (packed := pack_codes(self._library, codes, paired)) is not None:
-                    self.kept += 1
-                    return packed, linear.read_bias()
-                self.dequantised += 1
+            keep = bits is None and self._keep and self.spec.head_dim % cpu.GROUP_SIZE == 0
+            codes = linear.codes() if keep and linear.stored_as else None
+            if codes is not None and (packed := pack_codes(self._library, codes, paired)) is not None:
+                self.kept.update(linear.stored_as)
+                return packed, linear.read_bias()
+            self.dequantised.update(linear.stored_as)
             linear = linear.load()
         assert isinstance(linear, DenseLinear)
         return pack_dense(self._library, linear.weight, paired, bits), linear.bias
@@ -250,5 +254,5 @@ class CompiledDecoder:
 
     def _pointer(self, tensor: torch.Tensor) -> int:
         kept = tensor.contiguous()
-        self._kept.append(kept)
+        self._held.append(kept)
         return kept.data_ptr()

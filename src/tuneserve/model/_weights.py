@@ -1,5 +1,6 @@
 """The decoder's weights: fused where the layer reads them together, filled from a stream of tensors."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -82,6 +83,11 @@ class Weights:
         tensors += [tensor for layer in self.layers for tensor in layer.tensors()]
         return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())
 
+    def stored_as(self) -> Counter[str]:
+        """Return how many deferred weights are stored in few bits, by how they are."""
+        linears = [self.head, *(getattr(layer, name) for layer in self.layers for name in _LINEARS)]
+        return Counter(how for linear in linears if isinstance(linear, DeferredLinear) for how in linear.stored_as)
+
     def loaded(self) -> "Weights":
         """Return the same with what was deferred read, dequantised; raises what :func:`load_weights` does."""
         layers = []
@@ -138,10 +144,14 @@ class _Loader:
             return tied if self.spec.tied else DenseLinear(self.stacked(HEAD))
         name = EMBEDDING if self.spec.tied else HEAD
         load = (lambda: tied) if self.spec.tied else (lambda: DenseLinear(self.stacked(HEAD)))
-        return DeferredLinear((name,), load, self.codes, lambda: None)
+        return DeferredLinear((name,), load, self.codes, lambda: None, self.stored_as(name))
 
     def codes(self, name: str) -> StoredCodes | None:
         return self.reader.codes(name) if isinstance(self.reader, CodeReader) else None
+
+    def stored_as(self, *names: str) -> tuple[str, ...]:
+        reader = self.reader
+        return tuple(how for name in names if isinstance(reader, CodeReader) and (how := reader.storage(name)))
 
     def layer(self, names: LayerNames, own: LayerSpec) -> LayerWeights:
         spec = self.spec
@@ -195,7 +205,11 @@ class _Loader:
             return self.linear(*modules, bias=bias)
         names = tuple(f"{module}.weight" for module in modules)
         return DeferredLinear(
-            names, lambda: self.linear(*modules, bias=bias), self.codes, lambda: self.bias(*modules) if bias else None
+            names,
+            lambda: self.linear(*modules, bias=bias),
+            self.codes,
+            lambda: self.bias(*modules) if bias else None,
+            self.stored_as(*names),
         )
 
     def linear(self, *modules: str, bias: bool) -> DenseLinear:

@@ -1,6 +1,7 @@
 """Which of the two ways a step is computed on a CPU: compiled where it can be, eager where not."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -35,31 +36,51 @@ def prepare_step(
     if step == "eager":
         if _BITS[bits] is not None:
             raise InputError(f"{bits} weights need the compiled step; leave cpu_step at auto, or the weights.")
-        return Decoder(spec, weights.loaded(), context_length)
+        return _eager(spec, weights, context_length)
     if reasons := reasons_against(spec, weights, _BITS[bits]):
         if must:
             raise InputError(
                 f"the compiled step cannot run this model ({'; '.join(reasons)}); leave cpu_step and weights at auto."
             )
         _logger.warning("steps are not compiled, which is slower: %s", "; ".join(reasons))
-        return Decoder(spec, weights.loaded(), context_length)
+        return _eager(spec, weights, context_length)
     try:
         library = cpu.load(cpu.build())
     except EngineError as error:
         if must:
             raise
         _logger.warning("steps are not compiled, which is slower: %s", error)
-        return Decoder(spec, weights.loaded(), context_length)
+        return _eager(spec, weights, context_length)
     keep = bits == "auto"
     decoder = CompiledDecoder(spec, weights, context_length, bits=_BITS[bits], keep=keep, library=library)
     _logger.info("steps are compiled, on %d threads", decoder.threads)
+    if _BITS[bits] is not None:
+        _logger.info("weights are quantised to %s", bits)
+        return decoder
     if decoder.kept:
-        _logger.info("%d weights stay in the bits that they are stored in", decoder.kept)
+        _logger.info("weights stay in the bits that they are stored in: %s", _listed(decoder.kept))
     if decoder.dequantised:
-        _logger.warning(
-            "%d weights are dequantised: the compiled step has no kernel for how they are stored", decoder.dequantised
+        _tell_dequantised(
+            decoder.dequantised,
+            "the compiled step has no kernel for how they are stored, or an adapter is folded into them"
+            if keep
+            else "it was asked for",
         )
     return decoder
+
+
+def _eager(spec: ModelSpec, weights: Weights, context_length: int) -> Decoder:
+    if stored := weights.stored_as():
+        _tell_dequantised(stored, "only the compiled step computes with fewer bits")
+    return Decoder(spec, weights.loaded(), context_length)
+
+
+def _tell_dequantised(stored: Counter[str], reason: str) -> None:
+    _logger.warning("weights are dequantised: %s; %s", _listed(stored), reason)
+
+
+def _listed(stored: Counter[str]) -> str:
+    return ", ".join(f"{count} of {how}" for how, count in stored.most_common())
 
 
 @contextmanager

@@ -4,8 +4,10 @@ from tuneserve.kernels.cpu._build import build
 from tuneserve.kernels.cpu._library import (
     BLOCK_SIZE,
     GROUP_SIZE,
+    OUTER_SIZE,
     Activation,
     Batch,
+    Codes,
     Kind,
     Layer,
     Library,
@@ -17,8 +19,10 @@ from tuneserve.kernels.cpu._library import (
 __all__ = [
     "BLOCK_SIZE",
     "GROUP_SIZE",
+    "OUTER_SIZE",
     "Activation",
     "Batch",
+    "Codes",
     "Kind",
     "Layer",
     "Library",

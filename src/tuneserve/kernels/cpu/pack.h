@@ -1,10 +1,10 @@
-// Weights (rows, cols) into the panels that linear.h reads.
+// Weights (rows, cols) into panels; see panels.h.
 #pragma once
 
 #include <algorithm>
 #include <vector>
 
-#include "linear.h"
+#include "panels.h"
 
 static inline float half_to_float(uint16_t bits) { return widen(f16{bits}); }
 
@@ -101,34 +101,48 @@ static void pack(int kind, bool paired, const uint8_t* from, int rows, int cols,
     }
 }
 
-// Codes as they were stored, a byte each (int8 as value + 128), with the scales (and minima) of every 32 or 16 columns.
-static void pack_codes(int kind, bool paired, const uint8_t* codes, const float* scales, const float* minima, int rows,
-                       int cols, uint8_t* to) {
-    const int per_group = kind == INT8_BY_16 ? 2 : 1, stride = cols / GROUP * per_group;
-    const bool halves = kind == INT8 || kind == INT4;
+// Codes as they were stored, a byte each, (rows, cols).
+struct Codes {
+    const uint8_t* codes;                        // integers without minima as value + 128
+    const float *scales, *minima;                // (rows, cols / 32), or scales (rows, cols / 16); minima or null
+    const float *outer_scales, *outer_minima;    // (rows, cols / 256) where scales are nested
+};
+
+static void pack_codes(int kind, bool paired, const Codes& from, int rows, int cols, uint8_t* to) {
+    const int per_group = kind == INT8_BY_16_NESTED ? 2 : 1, stride = cols / GROUP * per_group;
+    const bool nested = is_nested(kind), halves = kind == INT8 || kind == INT4;
     const size_t bytes = PANEL * GROUP / (has_four_bits(kind) ? 2 : 1);
+    std::memset(to, 0, panels_of(rows) * panel_bytes(kind, cols));
     for (int first = 0; first < rows; first += PANEL)
         for (int group = 0; group < cols / GROUP; ++group) {
+            uint16_t* outer = (uint16_t*)to;
+            const bool opens = nested && group % (OUTER / GROUP) == 0;
+            if (opens) to += outer_bytes(kind);
             uint8_t* at = to + scale_bytes(kind);
-            std::memset(to, 0, scale_bytes(kind) + bytes);
             for (int r = 0; r < PANEL && first + r < rows; ++r) {
                 const size_t row = source_row(first + r, rows, paired);
                 auto put = [&](int place, float value) {
-                    if (halves) ((uint16_t*)to)[place * PANEL + r] = float_to_half(value);
+                    if (nested) to[place * PANEL + r] = (uint8_t)(int)value;
+                    else if (halves) ((uint16_t*)to)[place * PANEL + r] = float_to_half(value);
                     else ((float*)to)[place * PANEL + r] = kind == FP8 ? value * 256.0f : value;
                 };
-                for (int i = 0; i < per_group; ++i) put(i, scales[row * stride + group * per_group + i]);
-                if (minima) put(1, minima[row * stride + group]);
-                const uint8_t* w = codes + row * cols + group * GROUP;
-                for (int k = 0; k < GROUP; ++k) switch (kind) {
-                        case NF4: at[(k / 8 * PANEL + r) * 4 + k % 8 / 2] |= w[k] << (k % 2 * 4); break;
-                        case FP8: at[k * PANEL + r] = w[k]; break;
-                        case INT4:
-                        case INT4_WIDE:
-                            at[(k % 16 / 4 * PANEL + r) * 4 + k % 4] |= w[k] << (k / 16 * 4);
-                            break;
-                        default: at[(k / 4 * PANEL + r) * 4 + k % 4] = w[k];
-                    }
+                for (int i = 0; i < per_group; ++i) put(i, from.scales[row * stride + group * per_group + i]);
+                if (from.minima) put(1, from.minima[row * stride + group]);
+                if (opens) {
+                    const size_t place = row * (cols / OUTER) + group / (OUTER / GROUP);
+                    outer[r] = float_to_half(from.outer_scales[place]);
+                    if (from.minima) outer[PANEL + r] = float_to_half(from.outer_minima[place]);
+                }
+                const uint8_t* w = from.codes + row * cols + group * GROUP;
+                if (kind == FP8) {
+                    for (int k = 0; k < GROUP; ++k) at[k * PANEL + r] = w[k];
+                } else if (kind < FP8) {
+                    for (int k = 0; k < GROUP; ++k) at[(k / 8 * PANEL + r) * 4 + k % 8 / 2] |= w[k] << (k % 2 * 4);
+                } else if (has_four_bits(kind)) {
+                    for (int k = 0; k < GROUP; ++k) at[(k % 16 / 4 * PANEL + r) * 4 + k % 4] |= w[k] << (k / 16 * 4);
+                } else {
+                    for (int k = 0; k < GROUP; ++k) at[(k / 4 * PANEL + r) * 4 + k % 4] = w[k];
+                }
             }
             to = at + bytes;
         }
