@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tuneserve.engines.contract import GenerationRequest, SamplingParams
+from tuneserve.engines.kind import NativeOptions
 from tuneserve.engines.native import NativeEngine
 from tuneserve.errors import EngineError, InputError, RequestError
 from tuneserve.sources import resolve
@@ -45,6 +47,27 @@ def test_requests_run_together_cancel_and_fail_alone(make_llama: Make) -> None:
             await engine.close()
         with pytest.raises(EngineError, match="stopped"):
             await collect(engine, request("late", [1], 1))
+
+    asyncio.run(scenario())
+
+
+def test_its_own_options_reach_the_process(make_llama: Make) -> None:
+    async def weight_bytes(**options: Any) -> int:
+        source = resolve(make_llama(head_dim=32, intermediate_size=128, hidden_size=128))
+        engine = await NativeEngine.start(source, native=NativeOptions(**options))
+        try:
+            assert len(await collect(engine, request("x", [1, 2], 9))) == 9
+            return engine.info.weight_bytes
+        finally:
+            await engine.close()
+
+    async def scenario() -> None:
+        small = await weight_bytes(weights="int4", cache_tokens=512, prefix_cache=False, speculation=3)
+        assert small < 0.75 * await weight_bytes()
+        with pytest.raises(InputError, match="one sequence of the context"):
+            await weight_bytes(cache_tokens=64)
+        with pytest.raises(InputError, match="int8 weights need the compiled step"):
+            await weight_bytes(cpu_step="eager", weights="int8")
 
     asyncio.run(scenario())
 

@@ -154,6 +154,7 @@ def product(library: cpu.Library, packed: Packed, x: torch.Tensor) -> torch.Tens
     model = cpu.Model(hidden=packed.cols, vocab=packed.rows, logit_scale=1.0, head=linear)
     result = torch.full((len(x), packed.rows), torch.nan)
     session = library.open(1)
+    assert session is not None
     try:
         assert library.head(session, ctypes.byref(model), x.data_ptr(), len(x), result.data_ptr()) == 0
     finally:

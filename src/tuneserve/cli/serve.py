@@ -33,6 +33,22 @@ def serve(
     context: Annotated[int | None, typer.Option(help="Tokens per sequence; the model's, up to 8192.")] = None,
     max_running: Annotated[int | None, typer.Option(help="Sequences computed together; what fits, up to 64.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="auto keeps quantised weights in their bits where it can; dequantised; int8 or int4. Native engine."
+        ),
+    ] = "auto",
+    cpu_step: Annotated[str, typer.Option(help="auto, compiled (C++) or eager (PyTorch). Native engine.")] = "auto",
+    cache_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens that the cache holds; what fits in memory. Native engine.")
+    ] = None,
+    no_prefix_cache: Annotated[
+        bool, typer.Option("--no-prefix-cache", help="Compute equal beginnings of prompts anew. Native engine.")
+    ] = False,
+    speculation: Annotated[
+        int, typer.Option(min=0, max=15, help="Tokens guessed at most from what an answer repeats. Native engine.")
+    ] = 0,
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="On a loopback address, another host name that requests may use.")
     ] = None,
@@ -47,7 +63,7 @@ def serve(
     from tuneserve.cli._engine import check_program, parse_adapters, prepare
     from tuneserve.cli._run import console
     from tuneserve.cli._serving import log_directory, run_server
-    from tuneserve.engines.kind import ServeOptions
+    from tuneserve.engines.kind import NativeOptions, ServeOptions
     from tuneserve.gateway import listen
     from tuneserve.sources import resolve
 
@@ -68,6 +84,13 @@ def serve(
             program=program,
             arguments=tuple(engine_arg or ()),
             logs=log_directory(port),
+            native=NativeOptions(
+                cache_tokens=cache_tokens,
+                prefix_cache=not no_prefix_cache,
+                speculation=speculation,
+                cpu_step=cpu_step,
+                weights=weights,
+            ),
         ),
         verify=not no_verify,
     )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tuneserve.engines.contract import Engine
-from tuneserve.engines.kind import NamedAdapter, Preflight, ServeOptions
+from tuneserve.engines.kind import CPU_STEPS, WEIGHTS, NamedAdapter, NativeOptions, Preflight, ServeOptions
 from tuneserve.errors import InputError, SpecError
 from tuneserve.sources import ResolvedSource, read_config
 from tuneserve.spec import read_spec
@@ -29,6 +29,7 @@ class Native:
             )
         if options.dtype not in _DTYPES:
             raise InputError(f"the dtype {options.dtype!r} is not known; choose {', '.join(_DTYPES)}.")
+        _check(options.native)
         problems = []
         if options.tensor_parallel != 1:
             problems.append("it runs on one device, without tensor parallelism")
@@ -66,6 +67,13 @@ class Native:
                 context_length=options.context_length,
                 max_running=options.max_running,
                 dtype=options.dtype,
+                native=options.native,
             )
 
         return await RestartedEngine.start(start)
+
+
+def _check(options: NativeOptions) -> None:
+    for name, given, known in (("CPU step", options.cpu_step, CPU_STEPS), ("weights", options.weights, WEIGHTS)):
+        if given not in known:
+            raise InputError(f"the {name} {given!r} is not known; choose {', '.join(known)}.")

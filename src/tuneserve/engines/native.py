@@ -7,6 +7,7 @@ import socket
 import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncGenerator
+from dataclasses import asdict
 
 import msgspec
 
@@ -26,6 +27,7 @@ from tuneserve.engines._native_wire import (
     frame,
 )
 from tuneserve.engines.contract import EngineInfo, EngineStats, GenerationRequest, TokenChunk
+from tuneserve.engines.kind import NativeOptions
 from tuneserve.errors import EngineError, InputError, RequestError
 from tuneserve.sources import ResolvedSource
 
@@ -57,7 +59,7 @@ class NativeEngine:
         context_length: int | None = None,
         max_running: int | None = None,
         dtype: str = "auto",
-        speculation: int = 0,
+        native: NativeOptions | None = None,
     ) -> "NativeEngine":
         """Start the process and wait until it has loaded the model; see :class:`~tuneserve.native.EngineConfig`.
 
@@ -73,7 +75,7 @@ class NativeEngine:
             "context_length": context_length,
             "max_running": max_running,
             "dtype": dtype,
-            "speculation": speculation,
+            **asdict(native or NativeOptions()),
         }
         ours, theirs = socket.socketpair()
         with theirs:

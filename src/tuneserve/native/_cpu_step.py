@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from tuneserve.engines.kind import CPU_STEPS, WEIGHTS
 from tuneserve.errors import EngineError, InputError
 from tuneserve.kernels import cpu
 from tuneserve.kernels.cpu import Kind
@@ -14,8 +15,7 @@ from tuneserve.model import CompiledDecoder, Decoder, Weights, reasons_against
 from tuneserve.native._decoders import AnyDecoder
 from tuneserve.spec import ModelSpec
 
-_STEPS = ("auto", "compiled", "eager")
-_BITS = {"auto": None, "dequantised": None, "int8": Kind.INT8, "int4": Kind.INT4}
+_BITS = {"int8": Kind.INT8, "int4": Kind.INT4}
 _logger = logging.getLogger("tuneserve.native")
 
 
@@ -28,16 +28,16 @@ def prepare_step(
         InputError: they name none, or the model cannot be run as they ask.
         EngineError: the compiled step was asked for, or is needed for quantised weights, and cannot be built.
     """
-    if step not in _STEPS:
-        raise InputError(f"the CPU step {step!r} is not known; choose {', '.join(_STEPS)}.")
-    if bits not in _BITS:
-        raise InputError(f"the weights {bits!r} are not known; choose {', '.join(_BITS)}.")
-    must = step == "compiled" or _BITS[bits] is not None
+    if step not in CPU_STEPS:
+        raise InputError(f"the CPU step {step!r} is not known; choose {', '.join(CPU_STEPS)}.")
+    if bits not in WEIGHTS:
+        raise InputError(f"the weights {bits!r} are not known; choose {', '.join(WEIGHTS)}.")
+    must = step == "compiled" or _BITS.get(bits) is not None
     if step == "eager":
-        if _BITS[bits] is not None:
+        if _BITS.get(bits) is not None:
             raise InputError(f"{bits} weights need the compiled step; leave cpu_step at auto, or the weights.")
         return _eager(spec, weights, context_length)
-    if reasons := reasons_against(spec, weights, _BITS[bits]):
+    if reasons := reasons_against(spec, weights, _BITS.get(bits)):
         if must:
             raise InputError(
                 f"the compiled step cannot run this model ({'; '.join(reasons)}); leave cpu_step and weights at auto."
@@ -52,9 +52,9 @@ def prepare_step(
         _logger.warning("steps are not compiled, which is slower: %s", error)
         return _eager(spec, weights, context_length)
     keep = bits == "auto"
-    decoder = CompiledDecoder(spec, weights, context_length, bits=_BITS[bits], keep=keep, library=library)
+    decoder = CompiledDecoder(spec, weights, context_length, bits=_BITS.get(bits), keep=keep, library=library)
     _logger.info("steps are compiled, on %d threads", decoder.threads)
-    if _BITS[bits] is not None:
+    if _BITS.get(bits) is not None:
         _logger.info("weights are quantised to %s", bits)
         return decoder
     if decoder.kept:

@@ -64,6 +64,8 @@ class LLM:
         cache_tokens: tokens that the cache holds; None takes what fits in memory, up to ``max_running`` full contexts.
         prefix_cache: whether a prompt uses what was computed for an equal beginning of another one.
         speculation: tokens guessed at most from what a sequence repeats; the output is the same.
+        cpu_step: auto, compiled or eager.
+        weights: auto keeps what is stored in few bits so, where it can; dequantised, int8 or int4 make it so at load.
 
     Raises:
         InputError: the source cannot be run as it is.
@@ -80,6 +82,8 @@ class LLM:
         cache_tokens: int | None = None,
         prefix_cache: bool = True,
         speculation: int = 0,
+        cpu_step: str = "auto",
+        weights: str = "auto",
     ) -> None:
         self.source = source if isinstance(source, ResolvedSource) else resolve(source, base=base)
         self.tokenizer = open_tokenizer(self.source.tokenizer_dir, self.source.model_dir)
@@ -92,6 +96,8 @@ class LLM:
             cache_tokens=cache_tokens,
             prefix_cache=prefix_cache,
             speculation=speculation,
+            cpu_step=cpu_step,
+            weights=weights,
         )
         self.core = NativeCore(settings)
 
