@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import signal
 import sys
@@ -41,6 +42,18 @@ def run(program: Callable[[], None]) -> None:
         where = f"{error.filename}: " if error.filename else ""
         remedy = "free some space" if error.errno == errno.ENOSPC else "check the path and its permissions"
         _leave(f"{where}{error.strerror or error}; {remedy}.", 2)
+
+
+class _ConsoleHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        console.print(record.getMessage(), style="dim", markup=False, soft_wrap=True)
+
+
+def log_to_console() -> None:
+    """Print what the engine in this process says of how it was loaded."""
+    logger = logging.getLogger("tuneserve.native")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(_ConsoleHandler())
 
 
 def print_json(value: object) -> None:

@@ -59,23 +59,23 @@ def prepare_step(
         return decoder
     if decoder.kept:
         _logger.info("weights stay in the bits that they are stored in: %s", _listed(decoder.kept))
-    if decoder.dequantised:
-        _tell_dequantised(
+    if decoder.dequantised and not keep:
+        _logger.info("weights are dequantised, as was asked for: %s", _listed(decoder.dequantised))
+    elif decoder.dequantised:
+        _warn_of(
             decoder.dequantised,
-            "the compiled step has no kernel for how they are stored, or an adapter is folded into them"
-            if keep
-            else "it was asked for",
+            "the compiled step has no kernel for how they are stored, or an adapter is folded into them",
         )
     return decoder
 
 
 def _eager(spec: ModelSpec, weights: Weights, context_length: int) -> Decoder:
     if stored := weights.stored_as():
-        _tell_dequantised(stored, "only the compiled step computes with fewer bits")
+        _warn_of(stored, "only the compiled step computes with fewer bits")
     return Decoder(spec, weights.loaded(), context_length)
 
 
-def _tell_dequantised(stored: Counter[str], reason: str) -> None:
+def _warn_of(stored: Counter[str], reason: str) -> None:
     _logger.warning("weights are dequantised: %s; %s", _listed(stored), reason)
 
 

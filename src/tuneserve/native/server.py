@@ -4,6 +4,7 @@ FD is its end of a Unix socket pair, CONFIG an :class:`EngineConfig` in JSON. On
 one step, writes what came of it. When the socket closes, whoever started it is gone, and so is it.
 """
 
+import logging
 import os
 import select
 import signal
@@ -135,6 +136,8 @@ def main() -> None:
     """Serve on the socket that the command line names."""
     # Ctrl-C in a terminal reaches the whole group; the gateway drains and then closes the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # How the model was loaded is worth a line; whoever started the process has its stderr.
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     config = msgspec.json.decode(sys.argv[2], type=EngineConfig)
     try:
         serve(_Connection(int(sys.argv[1])), config)
