@@ -24,12 +24,14 @@ from tuneserve.checkpoint import CodeReader, StoredCodes, open_gguf, read_codes
 from tuneserve.checkpoint.quantised import open_weights
 from tuneserve.errors import CheckpointError
 from tuneserve.kernels import cpu
-from tuneserve.model._pack import Packed, pack_codes
+from tuneserve.kernels.cpu import Kind
+from tuneserve.model._pack import Packed, pack_codes, pack_dense
 
 from .test_compiled import OLDER
 
 # Neither whole panels nor a single one.
 ROWS, COLUMNS, PANELS = 72, 512, 3
+Q4_1 = gguf.GGMLQuantizationType.Q4_1
 Case = tuple[StoredCodes, torch.Tensor]
 FOUR_BITS = {"num_bits": 4, "type": "int"}
 EIGHT_BITS = {"num_bits": 8, "type": "int"}
@@ -233,3 +235,12 @@ def test_columns_that_groups_do_not_divide_are_not_codes(tmp_path: Path) -> None
     reader = open_weights(tmp_path, config)
     assert isinstance(reader, CodeReader)
     assert reader.codes("m.weight") is None and reader.storage("m.weight") == "INT8"
+
+
+def test_four_bits_at_load_lose_less_than_q4_1() -> None:
+    library, weight = cpu.load(cpu.build()), random_weight()
+    packed = pack_dense(library, weight, paired=False, bits=Kind.INT4)
+    # Each row of activations picks a column: 1 in groups of zeros is exact, too.
+    found = product(library, packed, torch.eye(COLUMNS)).T
+    theirs = torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), Q4_1), Q4_1))
+    assert (found - weight).square().mean() < 0.9 * (theirs - weight).square().mean()

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import torch
 
 from tuneserve.checkpoint import StoredCodes
+from tuneserve.errors import CheckpointError
 from tuneserve.kernels import cpu
 from tuneserve.kernels.cpu import Kind
 
 KINDS = {torch.float32: Kind.FLOAT32, torch.float16: Kind.FLOAT16, torch.bfloat16: Kind.BFLOAT16}
 # Of panels.h.
 _PANEL = 32
+_HALF_MAX = 65504.0
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,16 @@ class Packed:
 
 
 def pack_dense(library: cpu.Library, weight: torch.Tensor, paired: bool, bits: Kind | None) -> Packed:
-    """Pack a weight in its dtype, or quantised to ``bits``."""
+    """Pack a weight in its dtype, or quantised to ``bits``.
+
+    Raises:
+        CheckpointError: a value is not finite, or too large for scales in float16.
+    """
     rows, cols = weight.shape
+    if bits is not None and not weight.abs().max() <= _HALF_MAX:
+        raise CheckpointError(
+            f"the model holds weights that {bits.name.lower()} cannot, too large or not numbers; leave weights at auto."
+        )
     kind = bits or KINDS[weight.dtype]
     source = (weight if bits is None else weight.float()).contiguous()
     panels = torch.empty(library.packed_bytes(kind, rows, cols), dtype=torch.uint8)

@@ -43,26 +43,32 @@ static inline void quantise8(const float* w, uint16_t* scale, uint8_t* codes) {
     }
 }
 
-// 32 values as codes 0 to 15 times a float16 scale plus a float16 minimum: of a few widths the one of least square error.
+// 32 values as codes 0 to 15 times a float16 scale plus a float16 minimum, of least square error among those tried: from
+// the whole range and from a few narrower ones, each also with the line fitted through the codes that came of it.
 static inline void quantise4(const float* w, uint16_t* scale, uint16_t* minimum, uint8_t* codes) {
-    float low = w[0], high = w[0];
-    for (int i = 1; i < GROUP; ++i) low = std::min(low, w[i]), high = std::max(high, w[i]);
+    float low = w[0], high = w[0], all = 0;
+    for (int i = 0; i < GROUP; ++i) low = std::min(low, w[i]), high = std::max(high, w[i]), all += w[i];
     float best = INFINITY;
     for (int shrink = 0; shrink < 8; ++shrink) {
         const float cut = 0.02f * shrink * (high - low);
-        const uint16_t d = float_to_half((high - low - 2 * cut) / 15.0f), m = float_to_half(low + cut);
-        const float step = half_to_float(d), base = half_to_float(m), inverse = step > 0 ? 1.0f / step : 0.0f;
-        uint8_t tried[GROUP];
-        float error = 0;
-        for (int i = 0; i < GROUP; ++i) {
-            const float code = std::clamp(std::nearbyint((w[i] - base) * inverse), 0.0f, 15.0f);
-            const float off = base + step * code - w[i];
-            tried[i] = (uint8_t)code;
-            error += off * off;
-        }
-        if (error < best) {
-            best = error, *scale = d, *minimum = m;
-            std::memcpy(codes, tried, GROUP);
+        float width = (high - low - 2 * cut) / 15.0f, first = low + cut;
+        for (bool fitted : {false, true}) {
+            const uint16_t d = float_to_half(width), m = float_to_half(first);
+            const float step = half_to_float(d), base = half_to_float(m), inverse = step > 0 ? 1.0f / step : 0.0f;
+            float tried[GROUP], error = 0, sum = 0, squares = 0, products = 0;
+            for (int i = 0; i < GROUP; ++i) {
+                const float code = std::clamp(std::nearbyint((w[i] - base) * inverse), 0.0f, 15.0f);
+                const float off = base + step * code - w[i];
+                tried[i] = code, error += off * off, sum += code, squares += code * code, products += code * w[i];
+            }
+            if (error < best) {
+                best = error, *scale = d, *minimum = m;
+                for (int i = 0; i < GROUP; ++i) codes[i] = (uint8_t)tried[i];
+            }
+            const float spread = GROUP * squares - sum * sum;
+            if (fitted || spread <= 0) break;
+            width = (GROUP * products - sum * all) / spread;
+            first = (all - width * sum) / GROUP;
         }
     }
 }
