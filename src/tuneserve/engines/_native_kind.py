@@ -37,7 +37,7 @@ class Native:
             problems.append("it does not serve several adapters of one base yet")
         config = read_config(source.model_dir / "config.json")
         try:
-            # Quantised weights are dequantised as they are read.
+            # However weights are stored, the engine reads them.
             read_spec({key: value for key, value in config.items() if key != "quantization_config"})
         except SpecError as error:
             problems.append(str(error).rstrip("."))
