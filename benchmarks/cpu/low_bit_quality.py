@@ -86,6 +86,17 @@ def w4a16(source: Path, target: Path, group: int = 64) -> Path:
     return target
 
 
+def models(directory: Path, source: Path, methods: tuple[str, ...]) -> dict[str, Path]:
+    """Return what ``methods`` and w4a16 make of ``source``, made in ``directory`` where it is not there yet."""
+    made = directory / "made"
+    if not made.is_dir():
+        export(source, made, method=list(methods), verify=False)
+    packed = made / "w4a16"
+    found = {name: made / name.replace(":", "-") for name in methods}
+    paths = {name: next(path.glob("*.gguf"), path) for name, path in found.items()}
+    return paths | {W4A16: packed if packed.is_dir() else w4a16(source, packed)}
+
+
 @dataclass
 class OneSequence:
     """The step's batch of a single sequence from its beginning."""
@@ -160,6 +171,7 @@ def main() -> None:
     parser.add_argument(
         "--as-it-is", action="store_true", help="leave the weights on the grid that they were stored on"
     )
+    parser.add_argument("--directory", type=Path, help="keep the models there, and use them if they are there")
     parser.add_argument("--only", help="measure candidates whose name contains this")
     options = parser.parse_args()
     demo = resolve("demo").model_dir
@@ -169,11 +181,11 @@ def main() -> None:
     windows = list(ids.split(WINDOW))
     assert len(windows[-1]) == WINDOW
     with tempfile.TemporaryDirectory() as scratch, RESULTS.open("a", buffering=1) as file:
-        model = demo if options.as_it_is else off_the_grid(demo, Path(scratch) / "model")
-        made = Path(scratch) / "made"
-        export(model, made, method=[*GGUF, *CHECKPOINTS], verify=False)
-        paths = {name: next((made / name.replace(":", "-")).glob("*.gguf")) for name in GGUF}
-        paths |= {name: made / name for name in CHECKPOINTS} | {W4A16: w4a16(model, made / "w4a16")}
+        directory = options.directory or Path(scratch)
+        model = demo if options.as_it_is else directory / "model"
+        if not model.is_dir():
+            off_the_grid(demo, model)
+        paths = models(directory, model, (*GGUF, *CHECKPOINTS))
         reference = list(native(model, windows, dtype="float32"))
         candidates = {
             "native, 16-bit": lambda: native(model, windows),

@@ -22,9 +22,8 @@ from pathlib import Path
 import llama_cpp
 import torch
 from decode import NEW, PROMPT, about, native_run, prompts, read_bandwidth
-from low_bit_quality import w4a16
+from low_bit_quality import models
 
-from tuneserve.artifacts import export
 from tuneserve.native import EngineConfig, NativeCore
 from tuneserve.sources import resolve
 
@@ -48,16 +47,14 @@ def main() -> None:
     """Measure in turn, append, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--directory", type=Path, help="keep the models there, and use them if they are there")
     options = parser.parse_args()
     demo = resolve("demo").model_dir
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as scratch:
-        made = Path(scratch) / "made"
-        export(demo, made, method=[*GGUF, "merged_4bit", "fp8", "int8"], verify=False)
-        files = {name: next((made / name.replace(":", "-")).glob("*.gguf")) for name in GGUF}
-        sources = {"16-bit": demo, "int8 at load": demo, "int4 at load": demo} | files
-        sources |= {name: made / name for name in ("merged_4bit", "fp8", "int8")}
-        sources["w4a16, groups of 64"] = w4a16(demo, made / "w4a16")
+        directory = options.directory or Path(scratch)
+        sources = {"16-bit": demo, "int8 at load": demo, "int4 at load": demo}
+        sources |= models(directory, demo, (*GGUF, "merged_4bit", "fp8", "int8"))
         runs: dict[tuple[str, int], Run] = {}
         megabytes: dict[str, float] = {}
         for name, path in sources.items():
@@ -70,7 +67,7 @@ def main() -> None:
             )  # fmt: skip
             megabytes[f"native, {name}"] = round(core.info.weight_bytes / 1e6, 1)
             runs |= {(f"native, {name}", batch): partial(native_run, core) for batch in BATCHES}
-        for name, path in files.items():
+        for name, path in ((name, sources[name]) for name in GGUF):
             model = llama_cpp.Llama(str(path), n_ctx=512, n_threads=threads, n_threads_batch=threads, verbose=False)
             runs[f"llama.cpp, {name}", 1] = partial(llama_run, model)
         bandwidth = read_bandwidth(threads, 4)
