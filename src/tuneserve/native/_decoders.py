@@ -6,6 +6,7 @@ import torch
 
 from tuneserve.model import Decoder
 from tuneserve.native._batch import Batch
+from tuneserve.native._transformers import TransformersDecoder
 from tuneserve.spec import ModelSpec
 
 
@@ -37,3 +38,4 @@ class AheadDecoder(PagedDecoder, Protocol):
 
 
 AnyDecoder = Decoder | PagedDecoder
+LoadedDecoder = AnyDecoder | TransformersDecoder

@@ -26,6 +26,8 @@ from tuneserve.native._pooling import Pool, Pooling
 from tuneserve.native._runner import Runner
 from tuneserve.native._scheduler import Scheduler, Step
 from tuneserve.native._sequence import Sequence
+from tuneserve.native._transformers import TransformersDecoder
+from tuneserve.native._transformers_runner import TransformersRunner
 
 # Long enough to use the processor well, short enough that decoding sequences are not kept waiting by a prompt.
 _STEP_TOKENS = 512
@@ -66,20 +68,25 @@ class NativeCore:
         give_memory_back()
         blocks = cache_blocks(config, decoder)
         max_running = running_limit(config, decoder.device, blocks)
-        self._runner = Runner(decoder, blocks)
-        self._pool = BlockPool(blocks, reuse=config.prefix_cache)
-        step_tokens = _GPU_STEP_TOKENS if decoder.device.type == "cuda" else _STEP_TOKENS
+        self._runner: Runner | TransformersRunner
+        step_tokens, reuse = _GPU_STEP_TOKENS if decoder.device.type == "cuda" else _STEP_TOKENS, config.prefix_cache
+        if isinstance(decoder, TransformersDecoder):
+            # Its caches cannot be shared, nor prompts be cut.
+            self._runner, step_tokens, reuse = TransformersRunner(decoder), max_running * decoder.context_length, False
+        else:
+            self._runner = Runner(decoder, blocks)
+        self._pool = BlockPool(blocks, reuse=reuse)
         self._scheduler = Scheduler(self._pool, max_running, max(step_tokens, max_running))
         self._speculation = config.speculation
         self._sequences: dict[str, Sequence] = {}
         self._compiling: dict[Sequence, Future[GrammarState]] = {}
         tokenizer_dir = None if config.tokenizer_dir is None else Path(config.tokenizer_dir)
-        self._grammars = Grammars(tokenizer_dir, Path(config.model_dir), decoder.spec.vocab_size)
+        self._grammars = Grammars(tokenizer_dir, Path(config.model_dir), self._runner.vocab_size)
         self.info = EngineInfo(
             engine="native",
             version=__version__,
             context_length=decoder.context_length,
-            vocab_size=decoder.spec.vocab_size,
+            vocab_size=self._runner.vocab_size,
             dtype=str(decoder.dtype).removeprefix("torch."),
             device=str(decoder.device),
             weight_bytes=decoder.weight_bytes,
@@ -136,7 +143,7 @@ class NativeCore:
             # Whoever calls has to look for other requests now and then.
             wait(self._compiling.values(), _COMPILING_SECONDS, FIRST_COMPLETED)
             return refused
-        if (steps := self._steps_ahead(step)) > 1:
+        if isinstance(self._runner, Runner) and (steps := self._steps_ahead(self._runner, step)) > 1:
             results = self._runner.run_ahead(step, steps)
             step = Step(tuple(replace(segment, count=steps) for segment in step.segments), 0)
         else:
@@ -146,9 +153,9 @@ class NativeCore:
             output for sequence, choices in results.items() for output in self._postprocess(sequence, choices)
         ]
 
-    def _steps_ahead(self, step: Step) -> int:
+    def _steps_ahead(self, runner: Runner, step: Step) -> int:
         """Return how many steps can be run at once, all of whose tokens are simply the likeliest."""
-        if not self._runner.runs_ahead or step.decodes < len(step.segments):
+        if not runner.runs_ahead or step.decodes < len(step.segments):
             return 1
         sequences = [segment.sequence for segment in step.segments]
         if not all(sequence.simply_greedy for sequence in sequences):

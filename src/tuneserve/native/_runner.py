@@ -30,6 +30,11 @@ class Runner:
             return self._run(step)
 
     @property
+    def vocab_size(self) -> int:
+        """How many tokens the model tells the probabilities of."""
+        return self.decoder.spec.vocab_size
+
+    @property
     def runs_ahead(self) -> bool:
         """Whether :meth:`run_ahead` can be used."""
         return isinstance(self.decoder, AheadDecoder)
