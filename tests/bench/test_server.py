@@ -62,6 +62,7 @@ def test_a_server_that_lacks_an_option_is_asked_without(target: Make, option: st
     assert result.tokens == 42
     assert f"without {option}" in result.about
     assert len(measured.about) == 2 and option not in server.seen[-1]
+    assert server.seen[-1].get("min_tokens") == (6 if option == "ignore_eos" else None)
 
 
 def test_requests_that_fail_are_counted_and_not_timed(target: Make) -> None:

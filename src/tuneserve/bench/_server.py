@@ -14,8 +14,16 @@ _VOCABULARY = 10_000
 # Some servers send pieces without text beside those that were asked for.
 _MOST_EXTRA_PIECES = 64
 _BAD_REQUEST = (400, 422)
-_OPTIONS: dict[str, object] = {"ignore_eos": True, "stream_options": {"include_usage": True}}
-_WITHOUT = {"ignore_eos": "answers may end early", "stream_options": "tokens are counted by pieces"}
+# Not every server has all of these; of the first two, either keeps an answer from ending early.
+_WITHOUT = {
+    "ignore_eos": "min_tokens is asked for instead",
+    "min_tokens": "answers may end early",
+    "stream_options": "tokens are counted by pieces",
+}
+_TRIED = (
+    ("ignore_eos", "stream_options"), ("min_tokens", "stream_options"), ("stream_options",), ("ignore_eos",),
+    ("min_tokens",), (),
+)  # fmt: skip
 
 
 class ServerTarget:
@@ -43,23 +51,23 @@ class ServerTarget:
         self._model = model
         self.name = client.url
         self.about: dict[str, str] = {"model": model}
-        self._options: dict[str, object] = {}
+        self._options: tuple[str, ...] = ()
         self._find_options()
 
     def _find_options(self) -> None:
         """Find out which of the options that not every server has this one takes."""
-        for names in (("ignore_eos", "stream_options"), ("stream_options",), ("ignore_eos",), ()):
-            self._options = {name: _OPTIONS[name] for name in names}
+        for self._options in _TRIED:
             try:
                 self._ask([_VOCABULARY // 2] * 4, 2)
             except ApiError as error:
-                if error.status not in _BAD_REQUEST or not names:
+                if error.status not in _BAD_REQUEST or not self._options:
                     raise
             else:
                 break
-        for name, meaning in _WITHOUT.items():
-            if name not in self._options:
-                self.about[f"without {name}"] = meaning
+        lacking = ["stream_options"] if "stream_options" not in self._options else []
+        if "ignore_eos" not in self._options:
+            lacking.append("ignore_eos" if "min_tokens" in self._options else "min_tokens")
+        self.about |= {f"without {name}": _WITHOUT[name] for name in lacking}
 
     def run(self, prompts: Sequence[list[int]], new_tokens: int, concurrency: int) -> list[Timed]:
         """Continue the prompts; see :class:`Target`. What a server does wrong is in the ``error`` of its request.
@@ -100,9 +108,11 @@ class ServerTarget:
     def _ask(self, prompt: list[int], new_tokens: int) -> Timed:
         pieces: list[float] = []
         counted = None
+        values = {"ignore_eos": True, "min_tokens": new_tokens, "stream_options": {"include_usage": True}}
+        options = {name: values[name] for name in self._options}
         sent = time.perf_counter()
         chunks = self._client.completion_stream(
-            prompt, model=self._model, max_tokens=new_tokens, temperature=0, **self._options
+            prompt, model=self._model, max_tokens=new_tokens, temperature=0, **options
         )
         with closing(chunks):
             for chunk in chunks:

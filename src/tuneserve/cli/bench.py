@@ -24,7 +24,9 @@ def bench(
     runs: Annotated[int, typer.Option(help="How often each level is run.")] = 5,
     seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
     out: Annotated[Path | None, typer.Option(help="A new file for the results, a line of JSON for each run.")] = None,
-    against: Annotated[Path | None, typer.Option(help="Results to compare with, from --out.")] = None,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="Results to compare with, from --out; repeatable, all are taken together.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="The server's model; the first that it lists.")] = None,
     api_key: Annotated[str | None, typer.Option(help="The server's key.", envvar="TUNESERVE_API_KEY")] = None,
     run_seconds: Annotated[float, typer.Option(min=1, help="The longest that a server may take for a run.")] = 600.0,
@@ -53,7 +55,7 @@ def bench(
         seed=seed,
     )
     workload.check()
-    before = read_results(against) if against is not None else None
+    before = [result for path in against or () for result in read_results(path)]
     results: list[RunResult] = []
     with ExitStack() as stack:
         file = stack.enter_context(_new_file(out)) if out is not None else None
@@ -67,7 +69,7 @@ def bench(
                 write_result(file, result)
             if not as_json and len(results) % runs == 0:
                 _print_level(results[-runs:], first=len(results) == runs)
-    changes = compare(before, results) if before is not None else None
+    changes = compare(before, results) if before else None
     if as_json:
         found = {"results": msgspec.to_builtins(results)}
         print_json(found if changes is None else {**found, "changes": [asdict(change) for change in changes]})
