@@ -26,6 +26,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_neox": SIZES,
     "opt": SIZES | {"ffn_dim": 48, "word_embed_proj_dim": 16},
     "falcon": SIZES,
+    "qwen3_5_text": SIZES | {
+        "num_hidden_layers": 4, "head_dim": 8, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+        "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    },
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 300},
     "starcoder2": SIZES | {"sliding_window": 9},
     "olmo2": SIZES,
@@ -163,10 +167,40 @@ def test_an_adapter_is_folded_in(gpt2: Path, tmp_path: Path) -> None:
         assert produced[name] == generated(trained, ids, 12)
 
 
+def test_a_quantised_base_is_dequantised(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from tuneserve.artifacts import export
+
+    save(tmp_path / "model", "olmo2", SIZES | {"hidden_size": 64, "intermediate_size": 128})
+    export(tmp_path / "model", tmp_path / "nf4", method="merged_4bit", verify=False)
+    config = json.loads((tmp_path / "nf4" / "config.json").read_text())
+    assert config["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
+    # Its own products of 4 bits are not in float32.
+    peer = AutoModelForCausalLM.from_pretrained(tmp_path / "nf4", dtype=torch.float32).dequantize().float()
+    params = SamplingParams(max_tokens=12, temperature=0)
+    produced = run(core_of(tmp_path / "nf4"), PROMPTS, params)
+    assert produced != run(core_of(tmp_path / "model"), PROMPTS, params)
+    for name, ids in PROMPTS.items():
+        assert produced[name] == generated(peer, ids, 12)
+
+
 def test_it_says_so(gpt2: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "tuneserve.native"):
         core_of(gpt2)
     assert "runs through Transformers, which is slower" in caplog.text and "'gpt2'" in caplog.text
+
+
+def test_a_model_that_its_cache_changes_is_refused(gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import DynamicCache
+
+    update = DynamicCache.update
+    # As a family would be that goes on without what came before.
+    monkeypatch.setattr(
+        DynamicCache, "update", lambda self, key, value, *rest: (update(self, key, value, *rest), (key, value))[1]
+    )
+    with pytest.raises(SpecError, match="computes from its cache is off by"):
+        core_of(gpt2)
 
 
 @pytest.mark.parametrize("option", [{"speculation": 2}, {"weights": "int8"}, {"cpu_step": "compiled"}])
@@ -181,7 +215,7 @@ def test_its_context_is_the_models(gpt2: Path) -> None:
         core_of(gpt2, context_length=129)
 
 
-def test_a_model_that_sees_what_is_to_come_is_refused(tmp_path: Path) -> None:
+def test_a_model_without_a_cache_is_refused(tmp_path: Path) -> None:
     save(tmp_path, "bert", SIZES)
     with pytest.raises(SpecError, match="no cache"):
         core_of(tmp_path)
@@ -194,6 +228,7 @@ def test_a_model_that_sees_what_is_to_come_is_refused(tmp_path: Path) -> None:
         ({"model_type": "bart", "is_encoder_decoder": True}, "encoder with a decoder"),
         ({"model_type": "unheard_of", "auto_map": {"AutoModelForCausalLM": "modeling.Evil"}}, "no causal language"),
         ({"model_type": "gemma3n"}, "sees or hears"),
+        ({"model_type": 7}, "model_type"),
     ],
 )
 def test_what_transformers_does_not_continue_either_is_refused(

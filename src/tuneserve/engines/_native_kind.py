@@ -34,17 +34,13 @@ class Native:
             problems.append("it runs on one device, without tensor parallelism")
         if adapters:
             problems.append("it does not serve several adapters of one base yet")
-        notes: tuple[str, ...] = ()
         config = read_config(source.model_dir / "config.json")
         try:
             # Quantised weights are dequantised as they are read.
-            computation = computation_of({key: value for key, value in config.items() if key != "quantization_config"})
+            computation_of({key: value for key, value in config.items() if key != "quantization_config"})
         except SpecError as error:
             problems.append(str(error).rstrip("."))
-        else:
-            if computation.spec is None:
-                notes = (f"the model runs through Transformers, which is slower: {computation.reason}",)
-        return Preflight(tuple(problems), notes=notes)
+        return Preflight(tuple(problems))
 
     async def start(
         self,
