@@ -1,6 +1,7 @@
 """A way of writing calls each: a template that shows it, and outputs in it after the makers' documentation."""
 
 from dataclasses import dataclass
+from typing import Any
 
 SPECIALS = (
     "<|python_tag|>", "<|python_start|>", "<|python_end|>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|tool_call|>",
@@ -8,7 +9,7 @@ SPECIALS = (
     "<|return|>",
 )  # fmt: skip
 
-WEATHER = {
+WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "get_weather",
@@ -26,7 +27,7 @@ WEATHER = {
         },
     },
 }
-NOW = {"type": "function", "function": {"name": "now"}}
+NOW: dict[str, Any] = {"type": "function", "function": {"name": "now"}}
 
 Calls = list[tuple[str, dict[str, object]]]
 PARIS: Calls = [("get_weather", {"city": "Paris", "days": 3})]
