@@ -198,3 +198,25 @@ def test_a_choice_that_cannot_be_made_is_refused(caller: LLM) -> None:
             grammar(given, tools, choice, True)
         assert caught.value.param == "tool_choice"
     assert grammar(form, TOOLS, "auto", True) is None
+
+
+@pytest.mark.parametrize("template", [XML, PYTHONIC])
+@pytest.mark.parametrize("schema", [{"properties": {"a b": {}}}, {"properties": {}, "required": ["a"]}])
+def test_parameters_that_cannot_be_enforced_are_refused(template: str, schema: Any, caller: LLM) -> None:
+    tools = check_tools([{"type": "function", "function": {"name": "f", "parameters": schema}}])
+    with pytest.raises(RequestError) as caught:
+        grammar(tool_format(template, caller.tokenizer), tools, "required", True)
+    assert caught.value.param == "tools"
+
+
+def test_shared_schemas_are_found(caller: LLM, grammars: Grammars) -> None:
+    schema = {"properties": {"a": {"$ref": "#/$defs/n"}}, "required": ["a"], "$defs": {"n": {"type": "integer"}}}
+    tools = check_tools([{"type": "function", "function": {"name": "f", "parameters": schema}}])
+    for template, right in (
+        (HERMES, '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'),
+        (PYTHONIC, "[f(a=1)]"),
+    ):
+        text = grammar(tool_format(template, caller.tokenizer), tools, "f", True)
+        assert text is not None
+        assert accepts(grammars, text, caller.tokenizer, right)
+        assert not accepts(grammars, text, caller.tokenizer, right.replace("1", '"1"'))

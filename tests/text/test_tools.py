@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -114,6 +114,7 @@ PARTS += ["<function=now>", "</function>", "<parameter=a>", "</parameter>", "<th
 PARTS += ["<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "<|tool_call|>", "now", "<", "é"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(PARTS), max_size=12), st.integers(0, len(SAMPLES) - 1), st.data())
 def test_pieces_do_not_matter_and_text_without_calls_is_unchanged(parts: list[str], index: int, data: Any) -> None:
     template = SAMPLES[index].template
@@ -162,12 +163,12 @@ HOSTILE += [
 
 @pytest.mark.parametrize("unit", HOSTILE)
 def test_hostile_output_is_got_through_and_kept(unit: str, marked: Tokenizer) -> None:
-    for template in {sample.name: sample.template for sample in SAMPLES if sample.template != HARMONY}.values():
+    for template in {sample.name: sample.template for sample in SAMPLES}.values():
         for size, length in ((1, 2_000), (50_000, 100_000)):
             text = unit * (length // len(unit))
             pieces = [text[at : at + size] for at in range(0, len(text), size)]
             calls, content, _ = said(parsed(Parser(tool_format(template, marked), None, TOOLS), pieces))
-            assert content == ("" if calls else text)
+            assert template == HARMONY or content == ("" if calls else text)
 
 
 def test_thoughts_that_the_prompt_began_are_thoughts(marked: Tokenizer) -> None:
@@ -193,6 +194,7 @@ def test_text_comes_as_soon_as_it_cannot_be_a_marker(marked: Tokenizer) -> None:
 def test_what_is_special_and_no_marker_stays_hidden(marked: Tokenizer) -> None:
     ids = marked.encode("a[TOOL_CALLS]é<|call|>b</s>", add_special_tokens=False)
     shown = marked.backend.token_to_id("[TOOL_CALLS]")
+    assert shown is not None
     detokenizer = Detokenizer(marked, frozenset({shown}))
     assert "".join(detokenizer.push([i]) for i in ids) + detokenizer.finish() == "a[TOOL_CALLS]éb"
     plain = Detokenizer(marked)
@@ -245,7 +247,7 @@ def test_bad_tools_are_refused_by_place(tools: object, param: str) -> None:
 
 def test_templates_get_arguments_as_they_read_them() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
-    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "tool_calls": [call]}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "hi"}, {"role": "assistant", "tool_calls": [call]}]
     (_, decoded) = template_messages(messages, "{{ tool_call.arguments | tojson }}")
     assert decoded["tool_calls"][0]["function"]["arguments"] == {"a": 1}
     (_, text) = template_messages(messages, "{{ '```json' + tool['function']['arguments'] }}")
