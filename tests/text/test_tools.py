@@ -248,8 +248,14 @@ def test_bad_tools_are_refused_by_place(tools: object, param: str) -> None:
 def test_templates_get_arguments_as_they_read_them() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
     messages: list[dict[str, Any]] = [{"role": "user", "content": "hi"}, {"role": "assistant", "tool_calls": [call]}]
-    (_, decoded) = template_messages(messages, "{{ tool_call.arguments | tojson }}")
-    assert decoded["tool_calls"][0]["function"]["arguments"] == {"a": 1}
+    for source in (
+        "",
+        "{{ tool_call.arguments | tojson }}",
+        "{{ '' + (tool_call.arguments if tool_call.arguments is string else tool_call.arguments | tojson) + '' }}",
+        "{% for key in tool_call.arguments %}{{ key + '=' + tool_call.arguments[key] }}{% endfor %}",
+    ):
+        (_, decoded) = template_messages(messages, source)
+        assert decoded["tool_calls"][0]["function"]["arguments"] == {"a": 1}
     (_, text) = template_messages(messages, "{{ '```json' + tool['function']['arguments'] }}")
     assert text["tool_calls"][0]["function"]["arguments"] == '{"a": 1}'
     for bad in ("[1]", "{", 1, "{" * 100_000):
