@@ -1,4 +1,4 @@
-"""Low-rank deltas of many adapters in one batch (arXiv:2106.09685; over segments of rows, arXiv:2310.18547, 2311.03285).
+"""Low-rank deltas (arXiv:2106.09685) of many adapters in one batch (arXiv:2310.18547, 2311.03285).
 
 A delta is a shrink, ``s = A x``, and an expand, ``B s``. Linear layers that are computed as one, such as queries, keys
 and values, are its pieces: ``A`` has the rows of one after the other, and each range of results takes its own part of

@@ -168,26 +168,24 @@ def _matvec(
     if NORM:
         scale = 1.0 / tl.sqrt(tl.sum(squares, 0) / columns + eps)
     result = tl.sum(total, 1)
-    if LORA:
-        if slot >= 0:
-            while tl.atomic_add(arrived, 0, sem="acquire") < SHRINKS:
-                pass
-            if GATED:
-                result += _expanded(shares, expand, 0, SHRUNK, RANK, LANES, SHARES, SHARE_LANES)
-            else:
-                real = tl.minimum(row, results - 1)
-                piece_of = (real >= first_end).to(tl.int32) + (real >= second_end).to(tl.int32)
-                for piece in range(tl.min(piece_of, 0), tl.max(piece_of, 0) + 1):
-                    delta = _expanded(shares, expand, piece, SHRUNK, RANK, LANES, SHARES, SHARE_LANES)
-                    result += tl.where(piece_of == piece, delta, 0.0)
+    if LORA and slot >= 0:
+        while tl.atomic_add(arrived, 0, sem="acquire") < SHRINKS:
+            pass
+        if GATED:
+            result += _expanded(shares, expand, 0, SHRUNK, RANK, LANES, SHARES, SHARE_LANES)
+        else:
+            real = tl.minimum(row, results - 1)
+            piece_of = (real >= first_end).to(tl.int32) + (real >= second_end).to(tl.int32)
+            for piece in range(tl.min(piece_of, 0), tl.max(piece_of, 0) + 1):
+                delta = _expanded(shares, expand, piece, SHRUNK, RANK, LANES, SHARES, SHARE_LANES)
+                result += tl.where(piece_of == piece, delta, 0.0)
     result *= scale
     if BIAS:
         result += tl.load(bias + row, mask=row < results, other=0.0).to(tl.float32)
     if GATED:
         up = tl.sum(other, 1)
-        if LORA:
-            if slot >= 0:
-                up += _expanded(shares, also, 1, SHRUNK, RANK, LANES, SHARES, SHARE_LANES)
+        if LORA and slot >= 0:
+            up += _expanded(shares, also, 1, SHRUNK, RANK, LANES, SHARES, SHARE_LANES)
         up *= scale
         if BIAS:
             up += tl.load(bias + results + row, mask=row < results, other=0.0).to(tl.float32)

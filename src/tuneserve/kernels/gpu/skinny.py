@@ -113,67 +113,66 @@ def _skinny(
         if GATED:
             v = tl.load(second + start, mask=inside & here[None, :], other=0.0, eviction_policy="evict_first")
             other = tl.dot(v, value, other)
-    if LORA:
-        if tl.load(tile_count) > 0:
-            while tl.atomic_add(arrived, 0, sem="acquire") < SHRINKERS:
-                pass
-            if GATED:
+    if LORA and tl.load(tile_count) > 0:
+        while tl.atomic_add(arrived, 0, sem="acquire") < SHRINKERS:
+            pass
+        if GATED:
+            total = _expand(
+                total,
+                row,
+                row < results,
+                0,
+                slots,
+                b,
+                ranks,
+                shares,
+                count,
+                results * 2,
+                SHRUNK,
+                RANK,
+                SHARES,
+                COUNT,
+                EXPANDED,
+            )
+            other = _expand(
+                other,
+                results + row,
+                row < results,
+                1,
+                slots,
+                b,
+                ranks,
+                shares,
+                count,
+                results * 2,
+                SHRUNK,
+                RANK,
+                SHARES,
+                COUNT,
+                EXPANDED,
+            )
+        else:
+            real = tl.minimum(row, results - 1)
+            piece_of = (real >= first_end).to(tl.int32) + (real >= second_end).to(tl.int32)
+            for piece in range(tl.min(piece_of, 0), tl.max(piece_of, 0) + 1):
+                mine = (row < results) & (piece_of == piece)
                 total = _expand(
                     total,
                     row,
-                    row < results,
-                    0,
+                    mine,
+                    piece,
                     slots,
                     b,
                     ranks,
                     shares,
                     count,
-                    results * 2,
+                    results,
                     SHRUNK,
                     RANK,
                     SHARES,
                     COUNT,
                     EXPANDED,
                 )
-                other = _expand(
-                    other,
-                    results + row,
-                    row < results,
-                    1,
-                    slots,
-                    b,
-                    ranks,
-                    shares,
-                    count,
-                    results * 2,
-                    SHRUNK,
-                    RANK,
-                    SHARES,
-                    COUNT,
-                    EXPANDED,
-                )
-            else:
-                real = tl.minimum(row, results - 1)
-                piece_of = (real >= first_end).to(tl.int32) + (real >= second_end).to(tl.int32)
-                for piece in range(tl.min(piece_of, 0), tl.max(piece_of, 0) + 1):
-                    mine = (row < results) & (piece_of == piece)
-                    total = _expand(
-                        total,
-                        row,
-                        mine,
-                        piece,
-                        slots,
-                        b,
-                        ranks,
-                        shares,
-                        count,
-                        results,
-                        SHRUNK,
-                        RANK,
-                        SHARES,
-                        COUNT,
-                        EXPANDED,
-                    )
     if BIAS:
         total += tl.load(bias + row, mask=row < results, other=0.0).to(tl.float32)[:, None]
     if GATED:
