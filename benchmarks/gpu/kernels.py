@@ -20,10 +20,12 @@ import torch
 
 from tuneserve.kernels.gpu.gate import gate
 from tuneserve.kernels.gpu.lora import LoraRows, LoraWeights, lora_expand, lora_shrink, shares_size
+from tuneserve.kernels.gpu.greedy import greedy, greedy_scratch
 from tuneserve.kernels.gpu.matvec import LoraCall, matvec, matvec_reference
+from tuneserve.kernels.gpu.sample import SamplingResults, SamplingRows, sample, sample_reference
 from tuneserve.kernels.gpu.skinny import skinny
 
-Call = Callable[[], object]
+Call = Callable[[], Any]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 COPIES, LAUNCHES = 4, 16
 
@@ -35,6 +37,7 @@ class Sizes:
     linears: dict[str, tuple[int, int, tuple[int, ...], bool]]
     rows: tuple[int, ...]
     rank: int
+    vocabulary: int
 
 
 FULL = Sizes(
@@ -46,8 +49,9 @@ FULL = Sizes(
     },
     (1, 8, 32, 128, 256),
     16,
+    128256,
 )
-TINY = Sizes({"qkv": (512, 96, (64, 80, 96), False), "gate_up": (512, 128, (64, 128), True)}, (1, 3, 40), 16)
+TINY = Sizes({"qkv": (512, 96, (64, 80, 96), False), "gate_up": (512, 128, (64, 128), True)}, (1, 3, 40), 16, 2500)
 
 
 class Results:
@@ -164,7 +168,75 @@ def lora(sizes: Sizes, results: Results) -> None:
         del linear
 
 
-SECTIONS: dict[str, Callable[[Sizes, Results], None]] = {"lora": lora}
+SAMPLED: dict[str, dict[str, float]] = {
+    "greedy": {},
+    "temperature": {"temperature": 0.8},
+    "top_k": {"temperature": 0.8, "top_k": 40},
+    "top_p": {"temperature": 0.8, "top_p": 0.95},
+    "both": {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.01},
+    "penalties": {"temperature": 0.8, "top_p": 0.95, "repetition": 1.1, "presence": 0.1, "frequency": 0.1},
+    "logprobs": {"temperature": 0.8, "asked": 20},
+}
+
+
+def sampling_rows(count: int, vocabulary: int, params: dict[str, float]) -> SamplingRows:
+    """Return rows that all ask for the same."""
+    names = {"temperature": 0.0, "top_p": 1.0, "min_p": 0.0, "repetition": 1.0, "presence": 0.0, "frequency": 0.0}
+    numbers = [params.get(name, default) for name, default in names.items()]
+    whole = partial(torch.full, (count,), dtype=torch.int32, device=DEVICE)
+    penalised = "repetition" in params
+    counts = torch.randint(0, 3, (count, vocabulary) if penalised else (1,), dtype=torch.int32, device=DEVICE)
+    return SamplingRows(
+        numbers=torch.tensor([numbers] * count, dtype=torch.float64, device=DEVICE),
+        top_k=whole(int(params.get("top_k", 0))),
+        asked=whole(int(params.get("asked", -1))),
+        counts=counts,
+        penalised=whole(int(penalised)),
+        edits=torch.zeros(count + 1, dtype=torch.int32, device=DEVICE),
+        tokens=whole(0),
+        bias=torch.zeros(count, device=DEVICE),
+        until=whole(0),
+        raw=torch.zeros(count, device=DEVICE),
+        uniforms=torch.rand(count, 8, dtype=torch.float64, device=DEVICE),
+        step=whole(0),
+        produced=whole(0),
+    )
+
+
+def sampling(sizes: Sizes, results: Results) -> None:
+    """Measure the choice of tokens, from logits that are spread as a model's are and from nearly even ones."""
+    for count in sizes.rows:
+        for spread in (3.0, 0.5):
+            logits = torch.randn(count, sizes.vocabulary, device=DEVICE) * spread
+            ids, lengths = torch.zeros(count, dtype=torch.int64, device=DEVICE), torch.ones(count, device=DEVICE).int()
+            scratch, kept = greedy_scratch(count, DEVICE), SamplingResults.of(count, DEVICE)
+            calls = [partial(greedy, logits, ids, lengths, scratch)] * 8
+            results.add(calls, kernel="greedy", rows=count, spread=spread)
+            for name, params in SAMPLED.items():
+                rows = sampling_rows(count, sizes.vocabulary, params)
+                if spread == 3.0:
+                    _check_sample(logits, rows, name)
+                rows.step.zero_()
+                calls = [partial(sample, logits, ids, lengths, rows, kept), rows.step.zero_] * 8
+                results.add(calls, kernel="sample", asked=name, rows=count, spread=spread)
+
+
+def _check_sample(logits: torch.Tensor, rows: SamplingRows, name: str) -> None:
+    count = len(logits)
+    ids, expected = (torch.zeros(count, dtype=torch.int64, device=DEVICE) for _ in range(2))
+    lengths = [torch.ones(count, dtype=torch.int32, device=DEVICE) for _ in range(2)]
+    found = [SamplingResults.of(count, DEVICE) for _ in range(2)]
+    before = SamplingRows(*(tensor.clone() for tensor in rows.tensors()))
+    sample(logits.clone(), ids, lengths[0], rows, found[0])
+    sample_reference(logits.clone(), expected, lengths[1], before, found[1])
+    equal = float((ids == expected).float().mean())
+    print(f"check sample, {count} rows, {name}: {equal:.3f} of the tokens equal", flush=True)
+    # A random number that falls within rounding of a token's bound may draw its neighbour.
+    assert equal >= 1 - max(1, count // 100) / count * (count > 1)
+    torch.testing.assert_close(found[0].logprobs[ids == expected], found[1].logprobs[ids == expected])
+
+
+SECTIONS: dict[str, Callable[[Sizes, Results], None]] = {"lora": lora, "sampling": sampling}
 
 
 def main() -> None:
