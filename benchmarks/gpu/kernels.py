@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from tuneserve.kernels.gpu.gate import gate
-from tuneserve.kernels.gpu.lora import LoraRows, LoraWeights, lora_expand, lora_shrink, shares_size
 from tuneserve.kernels.gpu.greedy import greedy, greedy_scratch
+from tuneserve.kernels.gpu.lora import LoraRows, LoraWeights, lora_expand, lora_gate, lora_shrink
 from tuneserve.kernels.gpu.matvec import LoraCall, matvec, matvec_reference
 from tuneserve.kernels.gpu.sample import SamplingResults, SamplingRows, sample, sample_reference
 from tuneserve.kernels.gpu.skinny import skinny
@@ -124,7 +124,7 @@ class Linear:
             if adapters == "none":
                 lora = None
             else:
-                taken = LoraRows.of(count, shares_size(count, self.adapters), DEVICE)
+                taken = LoraRows.of(count, self.adapters.a.shape[1], self.columns, x.dtype, DEVICE)
                 taken.put([index % COPIES] * count if adapters == "one" else list(range(count)))
                 lora = LoraCall(self.adapters, taken, arrived[index])
             yield self._call(x, weight, lora, out, arrived if index == 0 else None), out, lora
@@ -144,8 +144,11 @@ class Linear:
             product = torch.mm(x, weight.T, out=whole if self.gated else out)
             if lora is not None:
                 lora_shrink(x, lora.weights, lora.rows)
-                lora_expand(lora.weights, lora.rows, self.columns, product)
-            if self.gated:
+                if self.gated:
+                    lora_gate(lora.weights, lora.rows, self.columns, product, out)
+                else:
+                    lora_expand(lora.weights, lora.rows, self.columns, product)
+            elif self.gated:
                 gate(product, out)
 
         return call
@@ -163,6 +166,9 @@ def lora(sizes: Sizes, results: Results) -> None:
                     call()
                 _, out, delta = calls[-1]
                 expected = matvec_reference(x, linear.weights[-1], gated=gated, lora=delta)
+                if count > 32 and delta is not None:
+                    shrinks = [partial(lora_shrink, x, delta.weights, delta.rows)] * LAUNCHES
+                    results.add(shrinks, kernel="shrink", linear=name, rows=count, adapters=adapters)
                 check(out, expected, f"{name}, {count} rows, adapters: {adapters}", 1e-2)
                 results.add([call for call, _, _ in calls], kernel="lora", linear=name, rows=count, adapters=adapters)
         del linear

@@ -10,10 +10,11 @@ from tuneserve.kernels.gpu.lora import (
     LoraRows,
     LoraWeights,
     lora_expand,
+    lora_gate,
+    lora_gate_reference,
     lora_reference,
     lora_shrink,
     lora_tiles,
-    shares_size,
 )
 from tuneserve.kernels.gpu.matvec import LoraCall, matvec, matvec_reference
 from tuneserve.kernels.gpu.skinny import skinny, skinny_reference
@@ -28,19 +29,21 @@ def _seed() -> None:
 
 
 def weights(columns: int, ends: tuple[int, ...]) -> LoraWeights:
-    """Return adapters of ranks 12, 4, 1, 7 and 12, with numbers in B beyond them that must not be read."""
+    """Return adapters of ranks 12, 4, 1, 7 and 12; what A has beyond them must not be read."""
     ranks = [RANK, 4, 1, 7, RANK]
     a = torch.randn(SLOTS, len(ends), RANK, columns) / columns**0.5
     b = torch.randn(SLOTS, ends[-1], RANK)
     for slot, rank in enumerate(ranks):
-        a[slot, :, rank:] = 0
-        b[slot, :, rank:] = torch.nan
+        a[slot, :, rank:] = torch.nan
+        b[slot, :, rank:] = 0
     return LoraWeights(a.view(SLOTS, -1, columns), b, torch.tensor(ranks, dtype=torch.int32), ends)
 
 
 def rows_of(adapters: LoraWeights, slots: list[int], room: int | None = None) -> LoraRows:
-    rows = LoraRows.of(room or len(slots), shares_size(room or len(slots), adapters), torch.device("cpu"))
+    _, shrunk, columns = adapters.a.shape
+    rows = LoraRows.of(room or len(slots), shrunk, columns, torch.float32, torch.device("cpu"))
     rows.shares.fill_(torch.nan)
+    rows.shrunk.fill_(torch.nan)
     rows.put(slots)
     return rows
 
@@ -53,12 +56,13 @@ def test_delta_is_that_of_the_matrices_multiplied_out() -> None:
     assert not delta[1].any()
 
 
-def test_tiles_cover_each_row_that_has_an_adapter_once() -> None:
+def test_tiles_cover_each_row_once_those_without_adapter_last() -> None:
     slots = np.array([2, -1, 0, 2] + [1] * 70, dtype=np.int32)
     order, tiles = lora_tiles(slots)
     assert order.tolist()[:3] == [2, *range(4, 6)]
     covered = [(row, slot) for first, count, slot in tiles.tolist() for row in order[first : first + count].tolist()]
-    assert sorted(covered) == [(row, slot) for row, slot in enumerate(slots.tolist()) if slot >= 0]
+    assert sorted(covered) == [(row, slot) for row, slot in enumerate(slots.tolist())]
+    assert covered[-1] == (1, -1)
 
 
 @pytest.mark.parametrize("slot", [-1, 0, 2])
@@ -99,9 +103,20 @@ def test_shrink_and_expand(slots: list[int], ends: tuple[int, ...]) -> None:
     torch.testing.assert_close(lora_expand(adapters, rows, 700, out), expected, **CLOSE)
 
 
+@pytest.mark.parametrize("slots", [[-1] * 3, [0] * 40, [0, -1, 3, 3, 2, 1, 4] * 6])
+def test_gate(slots: list[int]) -> None:
+    adapters, x = weights(700, (150, 300)), torch.randn(len(slots), 700)
+    gate_up, out = torch.randn(len(slots), 300), torch.full((len(slots), 150), torch.nan)
+    rows = rows_of(adapters, slots)
+    lora_shrink(x, adapters, rows)
+    lora_gate(adapters, rows, 700, gate_up, out)
+    torch.testing.assert_close(out, lora_gate_reference(adapters, x, rows.slots, gate_up), **CLOSE)
+
+
 def test_rows_beyond_a_batch_have_none() -> None:
     adapters = weights(64, (20,))
     rows = rows_of(adapters, [3, 1, 3], room=8)
     rows.put([0])
     assert rows.slots.tolist() == [0] + [-1] * 7
-    assert int(rows.count) == 1 and rows.tiles[0].tolist() == [0, 1, 0]
+    assert rows.tile_of.tolist() == [0] + [-1] * 7
+    assert rows.counts.tolist() == [1, 1] and rows.tiles[0].tolist() == [0, 1, 0]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from numpy.typing import NDArray
@@ -18,8 +19,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from tuneserve.kernels.gpu.launch import dependent, power_of_two
 
-# Columns in a share of the shrink, and rows of one adapter at a time, as measured.
+# Columns in the smallest share of a shrink, the most shares, and rows of one adapter at a time.
 SPAN = 512
+_MOST_SHARES = 8
 TILE = 32
 _BLOCK = 128
 # Rows of A at a time, that sums stay in registers.
@@ -33,7 +35,7 @@ class LoraWeights:
 
     Attributes:
         a: (slots, pieces * rank, columns), zero beyond an adapter's own rank in each piece.
-        b: (slots, rows, rank), scaling included.
+        b: (slots, rows, rank), scaling included, zero beyond an adapter's own rank.
         ranks: int32 (slots), each adapter's own rank, at most ``rank``.
         ends: the row of the result after each piece, three pieces at most.
     """
@@ -55,60 +57,76 @@ class LoraRows:
 
     Attributes:
         slots: int32 (rows), -1 for none.
-        order: int32 (rows), the rows with an adapter, those of one adapter together.
+        tile_of: int32 (rows), each row's tile, -1 where it has no adapter.
+        order: int32 (rows), the rows, those of one adapter together, those with none last.
         tiles: int32 (rows, 3): where in ``order`` a tile begins, how many rows it has, and its slot.
-        count: int32 (1), how many tiles there are.
-        shares: float32, room for the shrinks of one layer, see :func:`shares_size`.
+        counts: int32 (2), how many tiles have an adapter, and how many there are.
+        shares, shrunk: room for the shrinks of one linear layer, float32 by shares and summed.
+        done: int32 (rows), zero between two launches.
     """
 
     slots: torch.Tensor
+    tile_of: torch.Tensor
     order: torch.Tensor
     tiles: torch.Tensor
-    count: torch.Tensor
+    counts: torch.Tensor
     shares: torch.Tensor
+    shrunk: torch.Tensor
+    done: torch.Tensor
 
     @classmethod
-    def of(cls, rows: int, shares: int, device: torch.device) -> "LoraRows":
-        """Return room for ``rows`` that have no adapter yet."""
+    def of(cls, rows: int, most: int, columns: int, dtype: torch.dtype, device: torch.device) -> "LoraRows":
+        """Return room for ``rows`` that have no adapter yet, shrunk to ``most`` numbers from so many ``columns``."""
+        whole = torch.zeros(rows * 6 + 2, dtype=torch.int32, device=device)
+        whole[:rows] = -1
+        slots, tile_of, order, tiles, counts = whole.split((rows, rows, rows, rows * 3, 2))
+        shares = max(int(triton.cdiv(columns, SPAN)), _MOST_SHARES * rows) * most
         return cls(
-            torch.full((rows,), -1, dtype=torch.int32, device=device),
-            torch.zeros(rows, dtype=torch.int32, device=device),
-            torch.zeros(rows, 3, dtype=torch.int32, device=device),
-            torch.zeros(1, dtype=torch.int32, device=device),
+            slots,
+            tile_of,
+            order,
+            tiles.view(rows, 3),
+            counts,
             torch.empty(shares, device=device),
+            torch.empty(rows * most, dtype=dtype, device=device),
+            torch.zeros(rows, dtype=torch.int32, device=device),
         )
 
-    def put(self, slots: list[int] | NDArray[np.int32]) -> None:
-        """Give the first rows these slots, and none to the others."""
-        packed = np.zeros(len(self.slots) * 5 + 1, dtype=np.int32)
-        mine, order, tiles, count = np.split(packed, np.cumsum((len(self.slots), len(self.slots), self.tiles.numel())))
+    def put(self, slots: list[int]) -> None:
+        """Give the first rows these slots, and leave the others out."""
+        rows = len(self.slots)
+        packed = np.zeros(rows * 6 + 2, dtype=np.int32)
+        mine, tile_of, order, tiles, counts = np.split(packed, (rows, 2 * rows, 3 * rows, 6 * rows))
         mine.fill(-1)
         mine[: len(slots)] = slots
-        taken, table = lora_tiles(mine)
-        order[: len(taken)], tiles[: table.size], count[0] = taken, table.reshape(-1), len(table)
-        device = torch.from_numpy(packed).to(self.slots.device)
-        parts = device.split((len(self.slots), len(self.slots), self.tiles.numel(), 1))
-        for target, part in zip((self.slots, self.order, self.tiles.view(-1), self.count), parts, strict=True):
-            target.copy_(part)
+        taken, table = lora_tiles(mine[: len(slots)])
+        order[: len(taken)], tiles[: table.size] = taken, table.reshape(-1)
+        counts[:] = (table[:, 2] >= 0).sum(), len(table)
+        tile_of.fill(-1)
+        for index, (first, count, slot) in enumerate(table.tolist()):
+            if slot >= 0:
+                tile_of[taken[first : first + count]] = index
+        # They lie one after the other.
+        self.slots.as_strided((len(packed),), (1,)).copy_(torch.from_numpy(packed))
 
 
 def lora_tiles(slots: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Return the rows with an adapter, those of one together, and tiles of them (tiles, 3); see :class:`LoraRows`."""
-    rows = np.flatnonzero(slots >= 0)
-    order = rows[np.argsort(slots[rows], kind="stable")]
+    """Return the rows, those of one adapter together, and tiles of them (tiles, 3); see :class:`LoraRows`."""
+    order = np.argsort(np.where(slots < 0, np.iinfo(np.int32).max, slots), kind="stable")
     used, firsts, counts = np.unique(slots[order], return_index=True, return_counts=True)
     tiles = [
         (first + done, min(TILE, count - done), slot)
-        for slot, first, count in zip(used.tolist(), firsts.tolist(), counts.tolist(), strict=True)
+        for slot, first, count in sorted(
+            zip(used.tolist(), firsts.tolist(), counts.tolist(), strict=True), key=lambda each: each[1]
+        )
         for done in range(0, count, TILE)
     ]
     return order.astype(np.int32), np.array(tiles, dtype=np.int32).reshape(-1, 3)
 
 
-def shares_size(rows: int, weights: LoraWeights) -> int:
-    """Return how many float32 the shrinks of so many rows take."""
-    _, shrunk, columns = weights.a.shape
-    return int(triton.cdiv(columns, SPAN)) * rows * shrunk
+def span_of(columns: int) -> int:
+    """Return how many columns a share of the shrink has."""
+    return max(SPAN, int(triton.cdiv(columns, _MOST_SHARES * _BLOCK)) * _BLOCK)
 
 
 def lora_reference(x: torch.Tensor, weights: LoraWeights, slots: torch.Tensor) -> torch.Tensor:
@@ -127,35 +145,78 @@ def lora_reference(x: torch.Tensor, weights: LoraWeights, slots: torch.Tensor) -
 
 def lora_shrink(x: torch.Tensor, weights: LoraWeights, rows: LoraRows) -> None:
     """Shrink every row of ``x`` (rows, columns) that has an adapter into ``rows.shares``."""
-    _, shrunk, columns = weights.a.shape
-    _shrink[(len(x), triton.cdiv(columns, SPAN))](
-        x, weights.a, weights.ranks, rows.order, rows.tiles, rows.count, rows.shares, len(x), columns,
-        SHRUNK=shrunk, RANK=weights.rank, **shrink_shape(shrunk), num_warps=4, num_stages=3, **dependent(_shrink),
+    columns = weights.a.shape[2]
+    span = span_of(columns)
+    _shrink[(_programs(len(x)), triton.cdiv(columns, span))](
+        x, weights.a, weights.ranks, rows.order, rows.tiles, rows.counts, rows.shares, len(x), columns,
+        PROGRAMS=_programs(len(x)), SPAN=span, **shrink_shape(weights), num_warps=4, num_stages=3,
+        **dependent(_shrink),
     )  # fmt: skip
 
 
-def shrink_shape(shrunk: int) -> dict[str, Any]:
-    """Return the sizes of tiles of a shrink to so many numbers."""
-    return {"PADDED": min(_MOST_ROWS, max(16, power_of_two(shrunk))), "TILE": TILE, "SPAN": SPAN, "PART": _BLOCK}
+def shrink_shape(weights: LoraWeights) -> dict[str, Any]:
+    """Return the sizes of tiles of a shrink."""
+    shrunk = weights.a.shape[1]
+    padded = min(_MOST_ROWS, max(16, power_of_two(shrunk)))
+    return {"SHRUNK": shrunk, "RANK": weights.rank, "PADDED": padded, "TILE": TILE, "PART": _BLOCK}
 
 
 def lora_expand(weights: LoraWeights, rows: LoraRows, columns: int, out: torch.Tensor) -> torch.Tensor:
     """Add to ``out`` (rows, results) what the shrinks of an input of so many ``columns`` expand to."""
     results = weights.b.shape[1]
-    first, second = piece_ends(weights, results)
-    _expand[(len(out), triton.cdiv(results, _EXPAND))](
-        weights.b, weights.ranks, rows.order, rows.tiles, rows.count, rows.shares, out, len(out), results,
-        first, second, SHARES=triton.cdiv(columns, SPAN), SHRUNK=weights.a.shape[1], RANK=weights.rank,
-        LANES=max(16, power_of_two(weights.rank)), TILE=TILE, BLOCK=_EXPAND,
+    _expand[(_programs(len(out)), triton.cdiv(results, _EXPAND))](
+        weights.b, rows.order, rows.tiles, rows.counts, rows.shares, out, len(out), results,
+        *piece_ends(weights, results), PROGRAMS=_programs(len(out)), **_expand_shape(weights, columns),
         num_warps=4, **dependent(_expand),
     )  # fmt: skip
     return out
+
+
+def lora_gate(
+    weights: LoraWeights, rows: LoraRows, columns: int, gate_up: torch.Tensor, out: torch.Tensor
+) -> torch.Tensor:
+    """Add what the shrinks expand to to each half of ``gate_up``, and put ``silu(first) * second`` into ``out``.
+
+    Args:
+        weights: of two pieces, the gate and up.
+        rows: which rows take which.
+        columns: of the input.
+        gate_up: (rows, 2 * intermediate).
+        out: (rows, intermediate); rows that are left out are not written.
+    """
+    inner = out.shape[1]
+    _gate[(_programs(len(out)), triton.cdiv(inner, _EXPAND))](
+        weights.b, rows.order, rows.tiles, rows.counts, rows.shares, gate_up, out, len(out), inner,
+        PROGRAMS=_programs(len(out)), **_expand_shape(weights, columns), num_warps=4, **dependent(_gate),
+    )  # fmt: skip
+    return out
+
+
+def lora_gate_reference(
+    weights: LoraWeights, x: torch.Tensor, slots: torch.Tensor, gate_up: torch.Tensor
+) -> torch.Tensor:
+    """Return what :func:`lora_gate` does after the shrink of ``x``, in float32, rounded once."""
+    first, second = (gate_up.float() + lora_reference(x, weights, slots)).chunk(2, dim=-1)
+    return (F.silu(first) * second).to(gate_up.dtype)
 
 
 def piece_ends(weights: LoraWeights, results: int) -> tuple[int, int]:
     """Return where the first and the second piece of the results end."""
     ends = (*weights.ends, results, results)
     return ends[0], ends[1]
+
+
+def _expand_shape(weights: LoraWeights, columns: int) -> dict[str, int]:
+    lanes = max(16, power_of_two(weights.rank))
+    return {
+        "SHARES": int(triton.cdiv(columns, span_of(columns))), "SHRUNK": weights.a.shape[1], "RANK": weights.rank,
+        "LANES": lanes, "TILE": TILE, "BLOCK": _EXPAND,
+    }  # fmt: skip
+
+
+def _programs(rows: int) -> int:
+    """Return how many programs share the tiles of so many rows, most of which few adapters leave without one."""
+    return min(rows, max(8, rows // 8))
 
 
 @triton.jit
@@ -191,58 +252,97 @@ def shrink_tile(
 
 @triton.jit
 def _shrink(
-    x, a, ranks, order, tiles, tile_count, shares, rows, columns,
+    x, a, ranks, order, tiles, counts, shares, rows, columns,
     SHRUNK: tl.constexpr, RANK: tl.constexpr, PADDED: tl.constexpr, TILE: tl.constexpr, SPAN: tl.constexpr,
-    PART: tl.constexpr, PDL: tl.constexpr,
+    PART: tl.constexpr, PROGRAMS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    if tl.program_id(0) >= tl.load(tile_count):
-        return
-    shrink_tile(
-        x, a, ranks, order, tiles, shares, rows, columns, tl.program_id(0), tl.program_id(1), SHRUNK, RANK, PADDED,
-        TILE, SPAN, PART,
-    )  # fmt: skip
+    for tile in range(tl.program_id(0), tl.load(counts), PROGRAMS):
+        shrink_tile(
+            x, a, ranks, order, tiles, shares, rows, columns, tile, tl.program_id(1), SHRUNK, RANK, PADDED, TILE, SPAN,
+            PART,
+        )  # fmt: skip
+
+
+@triton.jit
+def _summed(
+    shares, row, real, lane, piece, rows,
+    SHARES: tl.constexpr, SHRUNK: tl.constexpr, RANK: tl.constexpr, TILE: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """Return the shrinks of some rows, (TILE, LANES)."""
+    total = tl.zeros((TILE, LANES), tl.float32)
+    known = real[:, None] & (lane < RANK)[None, :]
+    for share in tl.static_range(SHARES):
+        source = shares + (share * rows + row[:, None]) * SHRUNK + piece * RANK + lane[None, :]
+        total += tl.load(source, mask=known, other=0.0)
+    return total
 
 
 @triton.jit
 def _expand(
-    b, ranks, order, tiles, tile_count, shares, out, rows, results, first_end, second_end,
+    b, order, tiles, counts, shares, out, rows, results, first_end, second_end,
     SHARES: tl.constexpr, SHRUNK: tl.constexpr, RANK: tl.constexpr, LANES: tl.constexpr, TILE: tl.constexpr,
-    BLOCK: tl.constexpr, PDL: tl.constexpr,
+    BLOCK: tl.constexpr, PROGRAMS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    tile = tl.program_id(0)
-    if tile >= tl.load(tile_count):
-        return
-    begin = tl.load(tiles + tile * 3)
-    count = tl.load(tiles + tile * 3 + 1)
-    slot = tl.load(tiles + tile * 3 + 2).to(tl.int64)
-    rank = tl.load(ranks + slot)
-    member = tl.arange(0, TILE)
-    lane = tl.arange(0, LANES)
-    row = tl.load(order + begin + member, mask=member < count, other=0).to(tl.int64)
+    member, lane = tl.arange(0, TILE), tl.arange(0, LANES)
     start = tl.program_id(1) * BLOCK
     result = start + tl.arange(0, BLOCK)
     piece_of = (result >= first_end).to(tl.int32) + (result >= second_end).to(tl.int32)
     last = tl.minimum(start + BLOCK, results) - 1
     low = (start >= first_end).to(tl.int32) + (start >= second_end).to(tl.int32)
     high = (last >= first_end).to(tl.int32) + (last >= second_end).to(tl.int32)
-    real = (lane < rank) & (lane < RANK)
-    place = out + row[:, None] * results + result[None, :]
-    valid = (member < count)[:, None] & (result < results)[None, :]
-    total = tl.load(place, mask=valid, other=0.0).to(tl.float32)
-    for piece in range(low, high + 1):
-        shrunk = tl.zeros((TILE, LANES), tl.float32)
-        for share in range(SHARES):
-            source = shares + (share * rows + row[:, None]) * SHRUNK + piece * RANK + lane[None, :]
-            shrunk += tl.load(source, mask=(member < count)[:, None] & real[None, :], other=0.0)
-        mine = (result < results) & (piece_of == piece)
+    for tile in range(tl.program_id(0), tl.load(counts), PROGRAMS):
+        begin = tl.load(tiles + tile * 3)
+        real = member < tl.load(tiles + tile * 3 + 1)
+        slot = tl.load(tiles + tile * 3 + 2).to(tl.int64)
+        row = tl.load(order + begin + member, mask=real, other=0).to(tl.int64)
         w = tl.load(
-            b + (slot * results + result[None, :]) * RANK + lane[:, None], mask=real[:, None] & mine[None, :], other=0.0
-        )
-        total = tl.dot(shrunk.to(w.dtype), w, total)
-    tl.store(place, total.to(out.dtype.element_ty), mask=valid)
+            b + (slot * results + result[None, :]) * RANK + lane[:, None],
+            mask=(lane < RANK)[:, None] & (result < results)[None, :], other=0.0,
+        )  # fmt: skip
+        place = out + row[:, None] * results + result[None, :]
+        valid = real[:, None] & (result < results)[None, :]
+        total = tl.load(place, mask=valid, other=0.0).to(tl.float32)
+        for piece in range(low, high + 1):
+            shrunk = _summed(shares, row, real, lane, piece, rows, SHARES, SHRUNK, RANK, TILE, LANES)
+            mine = tl.where((piece_of == piece)[None, :], w, 0.0)
+            total = tl.dot(shrunk.to(w.dtype), mine.to(w.dtype), total)
+        tl.store(place, total.to(out.dtype.element_ty), mask=valid)
+
+
+@triton.jit
+def _gate(
+    b, order, tiles, counts, shares, gate_up, out, rows, inner,
+    SHARES: tl.constexpr, SHRUNK: tl.constexpr, RANK: tl.constexpr, LANES: tl.constexpr, TILE: tl.constexpr,
+    BLOCK: tl.constexpr, PROGRAMS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    member, lane = tl.arange(0, TILE), tl.arange(0, LANES)
+    result = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    for tile in range(tl.program_id(0), tl.load(counts + 1), PROGRAMS):
+        begin = tl.load(tiles + tile * 3)
+        real = member < tl.load(tiles + tile * 3 + 1)
+        slot = tl.load(tiles + tile * 3 + 2).to(tl.int64)
+        row = tl.load(order + begin + member, mask=real, other=0).to(tl.int64)
+        place = gate_up + row[:, None] * 2 * inner + result[None, :]
+        valid = real[:, None] & (result < inner)[None, :]
+        first = tl.load(place, mask=valid, other=0.0).to(tl.float32)
+        second = tl.load(place + inner, mask=valid, other=0.0).to(tl.float32)
+        if slot >= 0:
+            known = (lane < RANK)[:, None] & (result < inner)[None, :]
+            source = b + (slot * 2 * inner + result[None, :]) * RANK + lane[:, None]
+            w = tl.load(source, mask=known, other=0.0)
+            v = tl.load(source + inner.to(tl.int64) * RANK, mask=known, other=0.0)
+            shrunk = _summed(shares, row, real, lane, 0, rows, SHARES, SHRUNK, RANK, TILE, LANES)
+            first = tl.dot(shrunk.to(w.dtype), w, first)
+            shrunk = _summed(shares, row, real, lane, 1, rows, SHARES, SHRUNK, RANK, TILE, LANES)
+            second = tl.dot(shrunk.to(w.dtype), v, second)
+        gated = first / (1.0 + tl.exp(-first)) * second
+        tl.store(out + row[:, None] * inner + result[None, :], gated.to(out.dtype.element_ty), mask=valid)

@@ -145,6 +145,15 @@ def _matvec(
     w = tl.load(first, mask=inside & here[None, :], other=0.0, eviction_policy="evict_first")
     if GATED:
         v = tl.load(second, mask=inside & here[None, :], other=0.0, eviction_policy="evict_first")
+    if LORA:
+        # Most programs begin after the shrink is done, and read it before they need it.
+        ready = tl.atomic_add(arrived, 0, sem="acquire")
+        real = tl.minimum(row, results - 1)
+        piece_of = (real >= first_end).to(tl.int32) + (real >= second_end).to(tl.int32)
+        low = 0 if GATED else tl.min(piece_of, 0)
+        part = _shrunk(shares, low, ready >= SHRINKS, SHRUNK, RANK, LANES, SHARES, SHARE_LANES)
+        if GATED:
+            other_part = _shrunk(shares, 1, ready >= SHRINKS, SHRUNK, RANK, LANES, SHARES, SHARE_LANES)
     if PDL:
         gdc_wait()
     total = tl.zeros((ROWS, BLOCK), tl.float32)
@@ -169,23 +178,26 @@ def _matvec(
         scale = 1.0 / tl.sqrt(tl.sum(squares, 0) / columns + eps)
     result = tl.sum(total, 1)
     if LORA and slot >= 0:
-        while tl.atomic_add(arrived, 0, sem="acquire") < SHRINKS:
-            pass
+        if ready < SHRINKS:
+            while tl.atomic_add(arrived, 0, sem="acquire") < SHRINKS:
+                pass
+            part = _shrunk(shares, low, True, SHRUNK, RANK, LANES, SHARES, SHARE_LANES)
+            if GATED:
+                other_part = _shrunk(shares, 1, True, SHRUNK, RANK, LANES, SHARES, SHARE_LANES)
         if GATED:
-            result += _expanded(shares, expand, 0, SHRUNK, RANK, LANES, SHARES, SHARE_LANES)
+            result += _expanded(expand, part)
         else:
-            real = tl.minimum(row, results - 1)
-            piece_of = (real >= first_end).to(tl.int32) + (real >= second_end).to(tl.int32)
-            for piece in range(tl.min(piece_of, 0), tl.max(piece_of, 0) + 1):
-                delta = _expanded(shares, expand, piece, SHRUNK, RANK, LANES, SHARES, SHARE_LANES)
-                result += tl.where(piece_of == piece, delta, 0.0)
+            result += tl.where(piece_of == low, _expanded(expand, part), 0.0)
+            for piece in range(low + 1, tl.max(piece_of, 0) + 1):
+                part = _shrunk(shares, piece, True, SHRUNK, RANK, LANES, SHARES, SHARE_LANES)
+                result += tl.where(piece_of == piece, _expanded(expand, part), 0.0)
     result *= scale
     if BIAS:
         result += tl.load(bias + row, mask=row < results, other=0.0).to(tl.float32)
     if GATED:
         up = tl.sum(other, 1)
         if LORA and slot >= 0:
-            up += _expanded(shares, also, 1, SHRUNK, RANK, LANES, SHARES, SHARE_LANES)
+            up += _expanded(also, other_part)
         up *= scale
         if BIAS:
             up += tl.load(bias + results + row, mask=row < results, other=0.0).to(tl.float32)
@@ -220,13 +232,18 @@ def _shrink_row(
 
 
 @triton.jit
-def _expanded(
-    shares, expand, piece,
+def _shrunk(
+    shares, piece, ready,
     SHRUNK: tl.constexpr, RANK: tl.constexpr, LANES: tl.constexpr, SHARES: tl.constexpr, SHARE_LANES: tl.constexpr,
 ):  # fmt: skip
-    """Return the delta of the rows that ``expand`` is of, as if all were of one piece."""
+    """Return a piece's shrink in its shares, (SHARE_LANES, LANES), or nothing where it is not ready."""
     share, lane = tl.arange(0, SHARE_LANES), tl.arange(0, LANES)
     source = shares + share[:, None] * SHRUNK + piece * RANK + lane[None, :]
-    known = (share < SHARES)[:, None] & (lane < RANK)[None, :]
-    shrunk = tl.sum(tl.load(source, mask=known, other=0.0, cache_modifier=".cg"), 0)
-    return tl.sum(expand.to(tl.float32) * shrunk[None, :], 1)
+    known = (share < tl.where(ready, SHARES, 0))[:, None] & (lane < RANK)[None, :]
+    return tl.load(source, mask=known, other=0.0, cache_modifier=".cg")
+
+
+@triton.jit
+def _expanded(expand, part):
+    """Return the delta of the rows that ``expand`` is of, as if all were of one piece."""
+    return tl.sum(expand.to(tl.float32) * tl.sum(part, 0)[None, :], 1)
