@@ -89,12 +89,14 @@ def matvec(
     adapters = (None,) * 6 if lora is None else (*_tensors(lora), lora.rows.shares, lora.arrived)
     ends = (None, None) if lora is None else piece_ends(lora.weights, rows)
     rank = 0 if lora is None else lora.weights.rank
+    # As many as without a delta, so that as many programs run at once.
+    registers = {"maxnreg": 96} if gated and lora is not None else {}
     _matvec[(shrinks + triton.cdiv(results, per_program),)](
         x, weight, norm, bias, residual, out, results, columns, eps, *adapters, *ends,
         LORA=lora is not None, SHRUNK=shrunk, RANK=rank, LANES=power_of_two(max(rank, 1)), SHARES=shares, SPAN=SPAN,
         SHARE_LANES=power_of_two(shares), TAKEN=_SHRUNK_ROWS,
         ROWS=per_program, BLOCK=block, NORM=norm is not None, BIAS=bias is not None, RESIDUAL=residual is not None,
-        GATED=gated, num_warps=warps, **dependent(_matvec),
+        GATED=gated, num_warps=warps, **registers, **dependent(_matvec),
     )  # fmt: skip
     return out
 
