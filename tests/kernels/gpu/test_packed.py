@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tuneserve.checkpoint import StoredCodes
-from tuneserve.checkpoint._codes import CodeKind
+from tuneserve.checkpoint import CodeKind, StoredCodes
 from tuneserve.kernels.gpu.dequantise import dequantise
 from tuneserve.kernels.gpu.packed import NF4, PackedWeight, pack, unpacked
 from tuneserve.kernels.gpu.packed_skinny import packed_skinny, packed_skinny_reference

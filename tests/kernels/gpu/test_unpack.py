@@ -6,8 +6,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from tuneserve.checkpoint import CodeKind
 from tuneserve.kernels.gpu import unpack
-from tuneserve.kernels.gpu.packed import Kind, nf4_values
+from tuneserve.kernels.gpu.packed import nf4_values
 
 WORD = 0xFFFFFFFF
 
@@ -19,8 +20,8 @@ def halves(word: int) -> torch.Tensor:
 
 def fma(a: int, b: int, c: int) -> int:
     """``fma.rn.bf16x2``."""
-    low, high = (halves(a).double() * halves(b).double() + halves(c).double()).bfloat16().view(torch.int16).tolist()
-    return low & 0xFFFF | (high & 0xFFFF) << 16
+    sums = (halves(a).double() * halves(b).double() + halves(c).double()).bfloat16().view(torch.int16)
+    return int(sums[0]) & 0xFFFF | (int(sums[1]) & 0xFFFF) << 16
 
 
 def prmt(a: int, b: int, select: int) -> int:
@@ -61,7 +62,7 @@ def run(ptx: str, results: int, given: list[int]) -> list[int]:
     return [values[f"${index}"] for index in range(results)]
 
 
-def expected(kind: Kind, code: int) -> float:
+def expected(kind: CodeKind, code: int) -> float:
     match kind:
         case "int4":
             return code - 8.0
@@ -82,7 +83,7 @@ def expected(kind: Kind, code: int) -> float:
         ("fp8", unpack._FP8.value, [0, 16, 8, 24]),
     ],
 )
-def test_every_code_in_every_place(kind: Kind, ptx: str, shifts: list[int]) -> None:
+def test_every_code_in_every_place(kind: CodeKind, ptx: str, shifts: list[int]) -> None:
     bits = 32 // len(shifts)
     table = [word & WORD for word in unpack._nf4_words()] if kind == "nf4" else []
     generator = torch.Generator().manual_seed(0)

@@ -4,12 +4,13 @@ A fragment is 16 rows of a block of columns: 64 columns of 4 bits, or 32 of 8. E
 adjacent words of it, which are four registers of the operand of ``mma.m16n8k16``, once for each code in half a word.
 """
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
-Kind = Literal["int4", "nf4", "int8", "fp8"]
+from tuneserve.checkpoint import CodeKind, StoredCodes
+
 ROWS = 16
 WORDS = 128
 # bitsandbytes' table, Dettmers et al., https://arxiv.org/abs/2305.14314, appendix E.
@@ -54,26 +55,6 @@ def nf4_values() -> list[float]:
     return values
 
 
-class Codes(Protocol):
-    """A matrix as ``value(code) * scale + minimum``; see :class:`~tuneserve.checkpoint.StoredCodes`."""
-
-    @property
-    def kind(self) -> Kind:
-        """How a code becomes a value."""
-
-    @property
-    def codes(self) -> torch.Tensor:
-        """One code a byte."""
-
-    @property
-    def scales(self) -> torch.Tensor:
-        """Float32 (rows, groups)."""
-
-    @property
-    def minima(self) -> torch.Tensor | None:
-        """Float32 (rows, groups)."""
-
-
 @dataclass(frozen=True)
 class PackedWeight:
     """A weight (rows, columns).
@@ -85,7 +66,7 @@ class PackedWeight:
         shared: how many blocks have a scale together; 0 where each block of 64 columns has two.
     """
 
-    kind: Kind
+    kind: CodeKind
     rows: int
     columns: int
     words: torch.Tensor
@@ -96,15 +77,28 @@ class PackedWeight:
     @property
     def nbytes(self) -> int:
         """Bytes that it takes."""
-        return sum(part.nbytes for part in (self.words, self.scales, self.minima) if part is not None)
+        return sum(part.nbytes for part in self.tensors())
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Yield its parts."""
+        yield self.words
+        yield self.scales
+        if self.minima is not None:
+            yield self.minima
+
+    def fragments(self, start: int, stop: int) -> "PackedWeight":
+        """Return the rows of some fragments."""
+        minima = None if self.minima is None else self.minima[start:stop]
+        rows = min(self.rows, stop * ROWS) - start * ROWS
+        return replace(self, rows=rows, words=self.words[start:stop], scales=self.scales[start:stop], minima=minima)
 
 
-def block_of(kind: Kind) -> int:
+def block_of(kind: CodeKind) -> int:
     """Return the columns of a fragment."""
     return 64 if kind in ("int4", "nf4") else 32
 
 
-def packable(kind: Kind, columns: int, group: int) -> bool:
+def packable(kind: CodeKind, columns: int, group: int) -> bool:
     """Whether a weight of so many columns, of which ``group`` share a scale, can be packed."""
     return columns % block_of(kind) == 0 and group % 32 == 0
 
@@ -114,7 +108,7 @@ def shared_of(weight: PackedWeight) -> int:
     return -1 if weight.scales.shape[1] == 1 else weight.shared
 
 
-def pack(part: Codes) -> PackedWeight:
+def pack(part: StoredCodes) -> PackedWeight:
     """Pack a weight that is :func:`packable`, on the device where it is."""
     kind, codes = part.kind, part.codes
     rows, columns = codes.shape
@@ -165,7 +159,7 @@ def unpacked(weight: PackedWeight) -> torch.Tensor:
     return values[: weight.rows]
 
 
-def _values(kind: Kind, codes: torch.Tensor) -> torch.Tensor:
+def _values(kind: CodeKind, codes: torch.Tensor) -> torch.Tensor:
     match kind:
         case "int4":
             return codes.float() - 8
@@ -177,7 +171,7 @@ def _values(kind: Kind, codes: torch.Tensor) -> torch.Tensor:
             return codes.byte().view(torch.float8_e4m3fn).float()
 
 
-def _shifts(kind: Kind) -> list[int]:
+def _shifts(kind: CodeKind) -> list[int]:
     """Return where in a word the codes of the first product are, low half and high half, then those of the next."""
     match kind:
         case "int4":
@@ -187,7 +181,7 @@ def _shifts(kind: Kind) -> list[int]:
     return [8 * product + 16 * half for product in range(2) for half in range(2)]
 
 
-def _words(kind: Kind, codes: torch.Tensor) -> torch.Tensor:
+def _words(kind: CodeKind, codes: torch.Tensor) -> torch.Tensor:
     # fragment, upper or lower rows, row, block, (half of the block,) thread of columns, product, pair, half of a word
     if block_of(kind) == 64:
         parts = codes.view(-1, 2, 8, codes.shape[1] // 64, 2, 4, 2, 2, 2).permute(0, 3, 2, 5, 7, 1, 4, 6, 8)
