@@ -10,11 +10,14 @@ from tuneserve.kernels.gpu.dequantise import dequantise
 from tuneserve.kernels.gpu.gate import gate
 from tuneserve.kernels.gpu.packed import ROWS, PackedWeight, pack, packable
 from tuneserve.kernels.gpu.packed_skinny import packed_skinny
+from tuneserve.kernels.gpu.packed_wide import packed_wide
 from tuneserve.model._gpu_linear import FEW, Norm, write_product
 
 Bits = Literal["int8", "int4"]
 GROUP = 32
 _SHRINKS = 8
+# Beyond so many rows, writing a weight out once costs less than what cuBLAS is faster.
+_WIDE = 256
 # Values that are dequantised at a time; 128 MB.
 _SLAB = 1 << 26
 
@@ -55,12 +58,17 @@ class PackedGpuLinear:
         if len(x) <= FEW:
             packed_skinny(x, self.weight, bias=self.bias, residual=hidden, out=hidden)
             return
+        if len(x) <= _WIDE:
+            packed_wide(x, self.weight, bias=self.bias, residual=hidden, out=hidden)
+            return
         if self.bias is not None:
             hidden.add_(self.bias)
         for first, part in self._slabs():
             hidden[:, first : first + len(part)].addmm_(x, part.T)
 
     def _many(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        if len(x) <= _WIDE:
+            return packed_wide(x, self.weight, bias=self.bias, out=out)
         for first, part in self._slabs():
             rows = slice(first, first + len(part))
             write_product(x, part, None if self.bias is None else self.bias[rows], out[:, rows])

@@ -9,6 +9,7 @@ from tuneserve.checkpoint import CodeKind, StoredCodes
 from tuneserve.kernels.gpu.dequantise import dequantise
 from tuneserve.kernels.gpu.packed import NF4, PackedWeight, pack, unpacked
 from tuneserve.kernels.gpu.packed_skinny import packed_skinny, packed_skinny_reference
+from tuneserve.kernels.gpu.packed_wide import packed_wide, packed_wide_reference
 
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 KINDS: list[CodeKind] = ["int4", "nf4", "int8", "fp8"]
@@ -79,6 +80,16 @@ def test_products(weight: PackedWeight, count: int, residual: bool) -> None:
     out = torch.full((count, ROWS), torch.nan)
     packed_skinny(x, weight, **options, out=out)
     torch.testing.assert_close(out, packed_skinny_reference(x, weight, **options), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("weight", weights())
+@pytest.mark.parametrize(("count", "residual"), [(40, True), (130, False)])
+def test_products_of_many_rows(weight: PackedWeight, count: int, residual: bool) -> None:
+    x = torch.randn(count, COLUMNS)
+    options: dict[str, Any] = {"residual": torch.randn(count, ROWS)} if residual else {"bias": torch.randn(ROWS)}
+    out = torch.full((count, ROWS), torch.nan)
+    packed_wide(x, weight, **options, out=out)
+    torch.testing.assert_close(out, packed_wide_reference(x, weight, **options), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
