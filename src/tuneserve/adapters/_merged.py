@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneserve.adapters._edits import Blocks, Edit
-from tuneserve.checkpoint import RowReader, TensorSpec, WeightReader, torch_dtype
+from tuneserve.checkpoint import CodeReader, RowReader, StoredCodes, TensorSpec, WeightReader, torch_dtype
 from tuneserve.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -74,6 +74,14 @@ class MergedModel:
             flat[done : done + block.numel()] = block.view(-1)
             done += block.numel()
         return result
+
+    def codes(self, name: str) -> StoredCodes | None:
+        """Read one tensor as the base stores it; None where that is in full, or an adapter has a hand in it."""
+        recipe = self.recipes[name]
+        reader = recipe.reader
+        if recipe.changed or recipe.edits or not isinstance(reader, CodeReader):
+            return None
+        return reader.codes(recipe.name)
 
     def blocks(self, name: str) -> Iterator["torch.Tensor"]:
         """Compute one tensor in blocks of consecutive rows, which together are what :meth:`read` returns.

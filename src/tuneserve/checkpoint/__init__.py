@@ -1,8 +1,10 @@
 """Weights as streams: read one tensor at a time from hostile files, write them so that nothing is ever half-written."""
 
+from tuneserve.checkpoint._codes import CodeKind, CodeReader, StoredCodes
 from tuneserve.checkpoint._digest import ALGORITHM, file_digest, new_digest
 from tuneserve.checkpoint._gguf import GgufFile, GgufTensor, open_gguf
 from tuneserve.checkpoint._gguf_blocks import read_rows
+from tuneserve.checkpoint._gguf_codes import read_codes
 from tuneserve.checkpoint._output import AtomicDirectory, write_json
 from tuneserve.checkpoint._pattern import compile_pattern
 from tuneserve.checkpoint._placed import PlacedFile
@@ -16,11 +18,14 @@ __all__ = [
     "DTYPE_BITS",
     "AtomicDirectory",
     "Checkpoint",
+    "CodeKind",
+    "CodeReader",
     "GgufFile",
     "GgufTensor",
     "PlacedFile",
     "RowReader",
     "SafetensorsWriter",
+    "StoredCodes",
     "TensorHeader",
     "TensorSpec",
     "WeightReader",
@@ -30,6 +35,7 @@ __all__ = [
     "open_checkpoint",
     "open_gguf",
     "open_safetensors",
+    "read_codes",
     "read_headers",
     "read_rows",
     "safetensors_header",

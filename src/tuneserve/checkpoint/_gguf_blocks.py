@@ -68,6 +68,22 @@ def read_rows(tensor: "GgufTensor", first: int, count: int) -> "Iterator[tuple[i
             yield start, values.astype(np.float32, copy=False).reshape(rows, columns)
 
 
+def raw_rows(tensor: "GgufTensor", first: int, count: int) -> "npt.NDArray[np.uint8]":
+    """Return the bytes of ``count`` rows from ``first`` on, (rows, bytes of a row).
+
+    Raises:
+        CheckpointError: the file has become shorter than its header said.
+    """
+    import numpy as np
+    from gguf.constants import GGMLQuantizationType
+
+    _, elements, nbytes = _blocks()[int(GGMLQuantizationType[tensor.kind])]
+    raw = np.empty((count, tensor.shape[-1] // elements * nbytes), np.uint8)
+    with tensor.path.open("rb", buffering=0) as file:
+        _fill(file.fileno(), raw.reshape(-1).data, tensor, tensor.offset + first * raw.shape[1])
+    return raw
+
+
 def _fill(descriptor: int, view: memoryview, tensor: "GgufTensor", offset: int) -> None:
     done = 0
     while done < len(view):

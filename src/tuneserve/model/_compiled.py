@@ -11,12 +11,13 @@ import torch
 from tuneserve.errors import EngineError
 from tuneserve.kernels import cpu
 from tuneserve.kernels.cpu import Activation, Kind
+from tuneserve.model._deferred import DeferredLinear
 from tuneserve.model._linear import DenseLinear, Linear
+from tuneserve.model._pack import KINDS, Packed, pack_codes, pack_dense
 from tuneserve.model._rope import query_scales, rope_tables
 from tuneserve.model._weights import LayerWeights, Weights
 from tuneserve.spec import LayerSpec, ModelSpec, RopeSpec
 
-_KINDS = {torch.float32: Kind.FLOAT32, torch.float16: Kind.FLOAT16, torch.bfloat16: Kind.BFLOAT16}
 # Of attention.h, and the widest vector.
 _MAX_HEAD_DIM, _MAX_GROUP, _LANES = 256, 32, 16
 _ACTIVATIONS = {"silu": Activation.SILU, "gelu_tanh": Activation.GELU_TANH}
@@ -68,7 +69,7 @@ def reasons_against(spec: ModelSpec, weights: Weights, bits: Kind | None = None)
     if spec.activation not in _ACTIVATIONS:
         reasons.append(f"its activation is {spec.activation}")
     linears = [weights.head, *(getattr(layer, name) for layer in weights.layers for name in _LINEARS)]
-    kinds = {type(one).__name__ for one in linears if one is not None and not isinstance(one, DenseLinear)}
+    kinds = {type(one).__name__ for one in linears if not isinstance(one, DenseLinear | DeferredLinear | None)}
     reasons += [f"its weights are {kind}" for kind in sorted(kinds)]
     if weights.embedding.device.type != "cpu":
         reasons.append(f"its weights are on {weights.embedding.device}")
@@ -93,6 +94,7 @@ class CompiledDecoder:
         context_length: int,
         *,
         bits: Kind | None = None,
+        keep: bool = True,
         threads: int | None = None,
         library: cpu.Library | None = None,
     ) -> None:
@@ -103,18 +105,22 @@ class CompiledDecoder:
             weights: on the CPU, in float32, float16 or bfloat16, which is then the dtype of the cache.
             context_length: positions below it can be computed.
             bits: INT8 or INT4 to quantise the linear weights, in groups of 32 (INT4 leaves the head at INT8); None
-                keeps them as they are.
+                leaves them in their dtype.
+            keep: whether, where ``bits`` is None, deferred weights stay in the few bits that they are stored in, if a
+                kernel computes with these.
             threads: None for as many as PyTorch uses.
             library: None to build and load the one for this machine.
 
         Raises:
             EngineError: there is no compiler, or the threads cannot be started.
+            InputError: a deferred weight cannot be read.
         """
         self.spec, self.context_length = spec, context_length
         self.dtype, self.device = weights.embedding.dtype, weights.embedding.device
         self._library = library or cpu.load(cpu.build())
         self._kept: list[torch.Tensor] = []
-        self._bits = bits
+        self._bits, self._keep = bits, keep
+        self.kept, self.dequantised = 0, 0
         self._model = self._describe(weights)
         self._logits = torch.empty(0, spec.vocab_size)
         self.threads = threads or torch.get_num_threads()
@@ -178,7 +184,7 @@ class CompiledDecoder:
         return self._logits[:rows]
 
     def _describe(self, weights: Weights) -> cpu.Model:
-        spec, kind = self.spec, _KINDS[self.dtype]
+        spec, kind = self.spec, KINDS[self.dtype]
         ropes = {layer.rope for layer in spec.per_layer if layer.rope}
         tables = {rope: self._rope_tables(rope) for rope in ropes}
         layers = [self._layer(own, layer, tables) for own, layer in zip(spec.per_layer, weights.layers, strict=True)]
@@ -217,16 +223,27 @@ class CompiledDecoder:
         )  # fmt: skip
 
     def _linear(self, linear: Linear | None, *, paired: bool = False, least: Kind | None = None) -> cpu.Linear:
-        assert isinstance(linear, DenseLinear)
-        weight, bias = linear.weight, linear.bias
-        rows, cols = weight.shape
-        kind = _KINDS[weight.dtype] if self._bits is None else least or self._bits
-        source = (weight if self._bits is None else weight.float()).contiguous()
-        panels = torch.empty(self._library.packed_bytes(kind, rows, cols), dtype=torch.uint8)
-        self._library.pack(kind, paired, source.data_ptr(), rows, cols, panels.data_ptr())
+        packed, bias = self._packed(linear, paired, None if self._bits is None else least or self._bits)
         if paired and bias is not None:
             bias = bias.view(2, -1, _LANES).transpose(0, 1).reshape(-1)
-        return cpu.Linear(kind=kind, rows=rows, cols=cols, panels=self._pointer(panels), bias=self._float(bias))
+        return cpu.Linear(
+            kind=packed.kind, rows=packed.rows, cols=packed.cols, panels=self._pointer(packed.panels),
+            bias=self._float(bias), kinds=None if packed.kinds is None else self._pointer(packed.kinds),
+            offsets=None if packed.offsets is None else self._pointer(packed.offsets),
+        )  # fmt: skip
+
+    def _packed(self, linear: Linear | None, paired: bool, bits: Kind | None) -> tuple[Packed, torch.Tensor | None]:
+        if isinstance(linear, DeferredLinear):
+            # Groups of activations may not reach over heads.
+            fits = self.spec.head_dim % cpu.GROUP_SIZE == 0
+            if bits is None and self._keep and (codes := linear.codes()) is not None:
+                if fits and (packed := pack_codes(self._library, codes, paired)) is not None:
+                    self.kept += 1
+                    return packed, linear.read_bias()
+                self.dequantised += 1
+            linear = linear.load()
+        assert isinstance(linear, DenseLinear)
+        return pack_dense(self._library, linear.weight, paired, bits), linear.bias
 
     def _float(self, tensor: torch.Tensor | None) -> int | None:
         return None if tensor is None else self._pointer(tensor.float())

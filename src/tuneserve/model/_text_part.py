@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from tuneserve.checkpoint import TensorSpec, WeightReader
+from tuneserve.checkpoint import CodeReader, StoredCodes, TensorSpec, WeightReader
 from tuneserve.spec import plain_name
 
 
@@ -31,3 +31,7 @@ class TextPart:
     def read(self, name: str) -> torch.Tensor:
         """Return one of its tensors."""
         return self._whole.read(self._names[name])
+
+    def codes(self, name: str) -> StoredCodes | None:
+        """Return one of its weights as it is stored."""
+        return self._whole.codes(self._names[name]) if isinstance(self._whole, CodeReader) else None

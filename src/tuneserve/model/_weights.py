@@ -1,12 +1,14 @@
 """The decoder's weights: fused where the layer reads them together, filled from a stream of tensors."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
-from tuneserve.checkpoint import WeightReader
+from tuneserve.checkpoint import CodeReader, StoredCodes, WeightReader
 from tuneserve.errors import CheckpointError
+from tuneserve.model._deferred import DeferredLinear
 from tuneserve.model._experts import Experts
 from tuneserve.model._linear import DenseLinear, Linear
 from tuneserve.model._text_part import TextPart
@@ -28,6 +30,7 @@ _FLOATS = ("F32", "F16", "BF16")
 _COMPUTED = ".rotary_emb.inv_freq"
 _STACKED = ".experts.gate_up_proj"
 _LISTED = 8
+_LINEARS = ("qkv", "output", "gate_up", "down")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +82,27 @@ class Weights:
         tensors += [tensor for layer in self.layers for tensor in layer.tensors()]
         return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())
 
+    def loaded(self) -> "Weights":
+        """Return the same with what was deferred read, dequantised; raises what :func:`load_weights` does."""
+        layers = []
+        for layer in self.layers:
+            linears: dict[str, Any] = {name: _loaded(getattr(layer, name)) for name in _LINEARS}
+            layers.append(replace(layer, **linears))
+        head = _loaded(self.head)
+        assert head is not None
+        return replace(self, layers=tuple(layers), head=head)
 
-def load_weights(spec: ModelSpec, reader: WeightReader, dtype: torch.dtype, device: torch.device) -> Weights:
+
+def _loaded(linear: Linear | None) -> Linear | None:
+    return linear.load() if isinstance(linear, DeferredLinear) else linear
+
+
+def load_weights(
+    spec: ModelSpec, reader: WeightReader, dtype: torch.dtype, device: torch.device, *, deferred: bool = False
+) -> Weights:
     """Read the weights one tensor at a time.
+
+    With ``deferred`` linear layers, but for experts, are :class:`DeferredLinear`; reading them raises the same errors.
 
     Raises:
         CheckpointError: tensors are missing, left over, or of the wrong shape or dtype; or the head differs from the
@@ -94,13 +115,12 @@ def load_weights(spec: ModelSpec, reader: WeightReader, dtype: torch.dtype, devi
     stacked = any(name.endswith(_STACKED) for name in reader.tensors)
     shapes = tensor_shapes(spec, stacked=stacked)
     _check(spec, reader, shapes)
-    loader = _Loader(spec, reader, shapes, dtype, device)
+    loader = _Loader(spec, reader, shapes, dtype, device, deferred)
     embedding = loader.stacked(EMBEDDING)
     layers = tuple(
         loader.layer(layer_names(spec, index, stacked=stacked), spec.layer(index)) for index in range(spec.layers)
     )
-    head = embedding if spec.tied else loader.stacked(HEAD)
-    return Weights(embedding, layers, loader.norm(NORM), DenseLinear(head))
+    return Weights(embedding, layers, loader.norm(NORM), loader.head(embedding))
 
 
 @dataclass(frozen=True)
@@ -110,17 +130,29 @@ class _Loader:
     shapes: dict[str, tuple[int, ...]]
     dtype: torch.dtype
     device: torch.device
+    deferred: bool = False
+
+    def head(self, embedding: torch.Tensor) -> Linear:
+        tied = DenseLinear(embedding)
+        if not self.deferred:
+            return tied if self.spec.tied else DenseLinear(self.stacked(HEAD))
+        name = EMBEDDING if self.spec.tied else HEAD
+        load = (lambda: tied) if self.spec.tied else (lambda: DenseLinear(self.stacked(HEAD)))
+        return DeferredLinear((name,), load, self.codes, lambda: None)
+
+    def codes(self, name: str) -> StoredCodes | None:
+        return self.reader.codes(name) if isinstance(self.reader, CodeReader) else None
 
     def layer(self, names: LayerNames, own: LayerSpec) -> LayerWeights:
         spec = self.spec
         dense = own.experts is None
         return LayerWeights(
             attention_norm=self.norm(names.attention_norm),
-            qkv=self.linear(*names.qkv, bias=spec.qkv_bias),
-            output=self.linear(names.output, bias=spec.output_bias),
+            qkv=self.maybe_deferred(*names.qkv, bias=spec.qkv_bias),
+            output=self.maybe_deferred(names.output, bias=spec.output_bias),
             mlp_norm=self.norm(names.mlp_norm),
-            gate_up=self.linear(*names.gate_up, bias=spec.mlp_bias) if dense else None,
-            down=self.linear(names.down, bias=spec.mlp_bias) if dense else None,
+            gate_up=self.maybe_deferred(*names.gate_up, bias=spec.mlp_bias) if dense else None,
+            down=self.maybe_deferred(names.down, bias=spec.mlp_bias) if dense else None,
             experts=self.experts(names.experts, own.experts) if names.experts and own.experts else None,
             q_norm=self.optional_norm(names.q_norm),
             k_norm=self.optional_norm(names.k_norm),
@@ -158,9 +190,20 @@ class _Loader:
             DenseLinear(weight[expert], None if bias is None else bias[expert]) for expert in range(experts.count)
         )
 
-    def linear(self, *modules: str, bias: bool) -> Linear:
+    def maybe_deferred(self, *modules: str, bias: bool) -> Linear:
+        if not self.deferred:
+            return self.linear(*modules, bias=bias)
+        names = tuple(f"{module}.weight" for module in modules)
+        return DeferredLinear(
+            names, lambda: self.linear(*modules, bias=bias), self.codes, lambda: self.bias(*modules) if bias else None
+        )
+
+    def linear(self, *modules: str, bias: bool) -> DenseLinear:
         weight = self.stacked(*(f"{module}.weight" for module in modules))
-        return DenseLinear(weight, self.stacked(*(f"{module}.bias" for module in modules)) if bias else None)
+        return DenseLinear(weight, self.bias(*modules) if bias else None)
+
+    def bias(self, *modules: str) -> torch.Tensor:
+        return self.stacked(*(f"{module}.bias" for module in modules))
 
     def optional_norm(self, name: str | None) -> torch.Tensor | None:
         return None if name is None else self.norm(name)

@@ -14,7 +14,7 @@ from tuneserve.native._decoders import AnyDecoder
 from tuneserve.spec import ModelSpec
 
 _STEPS = ("auto", "compiled", "eager")
-_BITS = {"auto": None, "int8": Kind.INT8, "int4": Kind.INT4}
+_BITS = {"auto": None, "dequantised": None, "int8": Kind.INT8, "int4": Kind.INT4}
 _logger = logging.getLogger("tuneserve.native")
 
 
@@ -31,27 +31,34 @@ def prepare_step(
         raise InputError(f"the CPU step {step!r} is not known; choose {', '.join(_STEPS)}.")
     if bits not in _BITS:
         raise InputError(f"the weights {bits!r} are not known; choose {', '.join(_BITS)}.")
-    must = step == "compiled" or bits != "auto"
+    must = step == "compiled" or _BITS[bits] is not None
     if step == "eager":
-        if bits != "auto":
+        if _BITS[bits] is not None:
             raise InputError(f"{bits} weights need the compiled step; leave cpu_step at auto, or the weights.")
-        return Decoder(spec, weights, context_length)
+        return Decoder(spec, weights.loaded(), context_length)
     if reasons := reasons_against(spec, weights, _BITS[bits]):
         if must:
             raise InputError(
                 f"the compiled step cannot run this model ({'; '.join(reasons)}); leave cpu_step and weights at auto."
             )
         _logger.warning("steps are not compiled, which is slower: %s", "; ".join(reasons))
-        return Decoder(spec, weights, context_length)
+        return Decoder(spec, weights.loaded(), context_length)
     try:
         library = cpu.load(cpu.build())
     except EngineError as error:
         if must:
             raise
         _logger.warning("steps are not compiled, which is slower: %s", error)
-        return Decoder(spec, weights, context_length)
-    decoder = CompiledDecoder(spec, weights, context_length, bits=_BITS[bits], library=library)
+        return Decoder(spec, weights.loaded(), context_length)
+    keep = bits == "auto"
+    decoder = CompiledDecoder(spec, weights, context_length, bits=_BITS[bits], keep=keep, library=library)
     _logger.info("steps are compiled, on %d threads", decoder.threads)
+    if decoder.kept:
+        _logger.info("%d weights stay in the bits that they are stored in", decoder.kept)
+    if decoder.dequantised:
+        _logger.warning(
+            "%d weights are dequantised: the compiled step has no kernel for how they are stored", decoder.dequantised
+        )
     return decoder
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuneserve.checkpoint import GgufFile, GgufTensor, TensorSpec, read_rows
+from tuneserve.checkpoint import GgufFile, GgufTensor, StoredCodes, TensorSpec, read_codes, read_rows
 from tuneserve.errors import CheckpointError
 from tuneserve.spec import GgufPart, gguf_parts, hf_name
 
@@ -54,6 +54,25 @@ class GgufWeights:
             self._read_part(part, flat)
         result = flat.view(shape)
         return result.transpose(-1, -2).contiguous() if parts[0].transposed else result
+
+    def codes(self, name: str) -> StoredCodes | None:
+        """Read one weight as it is stored; see :class:`~tuneserve.checkpoint.CodeReader`.
+
+        Raises:
+            CheckpointError: the file has become shorter, or holds scales that are not finite.
+        """
+        parts = gguf_parts(self.family, name)
+        part = parts[0]
+        plain = part.expert is None and part.rows == "all" and not part.plus_one and not part.transposed
+        if len(parts) > 1 or not plain or (found := read_codes(tensor := self.file.tensors[part.name])) is None:
+            return None
+        if not found.scales.isfinite().all() or not (found.minima is None or found.minima.isfinite().all()):
+            raise CheckpointError(f"{part.name} in {tensor.path} has scales that are not finite; download it again.")
+        if part.heads is None:
+            return found
+        order = self._destination(part, _Rows.of(tensor).axis, 0, len(found.codes)).argsort()
+        minima = None if found.minima is None else found.minima[order]
+        return StoredCodes(found.kind, found.codes[order], found.scales[order], minima)
 
     def _read_part(self, part: GgufPart, flat: "torch.Tensor") -> None:
         import torch

@@ -6,6 +6,7 @@ from typing import Self
 
 import torch
 
+from tuneserve.checkpoint._codes import StoredCodes
 from tuneserve.checkpoint._read import Checkpoint, torch_dtype
 from tuneserve.checkpoint._tensor import TensorSpec
 from tuneserve.checkpoint.quantised._bnb4bit_state import QUANT_STATE, QuantState
@@ -45,6 +46,18 @@ class FourBitWeight:
         shape = state.shape[::-1] if transposed else state.shape
         parts = (name, *sizes, f"{name}{QUANT_STATE}{state.quant_type}")
         return cls(TensorSpec(name, state.dtype, shape), parts, state, transposed)
+
+    def codes(self, checkpoint: Checkpoint) -> StoredCodes | None:
+        """Read the codes and their scales; None of FP4, of what is to be transposed or groups of 32 do not divide."""
+        state = self.state
+        if state.quant_type != "nf4" or self.transposed or len(state.shape) != 2 or state.shape[1] % 32:
+            return None
+        self._check_code(checkpoint)
+        packed = checkpoint.read(self.spec.name).view(torch.uint8).flatten()
+        codes = torch.stack((packed >> 4, packed & 15), dim=1).view(state.shape)
+        # Blocks are of 32 values or a multiple, and cut the rows one after the other.
+        groups = torch.arange(codes.numel() // 32) * 32 // state.block_size
+        return StoredCodes("nf4", codes, self._scales(checkpoint)[groups].view(len(codes), -1))
 
     def dequantise(self, checkpoint: Checkpoint) -> torch.Tensor:
         """Read the weight, a slab at a time."""

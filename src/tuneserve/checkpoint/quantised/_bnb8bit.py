@@ -5,6 +5,7 @@ from typing import Self
 
 import torch
 
+from tuneserve.checkpoint._codes import StoredCodes, by_groups
 from tuneserve.checkpoint._read import Checkpoint, torch_dtype
 from tuneserve.checkpoint._tensor import TensorSpec
 from tuneserve.checkpoint.quantised._dequantising import SLAB, malformed
@@ -48,6 +49,15 @@ class EightBitWeight:
             parts = (*parts, layout)
         shape = values.shape[::-1] if transposed else values.shape
         return cls(TensorSpec(name, dtype, shape), parts, transposed)
+
+    def codes(self, checkpoint: Checkpoint) -> StoredCodes | None:
+        """Read the values and their scales; None where the weight is to be transposed."""
+        name, scale_name = self.parts[:2]
+        rows, columns = checkpoint.tensors[name].shape
+        scales = by_groups(checkpoint.read(scale_name)[:, None] * _STEP, (rows, columns), (1, columns))
+        if self.transposed or scales is None:
+            return None
+        return StoredCodes("int8", checkpoint.read(name).view(torch.uint8) ^ 128, scales)
 
     def dequantise(self, checkpoint: Checkpoint) -> torch.Tensor:
         """Read the weight, a slab of rows at a time."""

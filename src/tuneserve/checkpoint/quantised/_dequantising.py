@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tuneserve.checkpoint._codes import StoredCodes
 from tuneserve.checkpoint._read import Checkpoint
 from tuneserve.checkpoint._tensor import TensorSpec
 from tuneserve.errors import CheckpointError
@@ -33,6 +34,9 @@ class StoredWeight(Protocol):
     def dequantise(self, checkpoint: Checkpoint) -> "torch.Tensor":
         """Read the parts and return the weight."""
 
+    def codes(self, checkpoint: Checkpoint, /) -> StoredCodes | None:
+        """Read the parts and return them as codes; None where :class:`StoredCodes` cannot say them."""
+
 
 @dataclass(frozen=True)
 class DequantisingReader:
@@ -52,6 +56,12 @@ class DequantisingReader:
         if (weight := self.stored.get(name)) is not None:
             return weight.dequantise(self.checkpoint)
         return self.checkpoint.read(name)
+
+    def codes(self, name: str) -> StoredCodes | None:
+        """Read one weight as it is stored; see :class:`~tuneserve.checkpoint.CodeReader`."""
+        weight = self.stored.get(name)
+        found = None if weight is None else weight.codes(self.checkpoint)
+        return found if found is not None and found.scales.isfinite().all() else None
 
 
 def dequantising_reader(

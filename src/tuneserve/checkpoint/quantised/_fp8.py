@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import torch
 
+from tuneserve.checkpoint._codes import StoredCodes, by_groups
 from tuneserve.checkpoint._read import Checkpoint, torch_dtype
 from tuneserve.checkpoint._tensor import TensorHeader, TensorSpec
 from tuneserve.checkpoint.quantised._dequantising import (
@@ -106,6 +107,16 @@ class Float8Weight:
             raise malformed(scale.name, f"has the shape {scale.shape}, which does not fit {weight.shape}")
         return cls(TensorSpec(weight.name, dtype, weight.shape), (weight.name, scale.name), block)
 
+    def codes(self, checkpoint: Checkpoint) -> StoredCodes | None:
+        """Read the bits and their scales; None of e5m2, of stacks, and of what has NaN or blocks that are no groups."""
+        name, scale_name = self.parts
+        if checkpoint.tensors[name].dtype != "F8_E4M3" or len(self.spec.shape) != 2:
+            return None
+        rows, columns = self.spec.shape
+        grid = (-(-rows // self.block[0]), -(-columns // self.block[1]))
+        scales = by_groups(_float_scales(checkpoint.read(scale_name)).view(grid), (rows, columns), self.block)
+        return None if scales is None else fp8_codes(checkpoint.read(name), scales)
+
     def dequantise(self, checkpoint: Checkpoint) -> torch.Tensor:
         """Read the weight, a slab of rows at a time."""
         name, scale_name = self.parts
@@ -126,6 +137,14 @@ class Float8Weight:
                 factors = factors.repeat_interleave(block_columns, dim=1)[:, :columns]
             flat[first : first + len(rows_here)] = values.mul_(factors)
         return out
+
+
+def fp8_codes(values: torch.Tensor, scales: torch.Tensor) -> StoredCodes | None:
+    """Return e4m3 ``values`` as codes; None where some are NaN, or a scale is too large for its kernel."""
+    codes = values.view(torch.uint8)
+    if ((codes & 0x7F) == 0x7F).any() or scales.abs().max() > 1e30:
+        return None
+    return StoredCodes("fp8", codes, scales)
 
 
 def _block(

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import torch
 
+from tuneserve.checkpoint._codes import StoredCodes
 from tuneserve.checkpoint._read import Checkpoint, torch_dtype
 from tuneserve.checkpoint._tensor import TensorHeader, TensorSpec
 from tuneserve.checkpoint.quantised._codes4 import pairs
@@ -73,6 +74,10 @@ class Mxfp4Experts:
         experts, rows, groups, _ = blocks.shape
         spec = TensorSpec(name, dtype, (experts, groups * _BLOCK, rows))
         return cls(spec, (blocks.name, scales.name))
+
+    def codes(self, _: Checkpoint, /) -> StoredCodes | None:
+        """Return None: experts are dequantised."""
+        return None
 
     def dequantise(self, checkpoint: Checkpoint) -> torch.Tensor:
         """Read the experts, one at a time."""

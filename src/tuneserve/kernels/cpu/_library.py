@@ -19,8 +19,18 @@ class Kind(IntEnum):
     FLOAT32 = 0
     FLOAT16 = 1
     BFLOAT16 = 2
-    INT8 = 3
-    INT4 = 4
+    NF4 = 3
+    FP8 = 4
+    INT8 = 5
+    INT4 = 6
+    INT8_WIDE = 7
+    INT4_WIDE = 8
+    INT8_BY_16 = 9
+
+    @property
+    def takes_floats(self) -> bool:
+        """Whether activations stay floats; else they are quantised to 8 bits in groups of 32."""
+        return self < Kind.INT8
 
 
 class Activation(IntEnum):
@@ -31,10 +41,13 @@ class Activation(IntEnum):
 
 
 class Linear(ctypes.Structure):
-    """A packed weight (rows, cols) and a float32 bias (rows) or null."""
+    """A packed weight (rows, cols) and a float32 bias (rows) or null.
+
+    Where its panels are of several kinds, ``kinds`` is uint8 and ``offsets`` int64, for each panel; else null.
+    """
 
     _fields_ = (("kind", _I32), ("rows", _I32), ("cols", _I32), ("unused", _I32), ("panels", _POINTER),
-                ("bias", _POINTER))  # fmt: skip
+                ("bias", _POINTER), ("kinds", _POINTER), ("offsets", _POINTER))  # fmt: skip
 
 
 class Layer(ctypes.Structure):
@@ -83,6 +96,8 @@ class Library:
     Attributes:
         packed_bytes: of (kind, rows, cols).
         pack: (kind, paired, source, rows, cols, target); the source is float32 for int8 and int4.
+        pack_codes: (kind, paired, codes, scales, minima or None, rows, cols, target); a uint8 code for each value (int8
+            as value + 128), float32 scales and minima for each 32 columns, or each 16 of INT8_BY_16.
         open: (threads) to a session or None. A session runs one step at a time.
         close: (session).
         step: (session, model, batch) to 0, or 1 where memory ran out.
@@ -91,6 +106,7 @@ class Library:
 
     packed_bytes: Callable[[int, int, int], int]
     pack: Callable[[int, int, int, int, int, int], None]
+    pack_codes: Callable[..., None]
     open: Callable[[int], int | None]
     close: Callable[[int], None]
     step: Callable[..., int]
@@ -109,6 +125,7 @@ def load(path: Path) -> Library:
     return Library(
         packed_bytes=function("ts_packed_bytes", _I64, _I32, _I32, _I32),
         pack=function("ts_pack", None, _I32, _I32, _POINTER, _I32, _I32, _POINTER),
+        pack_codes=function("ts_pack_codes", None, _I32, _I32, _POINTER, _POINTER, _POINTER, _I32, _I32, _POINTER),
         open=function("ts_open", _POINTER, _I32),
         close=function("ts_close", None, _POINTER),
         step=function("ts_step", _I32, _POINTER, ctypes.POINTER(Model), ctypes.POINTER(Batch)),

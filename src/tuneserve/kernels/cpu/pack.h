@@ -100,3 +100,36 @@ static void pack(int kind, bool paired, const uint8_t* from, int rows, int cols,
         default: return pack_groups(kind, (const float*)from, rows, cols, paired, to);
     }
 }
+
+// Codes as they were stored, a byte each (int8 as value + 128), with the scales (and minima) of every 32 or 16 columns.
+static void pack_codes(int kind, bool paired, const uint8_t* codes, const float* scales, const float* minima, int rows,
+                       int cols, uint8_t* to) {
+    const int per_group = kind == INT8_BY_16 ? 2 : 1, stride = cols / GROUP * per_group;
+    const bool halves = kind == INT8 || kind == INT4;
+    const size_t bytes = PANEL * GROUP / (has_four_bits(kind) ? 2 : 1);
+    for (int first = 0; first < rows; first += PANEL)
+        for (int group = 0; group < cols / GROUP; ++group) {
+            uint8_t* at = to + scale_bytes(kind);
+            std::memset(to, 0, scale_bytes(kind) + bytes);
+            for (int r = 0; r < PANEL && first + r < rows; ++r) {
+                const size_t row = source_row(first + r, rows, paired);
+                auto put = [&](int place, float value) {
+                    if (halves) ((uint16_t*)to)[place * PANEL + r] = float_to_half(value);
+                    else ((float*)to)[place * PANEL + r] = kind == FP8 ? value * 256.0f : value;
+                };
+                for (int i = 0; i < per_group; ++i) put(i, scales[row * stride + group * per_group + i]);
+                if (minima) put(1, minima[row * stride + group]);
+                const uint8_t* w = codes + row * cols + group * GROUP;
+                for (int k = 0; k < GROUP; ++k) switch (kind) {
+                        case NF4: at[(k / 8 * PANEL + r) * 4 + k % 8 / 2] |= w[k] << (k % 2 * 4); break;
+                        case FP8: at[k * PANEL + r] = w[k]; break;
+                        case INT4:
+                        case INT4_WIDE:
+                            at[(k % 16 / 4 * PANEL + r) * 4 + k % 4] |= w[k] << (k / 16 * 4);
+                            break;
+                        default: at[(k / 4 * PANEL + r) * 4 + k % 4] = w[k];
+                    }
+            }
+            to = at + bytes;
+        }
+}

@@ -377,6 +377,12 @@ void ts_pack(int32_t kind, int32_t paired, const void* from, int32_t rows, int32
     pack(kind, paired, (const uint8_t*)from, rows, cols, (uint8_t*)to);
 }
 
+// Codes that are kept; see pack.h.
+void ts_pack_codes(int32_t kind, int32_t paired, const void* codes, const float* scales, const float* minima,
+                   int32_t rows, int32_t cols, void* to) {
+    pack_codes(kind, paired, (const uint8_t*)codes, scales, minima, rows, cols, (uint8_t*)to);
+}
+
 // Null where there is no memory or the threads cannot be started.
 void* ts_open(int32_t threads) {
     try {

@@ -134,6 +134,39 @@ static inline void store(f16* to, vf x) {
 #endif
 }
 
+// 8-bit floats (e4m3) as 1/256 of their values: their bits are those of a float16 with a smaller bias.
+static inline vf load_e4m3(const uint8_t* from) {
+    using vub = uint8_t __attribute__((vector_size(LANES), may_alias));
+    const vh bits = __builtin_convertvector(load_as<vub>(from), vh);
+    const vh half = ((bits & 0x80) << 8) | ((bits & 0x7f) << 7);
+    f16 stored[LANES];
+    store_as(stored, half);
+    return load(stored);
+}
+
+// Sixteen values, and those that the low four bits of each lane name.
+struct Table {
+    vf values[16 / LANES];
+};
+static inline Table table_of(const float* from) {
+    Table table;
+    for (int i = 0; i < 16 / LANES; ++i) table.values[i] = load(from + i * LANES);
+    return table;
+}
+static inline vf look_up(const Table& table, vu index) {
+#if defined(TS_AVX512)
+    return (vf)_mm512_permutexvar_ps((__m512i)index, (__m512)table.values[0]);
+#elif defined(TS_AVX2)
+    const __m256 low = _mm256_permutevar8x32_ps((__m256)table.values[0], (__m256i)index);
+    const __m256 high = _mm256_permutevar8x32_ps((__m256)table.values[1], (__m256i)index);
+    return (vf)_mm256_blendv_ps(low, high, (__m256)(index << 28));
+#else
+    vf x;
+    for (int i = 0; i < LANES; ++i) x[i] = table.values[(index[i] & 15) / LANES][index[i] % LANES];
+    return x;
+#endif
+}
+
 static inline float widen(float x) { return x; }
 static inline float widen(bf16 x) {
     uint32_t bits = (uint32_t)x.bits << 16;

@@ -19,8 +19,8 @@ def dequantise(checkpoint: Checkpoint, layout: Layout, dtype: torch.dtype) -> to
     """
     args, shape = layout.args, layout.shape
     codes = checkpoint.read(layout.codes)
-    scales = _scales(checkpoint, layout)
-    zero_points = _zero_points(checkpoint, layout)
+    scales = read_scales(checkpoint, layout)
+    zero_points = read_zero_points(checkpoint, layout)
     height, width = args.block(shape)
     columns = _group_index(checkpoint, layout)
     if columns is None:
@@ -52,7 +52,8 @@ def _spread(grid: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> to
     return grid if grid.shape[1] == 1 else grid.index_select(1, columns)
 
 
-def _scales(checkpoint: Checkpoint, layout: Layout) -> torch.Tensor:
+def read_scales(checkpoint: Checkpoint, layout: Layout) -> torch.Tensor:
+    """Return the scales, float32, one for each block of values."""
     scales = checkpoint.read(layout.scale).view(layout.args.scales(layout.shape))
     if scales.dtype in (torch.uint8, torch.float8_e8m0fnu):
         return decode_e8m0(scales.view(torch.uint8))
@@ -62,7 +63,8 @@ def _scales(checkpoint: Checkpoint, layout: Layout) -> torch.Tensor:
     return scales
 
 
-def _zero_points(checkpoint: Checkpoint, layout: Layout) -> torch.Tensor | None:
+def read_zero_points(checkpoint: Checkpoint, layout: Layout) -> torch.Tensor | None:
+    """Return the zero points, float32, of the same shape as the scales; None where there are none."""
     if layout.zero_point is None:
         return None
     stored = checkpoint.read(layout.zero_point)
