@@ -5,16 +5,19 @@ from tuneserve.adapters._config import LoraConfig, read_lora_config
 from tuneserve.adapters._merge import merge_model
 from tuneserve.adapters._merged import MergedModel
 from tuneserve.adapters._open import Adapter, LoraAdapter, PeftAdapter, WeightedAdapter, open_adapter
+from tuneserve.adapters._unmerged import LowRankDelta, read_deltas
 
 __all__ = [
     "Adapter",
     "Combination",
     "LoraAdapter",
     "LoraConfig",
+    "LowRankDelta",
     "MergedModel",
     "PeftAdapter",
     "WeightedAdapter",
     "merge_model",
     "open_adapter",
+    "read_deltas",
     "read_lora_config",
 ]

@@ -23,6 +23,7 @@ class Batch:
         scored_rows: the rows that the sequences want logits of, int64.
         decodes: how many sequences have a single row.
         counts: how many rows each has, on the host.
+        adapters: the slot of each token's adapter, -1 for the base, int32 (tokens); None if all are of the base.
     """
 
     ids: torch.Tensor
@@ -34,6 +35,7 @@ class Batch:
     scored_rows: torch.Tensor
     decodes: int
     counts: tuple[int, ...]
+    adapters: torch.Tensor | None = None
 
 
 def make_batch(step: Step, device: torch.device, ahead: int = 0) -> Batch:
@@ -52,6 +54,7 @@ def make_batch(step: Step, device: torch.device, ahead: int = 0) -> Batch:
         positions[start:end] = np.arange(segment.start, segment.end)
     rows = np.repeat(np.arange(len(segments)), np.diff(starts))
     slots = tables[rows, positions // BLOCK_SIZE] * np.int64(BLOCK_SIZE) + positions % BLOCK_SIZE
+    adapters = np.array([segment.sequence.slot for segment in segments], dtype=np.int32)
     scored: list[int] = []
     for segment, end in zip(segments, starts[1:].tolist(), strict=True):
         scored += range(end - segment.sequence.scored_rows(segment.start, segment.count), end)
@@ -69,4 +72,5 @@ def make_batch(step: Step, device: torch.device, ahead: int = 0) -> Batch:
         scored_rows=tensor(np.array(scored, dtype=np.int64)),
         decodes=step.decodes,
         counts=tuple(segment.count for segment in segments),
+        adapters=tensor(adapters[rows]) if (adapters >= 0).any() else None,
     )

@@ -1,10 +1,10 @@
 """What a decoder over the paged cache offers the runner, whichever way it computes."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from tuneserve.model import Decoder
+from tuneserve.model import AdapterWeights, Decoder
 from tuneserve.native._batch import Batch
 from tuneserve.spec import ModelSpec
 
@@ -34,6 +34,20 @@ class AheadDecoder(PagedDecoder, Protocol):
 
     def decode_greedily(self, batch: Batch, keys: torch.Tensor, values: torch.Tensor, steps: int) -> torch.Tensor:
         """Return the tokens of ``steps`` steps, int64 (steps, sequences); -1 where numbers were not finite."""
+
+
+@runtime_checkable
+class AdaptedDecoder(Protocol):
+    """Computes each row with the adapter of its own that is in a slot, beside weights that stay as they are."""
+
+    def prepare_adapter(self, adapter: AdapterWeights) -> Any:
+        """Return what :meth:`put_adapter` takes; on any thread."""
+
+    def put_adapter(self, slot: int, adapter: Any) -> None:
+        """Let rows with ``slot`` be computed with this adapter."""
+
+    def drop_adapter(self, slot: int) -> None:
+        """Free what is in a slot."""
 
 
 AnyDecoder = Decoder | PagedDecoder
