@@ -29,7 +29,7 @@ def tuned(base: Path, directory: Path, *, seed: int = 0, spread: float = 0.1, **
 def logprobs(model: Any, ids: list[int]) -> torch.Tensor:
     """Return the log-probability of each token but the first, float32 (tokens - 1)."""
     with torch.no_grad():
-        scores = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        scores: torch.Tensor = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     return scores[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
 
 

@@ -4,12 +4,11 @@ from tuneserve.model._compiled import CompiledDecoder, PagedBatch, reasons_again
 from tuneserve.model._decoder import Attention, Decoder
 from tuneserve.model._experts import Experts
 from tuneserve.model._linear import DenseLinear, Linear
-from tuneserve.model._lora import LINEARS, AdapterWeights, Delta, LinearName, load_deltas, place_deltas
+from tuneserve.model._lora import AdapterWeights, Delta, load_deltas
 from tuneserve.model._lora_linear import AdaptedLinears, LoraStack
 from tuneserve.model._weights import LayerWeights, Weights, load_weights
 
 __all__ = [
-    "LINEARS",
     "AdaptedLinears",
     "AdapterWeights",
     "Attention",
@@ -20,12 +19,10 @@ __all__ = [
     "Experts",
     "LayerWeights",
     "Linear",
-    "LinearName",
     "LoraStack",
     "PagedBatch",
     "Weights",
     "load_deltas",
     "load_weights",
-    "place_deltas",
     "reasons_against",
 ]

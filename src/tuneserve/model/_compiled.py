@@ -8,12 +8,13 @@ from typing import Protocol
 
 import torch
 
+from tuneserve.adapters import linear_shapes
 from tuneserve.errors import EngineError
 from tuneserve.kernels import cpu
 from tuneserve.kernels.cpu import Activation, Kind
 from tuneserve.model._compiled_lora import AdapterTable, PackedAdapter
 from tuneserve.model._linear import DenseLinear, Linear
-from tuneserve.model._lora import AdapterWeights, linear_shapes
+from tuneserve.model._lora import AdapterWeights
 from tuneserve.model._rope import query_scales, rope_tables
 from tuneserve.model._weights import LayerWeights, Weights
 from tuneserve.spec import LayerSpec, ModelSpec, RopeSpec

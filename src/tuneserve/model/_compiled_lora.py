@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from tuneserve.adapters import LINEARS, LinearName
 from tuneserve.kernels import cpu
-from tuneserve.model._lora import LINEARS, AdapterWeights, Delta, LinearName
+from tuneserve.model._lora import AdapterWeights, Delta
 
 _ROWS = 16
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
+from tuneserve.adapters import LinearName, linear_shapes
 from tuneserve.model._linear import Linear
-from tuneserve.model._lora import AdapterWeights, Delta, LinearName, linear_shapes
+from tuneserve.model._lora import AdapterWeights, Delta
 from tuneserve.model._weights import Weights
 from tuneserve.spec import ModelSpec
 

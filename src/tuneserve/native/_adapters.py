@@ -9,7 +9,7 @@ import torch
 from tuneserve.adapters import read_deltas
 from tuneserve.errors import AdapterError, InputError
 from tuneserve.hardware import available_memory
-from tuneserve.model import load_deltas, place_deltas
+from tuneserve.model import load_deltas
 from tuneserve.native._decoders import AdaptedDecoder, AnyDecoder
 from tuneserve.native._load import EngineConfig
 from tuneserve.sources import open_files
@@ -48,14 +48,13 @@ class Adapters:
         base, model_config = open_files(
             Path(config.model_dir), None if config.weights_file is None else Path(config.weights_file)
         )
-        deltas = read_deltas(path, base, model_config)
-        place_deltas(self._decoder.spec, deltas)
-        needed, free = _BYTES * sum(delta.elements for delta in deltas.values()), available_memory()
+        deltas = read_deltas(path, base, model_config, self._decoder.spec)
+        needed, free = _BYTES * sum(delta.elements for delta in deltas), available_memory()
         if needed > free:
             raise AdapterError(
                 f"loading {path} takes {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; unload another adapter."
             )
-        return decoder.prepare_adapter(load_deltas(self._decoder.spec, deltas, self._decoder.dtype))
+        return decoder.prepare_adapter(load_deltas(deltas, self._decoder.dtype))
 
     def put(self, name: str, adapter: Any) -> None:
         """Serve an adapter that was read from now on.

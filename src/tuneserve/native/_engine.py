@@ -242,7 +242,7 @@ class NativeCore:
         self.info = msgspec.structs.replace(self.info, adapters=tuple(self._adapters.slots))
 
     def _drop_adapters(self) -> None:
-        """Drop the adapters that were asked to go and that no sequence uses any more, and what the cache has of them."""
+        """Drop the adapters that were asked to go and that no sequence uses, and what the cache has of them."""
         if self._adapters.leaving:
             for name in self._adapters.drop({sequence.slot for sequence in self._sequences.values()}):
                 self._pool.forget(name)
