@@ -1,4 +1,4 @@
-"""Protects: an adapter beside the weights computes what PEFT computes, whatever shares the batch, and comes and goes."""
+"""Protects: an adapter beside the weights computes what PEFT does, whatever shares the batch, and comes and goes."""
 
 import logging
 import warnings
@@ -54,30 +54,35 @@ def greedy(core: NativeCore, asked: list[tuple[list[int], str | None]], tokens: 
     return found
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("family", TARGETS)
 def test_log_probabilities_are_those_of_peft_unmerged(
-    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "tuneserve.native")
-    base = write_family(tmp_path / "base", name, hidden_size=64)
-    first, second = TARGETS[name]
-    uneven = {"r": 3, "use_rslora": True, "rank_pattern": {second[0]: 6}, "alpha_pattern": {second[-1]: 20}}
+    base = write_family(tmp_path / "base", family, hidden_size=64)
+    first, second = TARGETS[family]
+    uneven: dict[str, Any] = {
+        "r": 3,
+        "use_rslora": True,
+        "rank_pattern": {second[0]: 6},
+        "alpha_pattern": {second[-1]: 20},
+    }
     models = {
         "all": tuned(base, tmp_path / "all", target_modules=first),
         "some": tuned(base, tmp_path / "some", seed=1, target_modules=second, layers_to_transform=[0, 2], **uneven),
     }
-    asked = [(ids, adapter) for ids in (SHORT, LONG) for adapter in ("all", None, "some")]
+    asked = [(ids, name) for ids in (SHORT, LONG) for name in ("all", None, "some")]
     for step in ("auto", "eager"):
         core = opened(base, cpu_step=step)
         plain = [scored(core, [(ids, None)])[0] for ids in (SHORT, LONG)]
-        for adapter in models:
-            core.load_adapter(adapter, tmp_path / adapter)
+        for name in models:
+            core.load_adapter(name, tmp_path / name)
         together = scored(core, asked)
         for (ids, adapter), found in zip(asked, together, strict=True):
             expected = plain[ids is LONG] if adapter is None else logprobs(models[adapter], ids)
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
             assert adapter is None or not torch.allclose(found, plain[ids is LONG], atol=1e-2)
-    assert ("steps are compiled" in caplog.text) == (name != "mixtral")
+    assert ("steps are compiled" in caplog.text) == (family != "mixtral")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +99,7 @@ def test_a_row_gets_the_same_bits_alone_and_beside_other_adapters(
         core.load_adapter(f"rank {rank}", make_lora(base, f"r{rank}", rank=rank, seed=seed))
     names = [*core.info.adapters, None]
     prompts = [[(seed + 11 * index) % 200 + 3 for index in range(1 + 13 * seed % 60)] for seed in range(20)]
-    asked = [(ids + [9, 4], names[index % 5]) for index, ids in enumerate(prompts)]
+    asked = [([*ids, 9, 4], names[index % 5]) for index, ids in enumerate(prompts)]
     together = scored(core, asked)
     for request, found in zip(asked, together, strict=True):
         assert torch.equal(scored(core, [request])[0], found)
