@@ -5,8 +5,8 @@ tokens, greedy, end of sequence ignored. The base alone, one adapter for all seq
 run one after the other in one process, several times over, and medians are taken: what else runs on the machine then
 slows each of them alike. The cost is that of the median step, base to adapters, of the same round.
 
-Appends one line of JSON per measurement to ``adapters.jsonl`` and prints a table. The number of threads is PyTorch's own
-choice unless ``OMP_NUM_THREADS`` is set.
+Appends one line of JSON per measurement to ``adapters.jsonl`` and prints a table. The number of threads is PyTorch's
+own choice unless ``OMP_NUM_THREADS`` is set.
 """
 
 import argparse

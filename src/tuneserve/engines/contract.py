@@ -13,7 +13,7 @@ import msgspec
 from tuneserve.errors import RequestError
 
 FinishReason = Literal["stop", "length"]
-Pooling = Literal["last", "mean"]
+Pooling = Literal["mean", "last"]
 
 
 class Grammar(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
