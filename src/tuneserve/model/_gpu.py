@@ -22,8 +22,10 @@ from tuneserve.kernels.gpu.prefill_attention import prefill_attention, query_til
 from tuneserve.kernels.gpu.rope_store import rope_store
 from tuneserve.model._gpu_bucket import Bucket, Graphs, Rows
 from tuneserve.model._gpu_linear import Norm
+from tuneserve.model._gpu_lora import GpuAdapters, adapted
 from tuneserve.model._gpu_packed import Bits
 from tuneserve.model._gpu_weights import GpuLayer, gpu_weights
+from tuneserve.model._lora import AdapterWeights
 from tuneserve.model._rope import rope_tables
 from tuneserve.model._weights import Weights
 from tuneserve.spec import LayerSpec, ModelSpec, RopeSpec
@@ -40,6 +42,7 @@ class DeviceBatch(Protocol):
         starts: the first row of each sequence, then the number of rows, int32 (sequences + 1).
         lengths: tokens of each sequence with these, int32 (sequences).
         block_tables: the blocks of each sequence in order, int32 (sequences, blocks).
+        adapters: the slot of each token's adapter, -1 for the base, int32 (tokens); None if all are of the base.
     """
 
     @property
@@ -56,6 +59,8 @@ class DeviceBatch(Protocol):
     def block_tables(self) -> torch.Tensor: ...
     @property
     def counts(self) -> Sequence[int]: ...
+    @property
+    def adapters(self) -> torch.Tensor | None: ...
 
 
 class GpuDecoder:
@@ -84,8 +89,9 @@ class GpuDecoder:
         keep: bool = True,
     ) -> None:
         self.spec, self.context_length = spec, context_length
-        self.weights = gpu_weights(weights, bits, keep=keep)
         self.dtype, self.device = weights.embedding.dtype, weights.embedding.device
+        self._adapters = GpuAdapters(spec, self.dtype, self.device)
+        self.weights = adapted(gpu_weights(weights, bits, keep=keep), self._adapters)
         self._keys = self._values = torch.empty(0)
         ropes = {layer.rope for layer in spec.per_layer if layer.rope}
         self._tables = {rope: _angles(rope, context_length, self.device) for rope in ropes}
@@ -119,6 +125,25 @@ class GpuDecoder:
             self._run(bucket, choose=False)
             return bucket.rows.normed[: len(batch.counts)]
         return self._prefill(batch)
+
+    def prepare_adapter(self, adapter: AdapterWeights) -> AdapterWeights:
+        """Return what :meth:`put_adapter` takes."""
+        return adapter
+
+    @torch.inference_mode()
+    def put_adapter(self, slot: int, adapter: AdapterWeights) -> None:
+        """Let rows with ``slot`` be computed with this adapter.
+
+        Raises:
+            AdapterError: there is not enough memory.
+        """
+        if self._adapters.put(slot, adapter):
+            self._graphs.forget()
+
+    def drop_adapter(self, slot: int) -> None:
+        """Free what is in a slot."""
+        if self._adapters.drop(slot):
+            self._graphs.forget()
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -168,6 +193,7 @@ class GpuDecoder:
     def _enter(self, batch: DeviceBatch) -> Bucket:
         count = len(batch.counts)
         bucket = self._bucket(count)
+        self._adapters.enter(batch.adapters, bucket.count)
         self._ids[:count] = batch.ids
         self._lengths[:count] = batch.lengths
         self._lengths[count : bucket.count] = 0
@@ -189,10 +215,12 @@ class GpuDecoder:
         return chosen
 
     def _run(self, bucket: Bucket, *, choose: bool) -> None:
-        self._graphs.run((bucket.count, choose), lambda: self._step(bucket, choose=choose))
+        key = (bucket.count, choose, self._adapters.rows is not None)
+        self._graphs.run(key, lambda: self._step(bucket, choose=choose))
 
     def _step(self, bucket: Bucket, *, choose: bool) -> None:
         count = bucket.count
+        self._adapters.start()
         torch.index_select(self.weights.embedding, 0, self._ids[:count].clamp(min=0), out=bucket.rows.hidden)
         self._scale_embedding(bucket.rows.hidden)
         for index, layer in enumerate(self.weights.layers):
@@ -212,6 +240,8 @@ class GpuDecoder:
 
     def _prefill(self, batch: DeviceBatch) -> torch.Tensor:
         spec = self.spec
+        self._adapters.enter(batch.adapters)
+        self._adapters.start()
         rows = Rows.of_prompts(spec, F.embedding(batch.ids, self.weights.embedding))
         self._scale_embedding(rows.hidden)
         tiles = torch.tensor(query_tiles(list(batch.counts)), dtype=torch.int32).to(self.device, non_blocking=True)

@@ -106,8 +106,15 @@ class LoraRows:
         for index, (first, count, slot) in enumerate(table.tolist()):
             if slot >= 0:
                 tile_of[taken[first : first + count]] = index
-        # They lie one after the other.
-        self.slots.as_strided((len(packed),), (1,)).copy_(torch.from_numpy(packed))
+        self._whole().copy_(torch.from_numpy(packed))
+
+    def take(self, other: "LoraRows") -> None:
+        """Take the rows of another of as many."""
+        self._whole().copy_(other._whole())
+
+    def _whole(self) -> torch.Tensor:
+        """Return what says which row takes which, all of which lies together."""
+        return self.slots.as_strided((len(self.slots) * 6 + 2,), (1,))
 
 
 def lora_tiles(slots: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
