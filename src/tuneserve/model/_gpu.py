@@ -115,7 +115,9 @@ class GpuDecoder:
         """
         self._use(keys, values)
         if max(batch.counts) == 1:
-            return self._decode(batch, 1, choose=False)
+            bucket = self._enter(batch)
+            self._run(bucket, choose=False)
+            return bucket.rows.normed[: len(batch.counts)]
         return self._prefill(batch)
 
     @torch.inference_mode()
@@ -139,25 +141,47 @@ class GpuDecoder:
             int64 (steps, sequences).
         """
         self._use(keys, values)
-        return self._decode(batch, steps, choose=True)
+        self._enter(batch)
+        return self._choose(len(batch.counts), steps)
+
+    @torch.inference_mode()
+    def go_on_greedily(
+        self, block_tables: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, steps: int
+    ) -> torch.Tensor:
+        """Continue the sequences of the call before by ``steps`` tokens more.
+
+        Args:
+            block_tables: where each sequence's blocks lie now, int32 (sequences, blocks).
+            keys, values, steps: as before.
+
+        Returns:
+            int64 (steps, sequences).
+        """
+        self._use(keys, values)
+        self._blocks[: len(block_tables), : block_tables.shape[1]] = block_tables
+        return self._choose(len(block_tables), steps)
 
     def _use(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         assert not self._keys.numel() or self._keys.data_ptr() == keys.data_ptr(), "the graphs are over another cache"
         self._keys, self._values = keys, values
 
-    def _decode(self, batch: DeviceBatch, steps: int, *, choose: bool) -> torch.Tensor:
+    def _enter(self, batch: DeviceBatch) -> Bucket:
         count = len(batch.counts)
+        bucket = self._bucket(count)
+        self._ids[:count] = batch.ids
+        self._lengths[:count] = batch.lengths
+        self._lengths[count : bucket.count] = 0
+        self._blocks[:count, : batch.block_tables.shape[1]] = batch.block_tables
+        return bucket
+
+    def _bucket(self, count: int) -> Bucket:
         size = next(size for size in self._sizes if size >= count)
         if size not in self._buckets:
             self._buckets[size] = Bucket(self.spec, size, self.dtype, self.device)
-        bucket = self._buckets[size]
-        self._ids[:count] = batch.ids
-        self._lengths[:count] = batch.lengths
-        self._lengths[count:size] = 0
-        self._blocks[:count, : batch.block_tables.shape[1]] = batch.block_tables
-        if not choose:
-            self._run(bucket, choose=False)
-            return bucket.rows.normed[:count]
+        return self._buckets[size]
+
+    def _choose(self, count: int, steps: int) -> torch.Tensor:
+        bucket = self._bucket(count)
         chosen = self._ids.new_empty(steps, count)
         for step in range(steps):
             self._run(bucket, choose=True)
