@@ -7,6 +7,7 @@
     │   ├── SourceError         a source name that leads to no usable files
     │   ├── CheckpointError     a weight file that is missing, truncated or malformed
     │   ├── SpecError           a model configuration that is malformed or not supported
+    │   │   └── UnsupportedModelError   one that is well-formed and that the native decoder does not compute
     │   ├── AdapterError        an adapter that is malformed, not understood, or made for another base
     │   ├── TextError           a tokenizer or chat template that is missing, broken or unsafe
     │   ├── RequestError        a generation request that cannot be honoured
@@ -39,6 +40,10 @@ class CheckpointError(InputError):
 
 class SpecError(InputError):
     """A model configuration is malformed or not supported."""
+
+
+class UnsupportedModelError(SpecError):
+    """A model configuration asks for something that the native decoder does not compute."""
 
 
 class AdapterError(InputError):

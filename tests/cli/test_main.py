@@ -60,6 +60,15 @@ def test_inspect_says_what_an_adapter_is(make_llama: Make, make_lora: Make) -> N
     assert "not usable" in facts["tokenizer"]
 
 
+def test_inspect_says_what_runs_through_transformers(make_llama: Make) -> None:
+    base = make_llama()
+    config = json.loads((base / "config.json").read_text())
+    for family, verdict in (("olmo2", "through Transformers (slower): "), ("unheard_of", "no: ")):
+        (base / "config.json").write_text(json.dumps({**config, "model_type": family}))
+        facts = json.loads(run("inspect", base, "--json").stdout)
+        assert facts["native_engine"].startswith(verdict) and repr(family) in facts["native_engine"]
+
+
 def test_export_then_verify_then_not_twice(make_llama: Make, make_lora: Make, tmp_path: Path) -> None:
     base = make_llama()
     adapter = make_lora(base, scale=0.3)

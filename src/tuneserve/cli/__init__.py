@@ -5,6 +5,7 @@ import typer
 from tuneserve._version import __version__
 from tuneserve.cli import engines
 from tuneserve.cli._run import output, run
+from tuneserve.cli.bench import bench
 from tuneserve.cli.chat import chat
 from tuneserve.cli.check import check
 from tuneserve.cli.demo import demo
@@ -23,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, inspect, plan, export, verify, serve, generate, chat, check):
+for verb in (demo, inspect, plan, export, verify, serve, generate, chat, check, bench):
     app.command()(verb)
 app.add_typer(engines.app, name="engines")
 

@@ -97,12 +97,14 @@ def _text(source: "ResolvedSource") -> dict[str, Any]:
 def _native(source: "ResolvedSource") -> dict[str, Any]:
     from tuneserve.errors import SpecError
     from tuneserve.sources import read_config
-    from tuneserve.spec import read_spec
+    from tuneserve.spec import computation_of
 
     config = read_config(source.model_dir / "config.json")
     try:
         # Quantised weights are dequantised as they are read.
-        read_spec({key: value for key, value in config.items() if key != "quantization_config"})
+        computation = computation_of({key: value for key, value in config.items() if key != "quantization_config"})
     except SpecError as error:
         return {"native_engine": f"no: {error}"}
+    if computation.spec is None:
+        return {"native_engine": f"through Transformers (slower): {computation.reason}"}
     return {"native_engine": "yes"}

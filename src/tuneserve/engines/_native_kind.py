@@ -6,7 +6,7 @@ from tuneserve.engines.contract import Engine
 from tuneserve.engines.kind import NamedAdapter, Preflight, ServeOptions
 from tuneserve.errors import InputError, SpecError
 from tuneserve.sources import ResolvedSource, read_config
-from tuneserve.spec import read_spec
+from tuneserve.spec import computation_of
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -37,7 +37,7 @@ class Native:
         config = read_config(source.model_dir / "config.json")
         try:
             # Quantised weights are dequantised as they are read.
-            read_spec({key: value for key, value in config.items() if key != "quantization_config"})
+            computation_of({key: value for key, value in config.items() if key != "quantization_config"})
         except SpecError as error:
             problems.append(str(error).rstrip("."))
         return Preflight(tuple(problems))

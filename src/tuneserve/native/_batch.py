@@ -1,5 +1,6 @@
 """A step as tensors."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,9 @@ import torch
 
 from tuneserve.native._blocks import BLOCK_SIZE, blocks_for
 from tuneserve.native._scheduler import Step
+from tuneserve.native._sequence import Sequence
+
+_Integers = np.ndarray[tuple[int, ...], np.dtype[np.int32] | np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,10 @@ def make_batch(step: Step, device: torch.device, ahead: int = 0) -> Batch:
     lengths = np.array([segment.end for segment in segments], dtype=np.int32)
     starts = np.zeros(len(segments) + 1, dtype=np.int32)
     np.cumsum([segment.count for segment in segments], out=starts[1:])
-    tables = np.zeros((len(segments), blocks_for(int(lengths.max()) + ahead)), dtype=np.int32)
+    tables = _tables([segment.sequence for segment in segments], [segment.end + ahead for segment in segments])
     ids = np.empty(starts[-1], dtype=np.int64)
     positions = np.empty(starts[-1], dtype=np.int64)
-    for row, (segment, start, end) in enumerate(zip(segments, starts[:-1], starts[1:], strict=True)):
-        used = blocks_for(segment.end + ahead)
-        tables[row, :used] = np.frombuffer(segment.sequence.blocks, dtype=np.int32, count=used)
+    for segment, start, end in zip(segments, starts[:-1], starts[1:], strict=True):
         ids[start:end] = segment.sequence.inputs(segment.start, segment.end)
         positions[start:end] = np.arange(segment.start, segment.end)
     rows = np.repeat(np.arange(len(segments)), np.diff(starts))
@@ -55,18 +57,33 @@ def make_batch(step: Step, device: torch.device, ahead: int = 0) -> Batch:
     scored: list[int] = []
     for segment, end in zip(segments, starts[1:].tolist(), strict=True):
         scored += range(end - segment.sequence.scored_rows(segment.start, segment.count), end)
-
-    def tensor(values: "np.ndarray[tuple[int, ...], np.dtype[np.int32] | np.dtype[np.int64]]") -> torch.Tensor:
-        return torch.from_numpy(values).to(device)
-
     return Batch(
-        ids=tensor(ids),
-        positions=tensor(positions),
-        slots=tensor(slots),
-        starts=tensor(starts),
-        lengths=tensor(lengths),
-        block_tables=tensor(tables),
-        scored_rows=tensor(np.array(scored, dtype=np.int64)),
+        ids=_tensor(ids, device),
+        positions=_tensor(positions, device),
+        slots=_tensor(slots, device),
+        starts=_tensor(starts, device),
+        lengths=_tensor(lengths, device),
+        block_tables=_tensor(tables, device),
+        scored_rows=_tensor(np.array(scored, dtype=np.int64), device),
         decodes=step.decodes,
         counts=tuple(segment.count for segment in segments),
     )
+
+
+def block_tables(sequences: Collection[Sequence], ahead: int, device: torch.device) -> torch.Tensor:
+    """Return the blocks that hold what is computed of each sequence and ``ahead`` tokens more, as in a batch."""
+    return _tensor(_tables(sequences, [sequence.computed + ahead for sequence in sequences]), device)
+
+
+def _tables(sequences: Collection[Sequence], lengths: list[int]) -> _Integers:
+    tables = np.zeros((len(sequences), blocks_for(max(lengths))), dtype=np.int32)
+    for row, (sequence, length) in enumerate(zip(sequences, lengths, strict=True)):
+        used = blocks_for(length)
+        tables[row, :used] = np.frombuffer(sequence.blocks, dtype=np.int32, count=used)
+    return tables
+
+
+def _tensor(values: _Integers, device: torch.device) -> torch.Tensor:
+    tensor = torch.from_numpy(values)
+    # From pageable memory the host would wait until the device comes to the copy.
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

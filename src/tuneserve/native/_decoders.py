@@ -6,6 +6,7 @@ import torch
 
 from tuneserve.model import Decoder
 from tuneserve.native._batch import Batch
+from tuneserve.native._transformers import TransformersDecoder
 from tuneserve.spec import ModelSpec
 
 
@@ -35,5 +36,11 @@ class AheadDecoder(PagedDecoder, Protocol):
     def decode_greedily(self, batch: Batch, keys: torch.Tensor, values: torch.Tensor, steps: int) -> torch.Tensor:
         """Return the tokens of ``steps`` steps, int64 (steps, sequences); -1 where numbers were not finite."""
 
+    def go_on_greedily(
+        self, block_tables: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, steps: int
+    ) -> torch.Tensor:
+        """Return the same of the steps after them, whose blocks are in new tables, int32 (sequences, blocks)."""
+
 
 AnyDecoder = Decoder | PagedDecoder
+LoadedDecoder = AnyDecoder | TransformersDecoder

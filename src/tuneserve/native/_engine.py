@@ -1,8 +1,7 @@
 """The native engine: schedule, run, postprocess."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -13,6 +12,7 @@ from tuneserve.errors import InputError, RequestError
 from tuneserve.native._blocks import BlockPool
 from tuneserve.native._choose import Choice
 from tuneserve.native._draft import Drafter
+from tuneserve.native._flight import Flight
 from tuneserve.native._grammar import Grammars, GrammarState
 from tuneserve.native._load import (
     MOST_SPECULATION,
@@ -24,15 +24,19 @@ from tuneserve.native._load import (
 )
 from tuneserve.native._pooling import Pool, Pooling
 from tuneserve.native._runner import Runner
-from tuneserve.native._scheduler import Scheduler, Step
+from tuneserve.native._sampler import NOT_FINITE
+from tuneserve.native._scheduler import Scheduler, Segment, Step
 from tuneserve.native._sequence import Sequence
+from tuneserve.native._transformers import TransformersDecoder
+from tuneserve.native._transformers_runner import TransformersRunner
 
 # Long enough to use the processor well, short enough that decoding sequences are not kept waiting by a prompt.
 _STEP_TOKENS = 512
 # A GPU reads the weights for a few rows about as fast as for one, and computes thousands in the same time as hundreds.
 _GPU_STEP_TOKENS = 8192
-# So many tokens a sequence gets at once where the host need not choose them; a new request waits for as many steps.
-_STEPS_AHEAD = 8
+# So many tokens a sequence gets at once where the host need not choose them, while as many more are being computed; a
+# new request waits for both.
+_STEPS_AHEAD = 4
 _COMPILING_SECONDS = 0.01
 
 
@@ -66,20 +70,26 @@ class NativeCore:
         give_memory_back()
         blocks = cache_blocks(config, decoder)
         max_running = running_limit(config, decoder.device, blocks)
-        self._runner = Runner(decoder, blocks)
-        self._pool = BlockPool(blocks, reuse=config.prefix_cache)
-        step_tokens = _GPU_STEP_TOKENS if decoder.device.type == "cuda" else _STEP_TOKENS
+        self._runner: Runner | TransformersRunner
+        step_tokens, reuse = _GPU_STEP_TOKENS if decoder.device.type == "cuda" else _STEP_TOKENS, config.prefix_cache
+        if isinstance(decoder, TransformersDecoder):
+            # Its caches cannot be shared, nor prompts be cut.
+            self._runner, step_tokens, reuse = TransformersRunner(decoder), max_running * decoder.context_length, False
+        else:
+            self._runner = Runner(decoder, blocks)
+        self._pool = BlockPool(blocks, reuse=reuse)
         self._scheduler = Scheduler(self._pool, max_running, max(step_tokens, max_running))
         self._speculation = config.speculation
         self._sequences: dict[str, Sequence] = {}
         self._compiling: dict[Sequence, Future[GrammarState]] = {}
+        self._flight: Flight | None = None
         tokenizer_dir = None if config.tokenizer_dir is None else Path(config.tokenizer_dir)
-        self._grammars = Grammars(tokenizer_dir, Path(config.model_dir), decoder.spec.vocab_size)
+        self._grammars = Grammars(tokenizer_dir, Path(config.model_dir), self._runner.vocab_size)
         self.info = EngineInfo(
             engine="native",
             version=__version__,
             context_length=decoder.context_length,
-            vocab_size=decoder.spec.vocab_size,
+            vocab_size=self._runner.vocab_size,
             dtype=str(decoder.dtype).removeprefix("torch."),
             device=str(decoder.device),
             weight_bytes=decoder.weight_bytes,
@@ -130,31 +140,50 @@ class NativeCore:
 
     def step(self) -> list[Output]:
         """Run one batch and return what it produced."""
+        if self._flight is not None:
+            return self._land(self._flight)
         refused = self._take_compiled()
         step = self._scheduler.schedule()
         if step is None:
             # Whoever calls has to look for other requests now and then.
             wait(self._compiling.values(), _COMPILING_SECONDS, FIRST_COMPLETED)
             return refused
-        if (steps := self._steps_ahead(step)) > 1:
-            results = self._runner.run_ahead(step, steps)
-            step = Step(tuple(replace(segment, count=steps) for segment in step.segments), 0)
-        else:
-            results = self._runner.run(step)
-        self._scheduler.complete(step, [sequence for sequence, choice in results.items() if isinstance(choice, str)])
-        return refused + [
-            output for sequence, choices in results.items() for output in self._postprocess(sequence, choices)
-        ]
+        if isinstance(self._runner, Runner) and (steps := self._steps_ahead(self._runner, step)) > 1:
+            return refused + self._land(self._runner.launch(step, steps, self._scheduler.changes))
+        return refused + self._complete(step, self._runner.run(step))
 
-    def _steps_ahead(self, step: Step) -> int:
+    def _steps_ahead(self, runner: Runner, step: Step) -> int:
         """Return how many steps can be run at once, all of whose tokens are simply the likeliest."""
-        if not self._runner.runs_ahead or step.decodes < len(step.segments):
+        if not runner.runs_ahead or step.decodes < len(step.segments):
             return 1
         sequences = [segment.sequence for segment in step.segments]
-        if not all(sequence.simply_greedy for sequence in sequences):
-            return 1
-        left = min(sequence.left(self.info.context_length) for sequence in sequences)
-        return self._scheduler.reserve(step, min(_STEPS_AHEAD, left))
+        return self._reserve(sequences, 0) if all(sequence.simply_greedy for sequence in sequences) else 1
+
+    def _reserve(self, sequences: Collection[Sequence], after: int) -> int:
+        left = min(sequence.left(self.info.context_length) for sequence in sequences) - after
+        return self._scheduler.reserve(sequences, after, min(_STEPS_AHEAD, left)) if left > 0 else 0
+
+    def _land(self, flight: Flight) -> list[Output]:
+        """Return what a flight has produced, having launched the next where nothing speaks against it."""
+        self._flight = None
+        assert isinstance(self._runner, Runner)
+        compiled = any(future.done() for future in self._compiling.values())
+        if self._scheduler.changes == flight.changes and not compiled:
+            steps = self._reserve(flight.sequences, flight.steps)
+            self._flight = self._runner.follow(flight, steps) if steps else None
+        segments = []
+        results: dict[Sequence, list[Choice] | str] = {}
+        for sequence, tokens in zip(flight.sequences, flight.tokens(), strict=True):
+            # It may have ended, or been cancelled, after this was launched.
+            if self._sequences.get(sequence.request.id) is sequence:
+                sequence.draft = tokens[:-1]
+                segments.append(Segment(sequence, sequence.computed, flight.steps))
+                results[sequence] = NOT_FINITE if -1 in tokens else [Choice(token) for token in tokens]
+        return self._complete(Step(tuple(segments), 0), results)
+
+    def _complete(self, step: Step, results: Mapping[Sequence, list[Choice] | str]) -> list[Output]:
+        self._scheduler.complete(step, [sequence for sequence, choice in results.items() if isinstance(choice, str)])
+        return [output for sequence, choices in results.items() for output in self._postprocess(sequence, choices)]
 
     def _take_compiled(self) -> list[Output]:
         """Queue the requests whose grammars are ready; return those whose grammars cannot be used."""

@@ -2,23 +2,25 @@
 
 import contextlib
 import ctypes
+import logging
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 import torch
 
-from tuneserve.adapters import WeightedAdapter, merge_model, open_adapter
+from tuneserve.adapters import MergedModel, WeightedAdapter, merge_model, open_adapter
 from tuneserve.errors import InputError
 from tuneserve.hardware import available_memory
 from tuneserve.model import load_weights
 from tuneserve.native._blocks import BLOCK_SIZE, blocks_for
 from tuneserve.native._cache import bytes_per_block
 from tuneserve.native._cpu_step import prepare_step
-from tuneserve.native._decoders import AnyDecoder
+from tuneserve.native._decoders import LoadedDecoder
 from tuneserve.native._gpu_step import prepare_gpu_step
+from tuneserve.native._transformers import TransformersDecoder, context_limit
 from tuneserve.sources import ResolvedSource, open_files
-from tuneserve.spec import read_spec
+from tuneserve.spec import computation_of
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 _DTYPES: dict[DtypeName, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -29,6 +31,9 @@ _DEFAULT_GPU_RUNNING = 256
 MOST_SPECULATION = 15
 # The rest is for activations, and for whatever else runs on the machine.
 _CACHE_SHARE = 0.6
+# Where a model does not say.
+_MOST_CONTEXT = 1 << 20
+_logger = logging.getLogger("tuneserve.native")
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -90,8 +95,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         )
 
 
-def load_decoder(config: EngineConfig) -> AnyDecoder:
-    """Load the model, its adapter folded in.
+def load_decoder(config: EngineConfig) -> LoadedDecoder:
+    """Load the model, its adapter folded in; what the native decoder does not compute runs through Transformers.
 
     Raises:
         InputError: something in the directories or the configuration cannot be used as it is.
@@ -103,18 +108,41 @@ def load_decoder(config: EngineConfig) -> AnyDecoder:
     weights_file = None if config.weights_file is None else Path(config.weights_file)
     reader, model_config = open_files(Path(config.model_dir), weights_file)
     model = merge_model(reader, model_config, adapters, dtype)
-    spec = read_spec(model.config)
-    context = config.context_length or min(spec.short_context_length, _DEFAULT_CONTEXT)
-    if not 2 <= context <= spec.context_length:
-        raise InputError(
-            f"a context of {context} tokens was asked for and the model has {spec.context_length}; "
-            f"choose one from 2 to {spec.context_length}."
-        )
+    computation = computation_of(model.config)
+    if (spec := computation.spec) is None:
+        return _through_transformers(config, model, _DTYPES[dtype], device, computation.reason)
+    context = _context(config, spec.short_context_length, spec.context_length)
     weights = load_weights(spec, model, _DTYPES[dtype], device, deferred=True)
     if device.type == "cuda" and config.cpu_step == "auto":
         running = config.max_running or default_running(device)
         return prepare_gpu_step(spec, weights, context, running, config.weights)
     return prepare_step(spec, weights, context, config.cpu_step, config.weights)
+
+
+def _through_transformers(
+    config: EngineConfig, model: MergedModel, dtype: torch.dtype, device: torch.device, reason: str | None
+) -> TransformersDecoder:
+    from tuneserve.native._transformers_load import load_transformers_model
+
+    asked = {"speculation": config.speculation != 0, "weights": config.weights != "auto"}
+    asked["cpu_step"] = config.cpu_step == "compiled"
+    if names := [name for name, given in asked.items() if given]:
+        raise InputError(
+            f"{', '.join(names)} cannot be had with what runs through Transformers; leave it at its default."
+        )
+    loaded = load_transformers_model(model, model.config, dtype, device)
+    limit = context_limit(loaded.config)
+    _logger.warning("the model runs through Transformers, which is slower: %s", reason)
+    return TransformersDecoder(loaded, _context(config, limit or _DEFAULT_CONTEXT, limit or _MOST_CONTEXT))
+
+
+def _context(config: EngineConfig, usual: int, most: int) -> int:
+    context = config.context_length or min(usual, _DEFAULT_CONTEXT)
+    if not 2 <= context <= most:
+        raise InputError(
+            f"a context of {context} tokens was asked for and the model has {most}; choose one from 2 to {most}."
+        )
+    return context
 
 
 def give_memory_back() -> None:
@@ -123,17 +151,22 @@ def give_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def cache_blocks(config: EngineConfig, decoder: AnyDecoder) -> int:
+def cache_blocks(config: EngineConfig, decoder: LoadedDecoder) -> int:
     """Return how many blocks the cache has, the one included that is never used.
 
     Raises:
         InputError: what was asked for does not fit in memory, or does not hold one sequence of full length.
     """
     free = torch.cuda.mem_get_info()[0] if decoder.device.type == "cuda" else available_memory()
-    each = bytes_per_block(decoder.spec, decoder.dtype)
     usable, context = int(free * _CACHE_SHARE), decoder.context_length
+    running = config.max_running or default_running(decoder.device)
+    if isinstance(decoder, TransformersDecoder):
+        each = max(1, BLOCK_SIZE * decoder.token_bytes)
+        usable -= running * decoder.state_bytes
+    else:
+        each = bytes_per_block(decoder.spec, decoder.dtype)
     fitting = usable // each - 1
-    wanted = min(fitting, (config.max_running or default_running(decoder.device)) * blocks_for(context))
+    wanted = min(fitting, running * blocks_for(context))
     if config.cache_tokens is not None:
         wanted = config.cache_tokens // BLOCK_SIZE
     if wanted > fitting:

@@ -3,11 +3,12 @@
 import torch
 
 from tuneserve.model import Decoder
-from tuneserve.native._batch import Batch, make_batch
+from tuneserve.native._batch import Batch, block_tables, make_batch
 from tuneserve.native._cache import PagedCache, StepAttention
 from tuneserve.native._choose import Choice, choose
 from tuneserve.native._cpu_step import half_the_threads
 from tuneserve.native._decoders import AheadDecoder, AnyDecoder
+from tuneserve.native._flight import Flight
 from tuneserve.native._sampler import NOT_FINITE
 from tuneserve.native._scheduler import Step
 from tuneserve.native._sequence import Sequence
@@ -30,25 +31,31 @@ class Runner:
             return self._run(step)
 
     @property
+    def vocab_size(self) -> int:
+        """How many tokens the model tells the probabilities of."""
+        return self.decoder.spec.vocab_size
+
+    @property
     def runs_ahead(self) -> bool:
-        """Whether :meth:`run_ahead` can be used."""
+        """Whether :meth:`launch` can be used."""
         return isinstance(self.decoder, AheadDecoder)
 
     @torch.inference_mode()
-    def run_ahead(self, step: Step, steps: int) -> dict[Sequence, list[Choice] | str]:
-        """Run several greedy steps without coming back in between, of sequences that all decode.
-
-        Each has a block for every token. What is found is the draft that came true, for :meth:`Scheduler.complete`.
-        """
+    def launch(self, step: Step, steps: int, changes: int) -> Flight:
+        """Launch greedy steps of sequences that all decode; each must have blocks for so many tokens."""
         assert isinstance(self.decoder, AheadDecoder)
         self.cache.wipe(step.wiped)
         batch = make_batch(step, self.decoder.device, ahead=steps - 1)
-        chosen = self.decoder.decode_greedily(batch, self.cache.keys, self.cache.values, steps).T.tolist()
-        results: dict[Sequence, list[Choice] | str] = {}
-        for segment, tokens in zip(step.segments, chosen, strict=True):
-            segment.sequence.draft = tokens[:-1]
-            results[segment.sequence] = NOT_FINITE if -1 in tokens else [Choice(token) for token in tokens]
-        return results
+        tokens = self.decoder.decode_greedily(batch, self.cache.keys, self.cache.values, steps)
+        return Flight.of(tuple(segment.sequence for segment in step.segments), changes, tokens)
+
+    @torch.inference_mode()
+    def follow(self, flight: Flight, steps: int) -> Flight:
+        """Launch steps after those of the last flight, which need not have landed, for all of its sequences."""
+        assert isinstance(self.decoder, AheadDecoder)
+        tables = block_tables(flight.sequences, flight.steps + steps, self.decoder.device)
+        tokens = self.decoder.go_on_greedily(tables, self.cache.keys, self.cache.values, steps)
+        return Flight.of(flight.sequences, flight.changes, tokens)
 
     def _run(self, step: Step) -> dict[Sequence, list[Choice] | str]:
         self.cache.wipe(step.wiped)

@@ -66,6 +66,12 @@ class Scheduler:
         self.looked_up = 0
         self.found = 0
         self._arrivals = 0
+        self._departures = 0
+
+    @property
+    def changes(self) -> int:
+        """How often a sequence has come or gone; while it is the same, :meth:`schedule` would choose the same."""
+        return self._arrivals + self._departures
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence."""
@@ -75,6 +81,7 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and free its blocks."""
+        self._departures += 1
         for line in (self.running, self.waiting):
             index = bisect_left(line, sequence.rank, key=_rank)
             if index < len(line) and line[index] is sequence:
@@ -119,20 +126,23 @@ class Scheduler:
                 sequence.blocks, tokens, sequence.request.adapter, start=segment.start, end=sequence.computed
             )
 
-    def reserve(self, step: Step, steps: int) -> int:
-        """Give the sequences of a step, which all decode, blocks for ``steps`` tokens; return for how many there are.
+    def reserve(self, sequences: Collection[Sequence], after: int, steps: int) -> int:
+        """Give sequences that all decode blocks for ``steps`` tokens after the next ``after``, which have theirs.
 
-        Nothing is preempted for it, and one there is always.
+        Nothing is preempted for it.
+
+        Returns:
+            For how many tokens there were blocks; for one, always, where ``after`` is 0.
         """
         while True:
             missing = [
-                max(0, blocks_for(segment.start + steps) - len(segment.sequence.blocks)) for segment in step.segments
+                max(0, blocks_for(sequence.computed + after + steps) - len(sequence.blocks)) for sequence in sequences
             ]
             if sum(missing) <= self.pool.available:
                 break
             steps -= 1
-        for segment, count in zip(step.segments, missing, strict=True):
-            segment.sequence.blocks.extend(self.pool.take() for _ in range(count))
+        for sequence, count in zip(sequences, missing, strict=True):
+            sequence.blocks.extend(self.pool.take() for _ in range(count))
         return steps
 
     def check(self) -> None:

@@ -1,5 +1,6 @@
 """One typed description of a decoder, read from a model's configuration; one module per family."""
 
+from tuneserve.spec._computed import Computation, computation_of
 from tuneserve.spec._fields import Fields
 from tuneserve.spec._gguf_names import GGUF_ARCHITECTURES, GgufPart, gguf_parts, hf_name
 from tuneserve.spec._positions import (
@@ -32,6 +33,7 @@ __all__ = [
     "NORM",
     "Activation",
     "ClampedSwiglu",
+    "Computation",
     "ExpertNames",
     "ExpertsSpec",
     "Fields",
@@ -46,6 +48,7 @@ __all__ = [
     "RopeScaling",
     "RopeSpec",
     "YarnScaling",
+    "computation_of",
     "gguf_parts",
     "hf_name",
     "layer_names",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from tuneserve.errors import SpecError
+from tuneserve.errors import SpecError, UnsupportedModelError
 
 _MAX_SIZE = 1 << 24
 _REQUIRED = object()
@@ -81,7 +81,7 @@ class Fields:
         """Read a string that must be a key of ``known``; return what it stands for."""
         value = self.text(name, default)
         if value not in known:
-            raise self._bad(name, value, f"{' or '.join(map(repr, known))}, all that the native engine has")
+            raise self._unsupported(name, value, f"{' or '.join(map(repr, known))}, all that the native engine has")
         return known[value]
 
     def flag(self, name: str, default: bool) -> bool:
@@ -96,7 +96,7 @@ class Fields:
         value = self._get(name, default)
         if not any(value is known or (type(value) is type(known) and value == known) for known in supported):
             listed = " or ".join(repr(known) for known in supported)
-            raise self._bad(name, value, f"{listed}, the only one that the native engine has")
+            raise self._unsupported(name, value, f"{listed}, the only one that the native engine has")
 
     def section(self, name: str) -> "Fields | None":
         """Read a nested object; None where it is absent or null."""
@@ -131,8 +131,12 @@ class Fields:
         return value
 
     def _bad(self, name: str, value: Any, expected: str) -> SpecError:
+        return SpecError(self._sentence(name, value, expected))
+
+    def _unsupported(self, name: str, value: Any, expected: str) -> UnsupportedModelError:
+        return UnsupportedModelError(self._sentence(name, value, expected))
+
+    def _sentence(self, name: str, value: Any, expected: str) -> str:
         shown = repr(value)
         shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
-        return SpecError(
-            f"{name} in {self._where} is {shown}, which should be {expected}; use another model or engine."
-        )
+        return f"{name} in {self._where} is {shown}, which should be {expected}; use another model or engine."

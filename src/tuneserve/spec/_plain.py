@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from tuneserve.errors import SpecError
+from tuneserve.errors import SpecError, UnsupportedModelError
 from tuneserve.spec._fields import Fields
 from tuneserve.spec._positions import RopeSpec
 from tuneserve.spec._rope import read_rope
@@ -89,7 +89,9 @@ def read_windows(
     types = fields.texts("layer_types", spec.layers)
     for kind in types or ():
         if kind not in ("sliding_attention", "full_attention"):
-            raise SpecError(f"the layer type {kind[:40]!r} is not in the native engine; use another engine.")
+            raise UnsupportedModelError(
+                f"the layer type {kind[:40]!r} is not in the native engine; use another engine."
+            )
     slides = default if types is None else [kind == "sliding_attention" for kind in types]
     if window is None and any(slides):
         raise SpecError("config.json has layers with a sliding window and no length of it; download the model again.")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from tuneserve.errors import SpecError
+from tuneserve.errors import SpecError, UnsupportedModelError
 from tuneserve.spec._fields import Fields
 from tuneserve.spec._gemma import read_gemma2, read_gemma3
 from tuneserve.spec._granite import read_granite
@@ -42,8 +42,9 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the decoder that a ``config.json`` describes; of a multimodal model, its text part.
 
     Raises:
-        SpecError: the family is not one of :data:`FAMILIES`, the weights are quantised, or a field is malformed or asks
-            for something that the decoder does not implement.
+        UnsupportedModelError: the family is not one of :data:`FAMILIES`, or a field asks for something that the decoder
+            does not compute.
+        SpecError: the weights are quantised, or a field is malformed.
     """
     fields = Fields(config)
     if "quantization_config" in fields.names():
@@ -61,8 +62,8 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
 
 def _family(fields: Fields, family: str) -> ModelSpec:
     if family not in FAMILIES:
-        raise SpecError(
-            f"the native engine does not have the {family[:40]!r} family yet, only {', '.join(FAMILIES)}; "
-            "export the model and use another engine."
+        raise UnsupportedModelError(
+            f"the native decoder does not have the {family[:40]!r} family; it has "
+            f"{', '.join(FAMILIES)}, so export the model and use another engine."
         )
     return FAMILIES[family](fields)

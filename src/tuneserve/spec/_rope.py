@@ -2,7 +2,7 @@
 
 import math
 
-from tuneserve.errors import SpecError
+from tuneserve.errors import SpecError, UnsupportedModelError
 from tuneserve.spec._fields import Fields
 from tuneserve.spec._positions import (
     LinearScaling,
@@ -24,7 +24,7 @@ def read_rope(fields: Fields, head_dim: int, context_length: int, default_theta:
     """
     own = rope_section(fields)
     if partial_factor(fields, own) != 1.0:
-        raise SpecError(
+        raise UnsupportedModelError(
             "partial_rotary_factor in config.json is not 1, which this family has no use for; "
             "download or save the model again."
         )
@@ -62,7 +62,9 @@ def _scaling(
 ) -> RopeScaling | None:
     kind = own.text("rope_type", own.text("type", "default"))
     if kind not in kinds:
-        raise SpecError(f"the rope scaling {kind[:40]!r} is not in the native engine yet; use another engine.")
+        raise UnsupportedModelError(
+            f"the rope scaling {kind[:40]!r} is not in the native engine yet; use another engine."
+        )
     if kind == "linear":
         return LinearScaling(factor=own.number("factor"))
     if kind in ("default", "dynamic"):
