@@ -13,7 +13,7 @@ from tuneserve.adapters import merge_model
 from tuneserve.checkpoint import SafetensorsWriter, StoredCodes, TensorSpec, open_checkpoint, write_json
 from tuneserve.checkpoint.quantised import CT_ENCODERS, Bnb4bitEncoder
 from tuneserve.kernels.gpu.packed import pack, unpacked
-from tuneserve.model import Decoder, DenseLinear, Weights, load_weights
+from tuneserve.model import Decoder, DenseLinear, Linear, Weights, load_weights
 from tuneserve.model._gpu import GpuDecoder
 from tuneserve.model._gpu_packed import Bits, pack_stored, quantise
 from tuneserve.model._gpu_reasons import gpu_reasons_against
@@ -113,11 +113,18 @@ def test_quantised_when_loaded(bits: Bits, make_family: Make) -> None:
     assert gpu_reasons_against(spec, weights, quantised=True) == []
     whole = weights.loaded()
 
-    def rounded(linear: Any, kind: Bits) -> DenseLinear:
-        return replace(linear, weight=unpacked(pack(quantise(linear.weight, kind))))
+    def rounded(linear: Linear | None, kind: Bits) -> DenseLinear:
+        assert isinstance(linear, DenseLinear)
+        return DenseLinear(unpacked(pack(quantise(linear.weight, kind))), linear.bias)
 
     layers = tuple(
-        replace(layer, **{name: rounded(getattr(layer, name), bits) for name in ("qkv", "output", "gate_up", "down")})
+        replace(
+            layer,
+            qkv=rounded(layer.qkv, bits),
+            output=rounded(layer.output, bits),
+            gate_up=rounded(layer.gate_up, bits),
+            down=rounded(layer.down, bits),
+        )
         for layer in whole.layers
     )
     exact = Decoder(spec, replace(whole, layers=layers, head=rounded(whole.head, "int8")), 64)
