@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import triton
 
-from tuneserve.adapters import LinearName, linear_shapes
+from tuneserve.adapters import LinearName, linear_shapes, merge_model
 from tuneserve.engines.contract import GenerationRequest, SamplingParams
 from tuneserve.model import Decoder, Weights, load_weights
 from tuneserve.model._gpu import GpuDecoder
@@ -70,11 +70,11 @@ def check(model: Path) -> None:
 
     All three compute with the weights as they are stored; only here are weights in few bits not rounded to 16 first.
     """
-    reader, config = open_files(model, None)
-    spec = read_spec(config)
+    stored = merge_model(*open_files(model, None), [], "float32")
+    spec = read_spec(stored.config)
 
     def weights(dtype: torch.dtype) -> Weights:
-        whole = load_weights(spec, reader, dtype, torch.device("cuda"), deferred=True)
+        whole = load_weights(spec, stored, dtype, torch.device("cuda"), deferred=True)
         return replace(whole, layers=whole.layers[:_CHECKED_LAYERS])
 
     cut = replace(spec, per_layer=spec.per_layer[:_CHECKED_LAYERS])

@@ -1,4 +1,4 @@
-"""The decoder on an NVIDIA GPU: Triton kernels and cuBLAS, decode steps captured in CUDA graphs.
+"""The decoder on an NVIDIA GPU: Triton kernels and cuBLAS, all but large steps captured in CUDA graphs.
 
 A decode step is bound by reading the weights once. For one sequence every product is a matrix-vector kernel, for up to
 32 a matrix kernel that reads each weight once, both with what surrounds the product fused in; beyond that cuBLAS is as
@@ -9,21 +9,20 @@ Importing this module needs Triton.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 
 from tuneserve.kernels.gpu.decode_attention import decode_attention
 from tuneserve.kernels.gpu.greedy import greedy
 from tuneserve.kernels.gpu.norm import norm
-from tuneserve.kernels.gpu.prefill_attention import prefill_attention, query_tiles
+from tuneserve.kernels.gpu.prefill_attention import prefill_attention
 from tuneserve.kernels.gpu.rope_store import rope_store
 from tuneserve.model._gpu_bucket import Bucket, Graphs, Rows
 from tuneserve.model._gpu_linear import Norm
 from tuneserve.model._gpu_lora import GpuAdapters, adapted
 from tuneserve.model._gpu_packed import Bits
+from tuneserve.model._gpu_prompts import DeviceBatch, Prompts, PromptStep
 from tuneserve.model._gpu_weights import GpuLayer, gpu_weights
 from tuneserve.model._lora import AdapterWeights
 from tuneserve.model._rope import rope_tables
@@ -32,35 +31,6 @@ from tuneserve.spec import LayerSpec, ModelSpec, RopeSpec
 
 # Of the cache; room for the tables of larger ones is room to spare.
 _LEAST_BLOCK = 16
-
-
-class DeviceBatch(Protocol):
-    """The tokens of a step, on the device; ``counts`` are the rows of each sequence, on the host.
-
-    Attributes:
-        ids, positions, slots: int64 (tokens); a slot is block * block size + offset.
-        starts: the first row of each sequence, then the number of rows, int32 (sequences + 1).
-        lengths: tokens of each sequence with these, int32 (sequences).
-        block_tables: the blocks of each sequence in order, int32 (sequences, blocks).
-        adapters: the slot of each token's adapter, -1 for the base, int32 (tokens); None if all are of the base.
-    """
-
-    @property
-    def ids(self) -> torch.Tensor: ...
-    @property
-    def positions(self) -> torch.Tensor: ...
-    @property
-    def slots(self) -> torch.Tensor: ...
-    @property
-    def starts(self) -> torch.Tensor: ...
-    @property
-    def lengths(self) -> torch.Tensor: ...
-    @property
-    def block_tables(self) -> torch.Tensor: ...
-    @property
-    def counts(self) -> Sequence[int]: ...
-    @property
-    def adapters(self) -> torch.Tensor | None: ...
 
 
 class GpuDecoder:
@@ -101,6 +71,7 @@ class GpuDecoder:
         self._blocks = torch.zeros(sequences, blocks, dtype=torch.int32, device=self.device)
         self._sizes = sorted({1, 2, 4, 8, 16, 24, *range(32, sequences, 32), sequences})
         self._buckets: dict[int, Bucket] = {}
+        self._prompts = Prompts(spec, blocks, self.dtype, self.device)
         self._graphs = Graphs((self._ids, self._lengths), self._lengths)
 
     @property
@@ -215,7 +186,7 @@ class GpuDecoder:
         return chosen
 
     def _run(self, bucket: Bucket, *, choose: bool) -> None:
-        key = (bucket.count, choose, self._adapters.rows is not None)
+        key = ("decode", bucket.count, choose, self._adapters.rows is not None)
         self._graphs.run(key, lambda: self._step(bucket, choose=choose))
 
     def _step(self, bucket: Bucket, *, choose: bool) -> None:
@@ -239,24 +210,30 @@ class GpuDecoder:
         layer.down.add(rows.activated, hidden)
 
     def _prefill(self, batch: DeviceBatch) -> torch.Tensor:
-        spec = self.spec
-        self._adapters.enter(batch.adapters)
-        self._adapters.start()
-        rows = Rows.of_prompts(spec, F.embedding(batch.ids, self.weights.embedding))
-        self._scale_embedding(rows.hidden)
-        tiles = torch.tensor(query_tiles(list(batch.counts)), dtype=torch.int32).to(self.device, non_blocking=True)
-        for index, layer in enumerate(self.weights.layers):
-            self._layer(layer, rows, functools.partial(self._attend_prompts, batch, rows, tiles, index, layer))
-        return norm(rows.hidden, self.weights.norm, spec.norm_eps, rows.normed)
+        step = self._prompts.step(batch)
+        self._adapters.enter(batch.adapters, len(step.ids))
+        if step.key is None:
+            self._prompt_step(step)
+        else:
+            self._graphs.run((*step.key, self._adapters.rows is not None), lambda: self._prompt_step(step))
+        return step.rows.normed[: len(batch.ids)]
 
-    def _attend_prompts(self, batch: DeviceBatch, rows: Rows, tiles: torch.Tensor, index: int, layer: GpuLayer) -> None:
+    def _prompt_step(self, step: PromptStep) -> None:
+        self._adapters.start()
+        torch.index_select(self.weights.embedding, 0, step.ids, out=step.rows.hidden)
+        self._scale_embedding(step.rows.hidden)
+        for index, layer in enumerate(self.weights.layers):
+            self._layer(layer, step.rows, functools.partial(self._attend_prompts, step, index, layer))
+        norm(step.rows.hidden, self.weights.norm, self.spec.norm_eps, step.rows.normed)
+
+    def _attend_prompts(self, step: PromptStep, index: int, layer: GpuLayer) -> None:
         own, keys, values = self.spec.layer(index), self._keys[index], self._values[index]
         rope_store(
-            rows.qkv, *self._turn(own), batch.positions, batch.slots, keys, values, norms=layer.head_norms,
+            step.rows.qkv, *self._turn(own), step.positions, step.slots, keys, values, norms=layer.head_norms,
             eps=self.spec.norm_eps,
         )  # fmt: skip
         prefill_attention(
-            rows.qkv, batch.starts, batch.lengths, batch.block_tables, keys, values, tiles, rows.attended,
+            step.rows.qkv, step.starts, step.lengths, step.block_tables, keys, values, step.tiles, step.rows.attended,
             scale=self.spec.scale, window=own.window, softcap=self.spec.softcap,
         )  # fmt: skip
 

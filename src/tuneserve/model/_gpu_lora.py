@@ -21,6 +21,8 @@ from tuneserve.model._lora import AdapterWeights, Delta
 from tuneserve.spec import ModelSpec
 
 _LEAST_RANK = 16
+# No more are in a captured step.
+_KEPT_ROWS = 512
 
 
 @dataclass
@@ -83,19 +85,17 @@ class GpuAdapters:
         self.rows = None
         return True
 
-    def enter(self, slots: torch.Tensor | None, room: int | None = None) -> None:
-        """Take the rows of a step, with the slot of each, -1 for the base; None if all are of the base.
-
-        ``room`` is for how many rows captured steps are; their memory stays where it is.
-        """
+    def enter(self, slots: torch.Tensor | None, rows: int) -> None:
+        """Take the slot of each of a step's first rows, -1 for the base; None if all ``rows`` are of the base."""
         if slots is None:
             self.rows = None
-            return
-        if room is None:
-            self.rows = self._make(len(slots))
+        elif rows > _KEPT_ROWS:
+            self.rows = self._make(rows)
         else:
-            self.rows = self._kept.get(room) or self._kept.setdefault(room, self._make(room))
-        self.rows.put(slots.tolist())
+            # Captured steps need it where it is.
+            self.rows = self._kept.get(rows) or self._kept.setdefault(rows, self._make(rows))
+        if self.rows is not None and slots is not None:
+            self.rows.put(slots.tolist())
 
     def start(self) -> None:
         """Begin a step on the device."""

@@ -119,4 +119,4 @@ def test_rows_beyond_a_batch_have_none() -> None:
     rows.put([0])
     assert rows.slots.tolist() == [0] + [-1] * 7
     assert rows.tile_of.tolist() == [0] + [-1] * 7
-    assert rows.counts.tolist() == [1, 1] and rows.tiles[0].tolist() == [0, 1, 0]
+    assert rows.counts.tolist() == [1, 2] and rows.tiles[0].tolist() == [0, 1, 0]

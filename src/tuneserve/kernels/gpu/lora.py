@@ -93,13 +93,13 @@ class LoraRows:
         )
 
     def put(self, slots: list[int]) -> None:
-        """Give the first rows these slots, and leave the others out."""
+        """Give the first rows these slots, and the others none."""
         rows = len(self.slots)
         packed = np.zeros(rows * 6 + 2, dtype=np.int32)
         mine, tile_of, order, tiles, counts = np.split(packed, (rows, 2 * rows, 3 * rows, 6 * rows))
         mine.fill(-1)
         mine[: len(slots)] = slots
-        taken, table = lora_tiles(mine[: len(slots)])
+        taken, table = lora_tiles(mine)
         order[: len(taken)], tiles[: table.size] = taken, table.reshape(-1)
         counts[:] = (table[:, 2] >= 0).sum(), len(table)
         tile_of.fill(-1)
@@ -189,7 +189,7 @@ def lora_gate(
         rows: which rows take which.
         columns: of the input.
         gate_up: (rows, 2 * intermediate).
-        out: (rows, intermediate); rows that are left out are not written.
+        out: (rows, intermediate).
     """
     inner = out.shape[1]
     _gate[(_programs(len(out)), triton.cdiv(inner, _EXPAND))](
