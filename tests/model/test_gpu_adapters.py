@@ -12,6 +12,7 @@ import torch
 from tests.native.unmerged import ALL_LINEAR, tuned
 from tuneserve.adapters import read_deltas
 from tuneserve.checkpoint import open_checkpoint
+from tuneserve.errors import AdapterError
 from tuneserve.model import load_deltas, load_weights
 from tuneserve.model._gpu import GpuDecoder
 from tuneserve.spec import read_spec
@@ -121,3 +122,9 @@ def test_what_is_dropped_is_forgotten(make_family: Make) -> None:
         served.decoder.drop_adapter(0)
     assert all(layer.adapters is None for layer in served.decoder._adapters.layers.values())
     assert_close(served.decoded([text], [-1])[0], served.expected(text, None)[-1])
+
+
+def test_too_large_a_rank_is_refused(make_family: Make) -> None:
+    served = Served(make_family("llama", **WIDE))
+    with pytest.raises(AdapterError, match="rank 129.* up to 128"):
+        served.add(0, target_modules=["q_proj"], r=129)

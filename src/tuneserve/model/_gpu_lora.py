@@ -20,7 +20,8 @@ from tuneserve.model._gpu_weights import GpuWeights
 from tuneserve.model._lora import AdapterWeights, Delta
 from tuneserve.spec import ModelSpec
 
-_LEAST_RANK = 16
+# The kernels have the whole rank of a tile in shared memory.
+_LEAST_RANK, _MOST_RANK = 16, 128
 # No more are in a captured step.
 _KEPT_ROWS = 512
 
@@ -59,10 +60,15 @@ class GpuAdapters:
         """Let ``slot`` be this adapter; say whether memory was moved.
 
         Raises:
-            AdapterError: there is not enough memory.
+            AdapterError: its rank is too large, or there is not enough memory.
         """
         pieces = {key: _pieces(self.layers[key].ends, deltas) for key, deltas in adapter.items()}
         rank = max((len(a) for parts in pieces.values() for a, _ in parts), default=1)
+        if rank > _MOST_RANK:
+            raise AdapterError(
+                f"the adapter has rank {rank}, and the GPU's kernels compute up to {_MOST_RANK} unmerged; merge it with "
+                "'tuneserve export', or serve it alone."
+            )
         slots, rank = power_of_two(slot + 1), power_of_two(max(rank, _LEAST_RANK))
         moved = slots > self._slots or rank > self._rank or any(self.layers[key].adapters is None for key in pieces)
         if moved:
