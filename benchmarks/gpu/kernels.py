@@ -20,7 +20,8 @@ import torch
 
 from tuneserve.kernels.gpu.gate import gate
 from tuneserve.kernels.gpu.greedy import greedy, greedy_scratch
-from tuneserve.kernels.gpu.lora import LoraRows, LoraWeights, lora_expand, lora_gate, lora_shrink
+from tuneserve.kernels.gpu.lora import lora_expand, lora_gate, lora_shrink
+from tuneserve.kernels.gpu.lora_rows import LoraRows, LoraWeights
 from tuneserve.kernels.gpu.matvec import LoraCall, matvec, matvec_reference
 from tuneserve.kernels.gpu.sample import SamplingResults, SamplingRows, sample, sample_reference
 from tuneserve.kernels.gpu.skinny import skinny

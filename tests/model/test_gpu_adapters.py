@@ -126,5 +126,5 @@ def test_what_is_dropped_is_forgotten(make_family: Make) -> None:
 
 def test_too_large_a_rank_is_refused(make_family: Make) -> None:
     served = Served(make_family("llama", **WIDE))
-    with pytest.raises(AdapterError, match="rank 129.* up to 128"):
+    with pytest.raises(AdapterError, match=r"rank 129.* up to 128"):
         served.add(0, target_modules=["q_proj"], r=129)

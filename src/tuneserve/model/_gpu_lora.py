@@ -12,7 +12,8 @@ import torch
 from tuneserve.adapters import LinearName, linear_shapes
 from tuneserve.errors import AdapterError
 from tuneserve.kernels.gpu.launch import power_of_two
-from tuneserve.kernels.gpu.lora import LoraRows, LoraWeights, lora_expand, lora_gate, lora_shrink
+from tuneserve.kernels.gpu.lora import lora_expand, lora_gate, lora_shrink
+from tuneserve.kernels.gpu.lora_rows import LoraRows, LoraWeights
 from tuneserve.kernels.gpu.matvec import LoraCall, matvec
 from tuneserve.kernels.gpu.skinny import skinny
 from tuneserve.model._gpu_linear import FEW, DenseGpuLinear, GpuLinear, Norm
@@ -66,8 +67,8 @@ class GpuAdapters:
         rank = max((len(a) for parts in pieces.values() for a, _ in parts), default=1)
         if rank > _MOST_RANK:
             raise AdapterError(
-                f"the adapter has rank {rank}, and the GPU's kernels compute up to {_MOST_RANK} unmerged; merge it with "
-                "'tuneserve export', or serve it alone."
+                f"the adapter has rank {rank}, and the GPU's kernels compute up to {_MOST_RANK} unmerged; merge it "
+                "with 'tuneserve export', or serve it alone."
             )
         slots, rank = power_of_two(slot + 1), power_of_two(max(rank, _LEAST_RANK))
         moved = slots > self._slots or rank > self._rank or any(self.layers[key].adapters is None for key in pieces)

@@ -7,15 +7,13 @@ import pytest
 import torch
 
 from tuneserve.kernels.gpu.lora import (
-    LoraRows,
-    LoraWeights,
     lora_expand,
     lora_gate,
     lora_gate_reference,
     lora_reference,
     lora_shrink,
-    lora_tiles,
 )
+from tuneserve.kernels.gpu.lora_rows import LoraRows, LoraWeights, lora_tiles
 from tuneserve.kernels.gpu.matvec import LoraCall, matvec, matvec_reference
 from tuneserve.kernels.gpu.skinny import skinny, skinny_reference
 

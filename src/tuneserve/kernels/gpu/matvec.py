@@ -12,7 +12,8 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from tuneserve.kernels.gpu.launch import dependent, power_of_two
-from tuneserve.kernels.gpu.lora import SPAN, LoraRows, LoraWeights, lora_reference, piece_ends
+from tuneserve.kernels.gpu.lora import lora_reference, piece_ends
+from tuneserve.kernels.gpu.lora_rows import SPAN, LoraRows, LoraWeights
 
 # Numbers that a program shrinks to at a time.
 _SHRUNK_ROWS = 16

@@ -12,7 +12,8 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from tuneserve.kernels.gpu.launch import dependent
-from tuneserve.kernels.gpu.lora import piece_ends, shrink_shape, shrink_tile, span_of
+from tuneserve.kernels.gpu.lora import piece_ends, shrink_shape, shrink_tile
+from tuneserve.kernels.gpu.lora_rows import span_of
 from tuneserve.kernels.gpu.matvec import LoraCall, matvec_reference
 
 __all__ = ["skinny", "skinny_reference"]
