@@ -3,6 +3,8 @@
 How long a merge takes depends on shapes and not on values, so this stands in where no weights can be downloaded.
 
     python benchmarks/export/checkpoint.py llama-3.2-1b DIRECTORY
+
+With ``--method`` the linear weights of the base are quantised; to be quick, those of one shape are then all the same.
 """
 
 import argparse
@@ -13,6 +15,7 @@ from pathlib import Path
 import torch
 
 from tuneserve.checkpoint import SafetensorsWriter, TensorSpec, write_json
+from tuneserve.checkpoint.quantised import CT_ENCODERS, Bnb4bitEncoder, Encoder
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,11 @@ SHAPES = {
 }
 
 
-def write(shape: Shape, directory: Path, rank: int) -> None:
+def write(shape: Shape, directory: Path, rank: int, method: str | None) -> None:
     """Write ``directory/base`` and ``directory/adapter``."""
     base, adapter = directory / "base", directory / "adapter"
     base.mkdir(parents=True)
     adapter.mkdir()
-    write_json(base / "config.json", shape.config())
     weights: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (shape.vocabulary, shape.hidden)}
     deltas: dict[str, tuple[int, ...]] = {}
     for layer in range(shape.layers):
@@ -89,7 +91,13 @@ def write(shape: Shape, directory: Path, rank: int) -> None:
     weights["model.norm.weight"] = (shape.hidden,)
     if not shape.tied:
         weights["lm_head.weight"] = (shape.vocabulary, shape.hidden)
-    _write_random(base / "model.safetensors", weights)
+    linears = [TensorSpec(name, "BF16", weights[name]) for name in weights if name.endswith("_proj.weight")]
+    encoder = None if method is None else _encoder(method, linears)
+    write_json(base / "config.json", encoder.config(shape.config()) if encoder else shape.config())
+    if encoder:
+        _write_quantised(base / "model.safetensors", weights, encoder)
+    else:
+        _write_random(base / "model.safetensors", weights)
     _write_random(adapter / "adapter_model.safetensors", deltas)
     config = {
         "peft_type": "LORA",
@@ -112,10 +120,31 @@ def _write_random(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
             writer.write(name, values.view(-1).view(torch.uint8).numpy().data)
 
 
+def _encoder(method: str, linears: list[TensorSpec]) -> Encoder:
+    if method == "nf4":
+        return Bnb4bitEncoder([spec.name for spec in linears])
+    return CT_ENCODERS[method](linears, ["lm_head"])
+
+
+def _write_quantised(path: Path, shapes: dict[str, tuple[int, ...]], encoder: Encoder) -> None:
+    generator = torch.Generator().manual_seed(0)
+    specs = [TensorSpec(name, "BF16", size) for name, size in shapes.items()]
+    made: dict[tuple[object, ...], tuple[torch.Tensor, ...]] = {}
+    with SafetensorsWriter(path, [part for spec in specs for part in encoder.stored(spec)]) as writer:
+        for spec in specs:
+            stored = encoder.stored(spec)
+            alike = spec.shape, len(stored)
+            if alike not in made:
+                made[alike] = encoder.encode(spec, torch.randn(spec.shape, generator=generator).bfloat16() * 0.02)
+            for part, values in zip(stored, made[alike], strict=True):
+                writer.write(part.name, values.contiguous().view(-1).view(torch.uint8).numpy().data)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--method", choices=["nf4", "int4", "w8a16", "int8", "fp8", "fp8_block"])
     options = parser.parse_args()
-    write(SHAPES[options.shape], options.directory, options.rank)
+    write(SHAPES[options.shape], options.directory, options.rank, options.method)

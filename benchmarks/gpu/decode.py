@@ -14,20 +14,23 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 import triton
 
-from tuneserve.checkpoint import open_checkpoint
+from tuneserve.adapters import LinearName, linear_shapes, merge_model
 from tuneserve.engines.contract import GenerationRequest, SamplingParams
 from tuneserve.model import Decoder, Weights, load_weights
 from tuneserve.model._gpu import GpuDecoder
+from tuneserve.model._lora import Delta
 from tuneserve.native import EngineConfig, NativeCore
 from tuneserve.native._batch import make_batch
 from tuneserve.native._cache import PagedCache, StepAttention
 from tuneserve.native._scheduler import Segment, Step
 from tuneserve.native._sequence import Sequence
+from tuneserve.sources import open_files
 from tuneserve.spec import ModelSpec, read_spec
 
 _CHECKED_LAYERS = 3
@@ -62,19 +65,26 @@ class _Sequences:
 
 
 @torch.inference_mode()
-def check(spec: ModelSpec, weights: Weights) -> None:
-    """Raise unless prompts and cached decoding are nearer to float32 than PyTorch's operations in 16 bits are."""
-    spec = replace(spec, per_layer=spec.per_layer[:_CHECKED_LAYERS])
-    weights = replace(weights, layers=weights.layers[:_CHECKED_LAYERS])
-    exact = _widened(weights)
+def check(model: Path) -> None:
+    """Raise unless prompts and cached decoding are nearer to float32 than PyTorch's operations in 16 bits are.
+
+    All three compute with the weights as they are stored; only here are weights in few bits not rounded to 16 first.
+    """
+    stored = merge_model(*open_files(model, None), [], "float32")
+    spec = read_spec(stored.config)
+
+    def weights(dtype: torch.dtype) -> Weights:
+        whole = load_weights(spec, stored, dtype, torch.device("cuda"), deferred=True)
+        return replace(whole, layers=whole.layers[:_CHECKED_LAYERS])
+
+    cut = replace(spec, per_layer=spec.per_layer[:_CHECKED_LAYERS])
+    context = 256
+    exact = Decoder(cut, weights(torch.float32).loaded(), context)
+    plain = Decoder(cut, weights(torch.bfloat16).loaded(), context)
     for count in (1, 2, 5, 20, 40):
-        context = 256
-        decoders = (
-            Decoder(spec, exact, context),
-            Decoder(spec, weights, context),
-            GpuDecoder(spec, weights, context, 64),
-        )
-        runs = [_Sequences(spec, count, decoder.dtype) for decoder in decoders]
+        # The graphs of one are over one cache.
+        decoders = exact, plain, GpuDecoder(cut, weights(torch.bfloat16), context, 64)
+        runs = [_Sequences(cut, count, decoder.dtype) for decoder in decoders]
         errors: list[list[float]] = [[], []]
         for _ in range(_CHECKED_STEPS):
             expected, *found = (run.logits(decoder) for run, decoder in zip(runs, decoders, strict=True))
@@ -83,21 +93,9 @@ def check(spec: ModelSpec, weights: Weights) -> None:
             for run in runs:
                 for sequence, token in zip(run.sequences, expected.argmax(-1).tolist(), strict=True):
                     sequence.append(token)
-        plain, ours = (statistics.mean(kept) for kept in errors)
-        print(f"check, batch {count}: relative error {ours:.2e}, of PyTorch in 16 bits {plain:.2e}", flush=True)
-        assert ours < 1.1 * plain, "the kernels are less exact than PyTorch's own operations"
-
-
-def _widened(weights: Weights) -> Weights:
-    def wide(part: object) -> object:
-        if isinstance(part, torch.Tensor):
-            return part.float()
-        return part and replace(part, weight=part.weight.float(), bias=None if part.bias is None else part.bias.float())
-
-    layers = tuple(
-        replace(layer, **{name: wide(value) for name, value in vars(layer).items()}) for layer in weights.layers
-    )
-    return Weights(wide(weights.embedding), layers, wide(weights.norm), wide(weights.head))
+        in_16_bits, of_ours = (statistics.mean(kept) for kept in errors)
+        print(f"check, batch {count}: relative error {of_ours:.2e}, of PyTorch in 16 bits {in_16_bits:.2e}", flush=True)
+        assert of_ours < 1.1 * in_16_bits, "the kernels are less exact than PyTorch's own operations"
 
 
 def generate(core: NativeCore, batch: int, prompt: int, new: int) -> float:
@@ -107,7 +105,9 @@ def generate(core: NativeCore, batch: int, prompt: int, new: int) -> float:
     started = time.perf_counter()
     for index in range(batch):
         prompt_ids = torch.randint(10, 40000, (prompt,)).tolist()
-        core.add(GenerationRequest(id=str(index), prompt_ids=prompt_ids, params=params))
+        names = core.info.adapters
+        adapter = names[index % len(names)] if names else None
+        core.add(GenerationRequest(id=str(index), prompt_ids=prompt_ids, params=params, adapter=adapter))
     while not core.idle:
         for output in core.step():
             assert output.failed is None
@@ -115,6 +115,23 @@ def generate(core: NativeCore, batch: int, prompt: int, new: int) -> float:
     seconds = time.perf_counter() - started
     assert produced == batch * new
     return seconds
+
+
+def put_adapters(core: NativeCore, spec: ModelSpec, count: int, rank: int) -> None:
+    """Serve so many random adapters of all linear layers, unmerged; sequences take them in turn."""
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device="cuda", dtype=torch.bfloat16) * 0.01
+
+    for index in range(count):
+        deltas: dict[tuple[int, LinearName], tuple[Delta, ...]] = {}
+        for (layer, name), (outputs, inputs) in linear_shapes(spec).items():
+            ends = {"qkv": (spec.q_size, (spec.q_size + outputs) // 2, outputs), "gate_up": (outputs // 2, outputs)}
+            bounds = (0, *ends.get(name, (outputs,)))
+            deltas[layer, name] = tuple(
+                Delta(first, random(rank, inputs), random(last - first, rank)) for first, last in pairwise(bounds)
+            )
+        core.put_adapter(str(index), deltas)
 
 
 def main() -> None:
@@ -127,24 +144,34 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--weights", default="auto", help="auto, dequantised, int8 or int4, of EngineConfig")
+    parser.add_argument("--adapters", type=int, default=0, help="how many are served unmerged, in turn")
+    parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--no-check", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".jsonl"))
     options = parser.parse_args()
     config = EngineConfig(
-        model_dir=str(options.model), context_length=options.context, max_running=max(options.batch), prefix_cache=False
+        model_dir=str(options.model),
+        context_length=options.context,
+        max_running=max(options.batch),
+        prefix_cache=False,
+        weights=options.weights,
     )
     core = NativeCore(config)
     generate(core, 1, options.prompt, 2)
     cold = time.perf_counter() - started
+    shape = json.loads((options.model / "config.json").read_text())
+    put_adapters(core, read_spec(shape), options.adapters, options.rank)
     lines = []
     for batch in options.batch:
         generate(core, batch, options.prompt, 16)
         seconds = [generate(core, batch, options.prompt, options.new) for _ in range(options.runs)]
         lines.append({"batch": batch, "tok_per_s": round(batch * options.new / statistics.median(seconds), 1)})
         print(json.dumps(lines[-1]), flush=True)
-    shape = json.loads((options.model / "config.json").read_text())
     facts = {
         "engine": "tuneserve", "hidden": shape["hidden_size"], "layers": shape["num_hidden_layers"],
+        "stored": shape.get("quantization_config", {}).get("quant_method", "16-bit"), "weights": options.weights,
+        "adapters": options.adapters, "rank": options.rank if options.adapters else None,
         "prompt": options.prompt, "new": options.new, "imports_to_first_token_s": round(cold, 1),
         "weight_gb": round(core.info.weight_bytes / 1e9, 2), "commit": _said("git", "rev-parse", "HEAD"),
         "gpu": torch.cuda.get_device_name(),
@@ -156,8 +183,7 @@ def main() -> None:
     if not options.no_check:
         del core
         torch.cuda.empty_cache()
-        spec = read_spec(shape)
-        check(spec, load_weights(spec, open_checkpoint(options.model), torch.bfloat16, torch.device("cuda")))
+        check(options.model)
 
 
 def _said(*command: str) -> str:

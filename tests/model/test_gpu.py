@@ -10,7 +10,8 @@ import torch
 
 from tuneserve.checkpoint import open_checkpoint
 from tuneserve.model import load_weights
-from tuneserve.model._gpu import GpuDecoder, gpu_reasons_against
+from tuneserve.model._gpu import GpuDecoder
+from tuneserve.model._gpu_reasons import gpu_reasons_against
 from tuneserve.spec import read_spec
 
 from .paged import Paged

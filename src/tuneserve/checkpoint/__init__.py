@@ -18,6 +18,7 @@ __all__ = [
     "DTYPE_BITS",
     "AtomicDirectory",
     "Checkpoint",
+    "CodeKind",
     "CodeReader",
     "GgufFile",
     "GgufTensor",

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+from tuneserve.adapters import read_deltas
 from tuneserve.engines.contract import Engine
 from tuneserve.engines.kind import CPU_STEPS, WEIGHTS, NamedAdapter, NativeOptions, Preflight, ServeOptions
 from tuneserve.errors import InputError, SpecError
-from tuneserve.sources import ResolvedSource, read_config
-from tuneserve.spec import computation_of
+from tuneserve.sources import ResolvedSource, open_files, read_config
+from tuneserve.spec import ModelSpec, computation_of
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -17,7 +18,7 @@ class Native:
     name = "native"
 
     def check(self, source: ResolvedSource, adapters: Sequence[NamedAdapter], options: ServeOptions) -> Preflight:
-        """Say whether it can serve ``source``; an adapter that is part of it is folded in while it loads.
+        """Say whether it can serve ``source``, with an adapter that is part of it folded in, or ``adapters`` unmerged.
 
         Raises:
             InputError: it does not have an option.
@@ -33,14 +34,14 @@ class Native:
         problems = []
         if options.tensor_parallel != 1:
             problems.append("it runs on one device, without tensor parallelism")
-        if adapters:
-            problems.append("it does not serve several adapters of one base yet")
         config = read_config(source.model_dir / "config.json")
         try:
             # However weights are stored, the engine reads them.
-            computation_of({key: value for key, value in config.items() if key != "quantization_config"})
+            computation = computation_of({key: value for key, value in config.items() if key != "quantization_config"})
         except SpecError as error:
             problems.append(str(error).rstrip("."))
+        else:
+            problems += _adapter_problems(source, adapters, computation.spec)
         return Preflight(tuple(problems))
 
     async def start(
@@ -59,8 +60,6 @@ class Native:
         from tuneserve.engines._restarted import RestartedEngine
         from tuneserve.engines.native import NativeEngine
 
-        assert not adapters, "refused by the check"
-
         async def start() -> NativeEngine:
             return await NativeEngine.start(
                 source,
@@ -70,7 +69,30 @@ class Native:
                 native=options.native,
             )
 
-        return await RestartedEngine.start(start)
+        engine = await RestartedEngine.start(start)
+        try:
+            for adapter in adapters:
+                await engine.load_adapter(adapter.name, adapter.directory)
+        except BaseException:
+            await engine.close()
+            raise
+        return engine
+
+
+def _adapter_problems(source: ResolvedSource, adapters: Sequence[NamedAdapter], spec: ModelSpec | None) -> list[str]:
+    """Return why adapters cannot run unmerged, from headers."""
+    if not adapters:
+        return []
+    if spec is None:
+        return ["what runs through Transformers does not compute adapters unmerged"]
+    base, config = open_files(source.model_dir, source.weights_file)
+    problems = []
+    for adapter in adapters:
+        try:
+            read_deltas(adapter.directory, base, config, spec)
+        except InputError as error:
+            problems.append(f"the adapter {adapter.name} cannot be served ({str(error).rstrip('.')})")
+    return problems
 
 
 def _check(options: NativeOptions) -> None:

@@ -1,5 +1,6 @@
 """The decoder: tokens of any number of sequences in one flat batch, attention left to whoever holds the cache."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,6 +10,8 @@ import torch.nn.functional as F
 from tuneserve.kernels.gated import gated
 from tuneserve.kernels.rms_norm import rms_norm
 from tuneserve.kernels.rotary import rotate
+from tuneserve.model._lora import AdapterWeights
+from tuneserve.model._lora_linear import AdaptedLinears
 from tuneserve.model._rope import query_scales, rope_tables
 from tuneserve.model._weights import LayerWeights, Weights
 from tuneserve.spec import ModelSpec, RopeSpec
@@ -54,6 +57,7 @@ class Decoder:
         self.dtype = weights.embedding.dtype
         self.device = weights.embedding.device
         ropes = {layer.rope for layer in spec.per_layer if layer.rope}
+        self._adapted: AdaptedLinears | None = None
         self._tables: _Tables = {rope: rope_tables(rope, context_length, self.dtype, self.device) for rope in ropes}
         self._query_scales = None
         if spec.query_scaling is not None:
@@ -64,6 +68,28 @@ class Decoder:
     def weight_bytes(self) -> int:
         """Bytes of memory that the weights take."""
         return self.weights.nbytes
+
+    def prepare_adapter(self, adapter: AdapterWeights) -> AdapterWeights:
+        """Return what :meth:`put_adapter` takes."""
+        return adapter
+
+    def put_adapter(self, slot: int, adapter: AdapterWeights) -> None:
+        """Let rows with ``slot`` be computed with this adapter."""
+        if self._adapted is None:
+            self._adapted = AdaptedLinears(self.spec, self.weights)
+            self.weights = self._adapted.weights
+        self._adapted.put(slot, adapter)
+
+    def drop_adapter(self, slot: int) -> None:
+        """Let a slot have nothing in it."""
+        self.put_adapter(slot, {})
+
+    def rows_of(self, slots: torch.Tensor | None) -> AbstractContextManager[None]:
+        """Inside, :meth:`forward` computes row r with the adapter in slot ``slots[r]``, int32 (tokens).
+
+        A slot of -1 is the base; None is the base for all.
+        """
+        return nullcontext() if slots is None or self._adapted is None else self._adapted.rows_of(slots)
 
     @torch.inference_mode()
     def forward(self, ids: torch.Tensor, positions: torch.Tensor, attention: Attention) -> torch.Tensor:

@@ -27,6 +27,7 @@ class Batch:
         scored_rows: the rows that the sequences want logits of, int64.
         decodes: how many sequences have a single row.
         counts: how many rows each has, on the host.
+        adapters: the slot of each token's adapter, -1 for the base, int32 (tokens); None if all are of the base.
     """
 
     ids: torch.Tensor
@@ -38,6 +39,7 @@ class Batch:
     scored_rows: torch.Tensor
     decodes: int
     counts: tuple[int, ...]
+    adapters: torch.Tensor | None = None
 
 
 def make_batch(step: Step, device: torch.device, ahead: int = 0) -> Batch:
@@ -54,6 +56,7 @@ def make_batch(step: Step, device: torch.device, ahead: int = 0) -> Batch:
         positions[start:end] = np.arange(segment.start, segment.end)
     rows = np.repeat(np.arange(len(segments)), np.diff(starts))
     slots = tables[rows, positions // BLOCK_SIZE] * np.int64(BLOCK_SIZE) + positions % BLOCK_SIZE
+    adapters = np.array([segment.sequence.slot for segment in segments], dtype=np.int32)
     scored: list[int] = []
     for segment, end in zip(segments, starts[1:].tolist(), strict=True):
         scored += range(end - segment.sequence.scored_rows(segment.start, segment.count), end)
@@ -67,6 +70,7 @@ def make_batch(step: Step, device: torch.device, ahead: int = 0) -> Batch:
         scored_rows=_tensor(np.array(scored, dtype=np.int64), device),
         decodes=step.decodes,
         counts=tuple(segment.count for segment in segments),
+        adapters=_tensor(adapters[rows], device) if (adapters >= 0).any() else None,
     )
 
 

@@ -21,6 +21,7 @@ from tuneserve.text import Detokenizer, StopStrings, open_chat_template, open_to
 
 Prompt = str | Sequence[int]
 Conversation = Sequence[Mapping[str, Any]]
+Adapter = str | Sequence[str | None] | None
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,10 @@ class LLM:
         speculation: tokens guessed at most from what a sequence repeats; the output is the same.
         cpu_step: auto, compiled or eager.
         weights: auto keeps what is stored in few bits so, where it can; dequantised, int8 or int4 make it so at load.
+        adapters: directories of LoRA adapters over the source, which stays as it is, by the names that calls give.
 
     Raises:
-        InputError: the source cannot be run as it is.
+        InputError: the source cannot be run as it is, or an adapter not unmerged.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class LLM:
         speculation: int = 0,
         cpu_step: str = "auto",
         weights: str = "auto",
+        adapters: Mapping[str, str | Path] | None = None,
     ) -> None:
         self.source = source if isinstance(source, ResolvedSource) else resolve(source, base=base)
         self.tokenizer = open_tokenizer(self.source.tokenizer_dir, self.source.model_dir)
@@ -100,6 +103,24 @@ class LLM:
             weights=weights,
         )
         self.core = NativeCore(settings)
+        for name, directory in (adapters or {}).items():
+            self.load_adapter(name, directory)
+
+    def load_adapter(self, name: str, directory: str | Path) -> None:
+        """Let calls give ``name`` for the LoRA adapter in ``directory``, which stays beside the weights.
+
+        Raises:
+            InputError: the name is taken, or the adapter cannot run unmerged on this source.
+        """
+        self.core.load_adapter(name, Path(directory))
+
+    def unload_adapter(self, name: str) -> None:
+        """Drop an adapter and free its memory.
+
+        Raises:
+            InputError: there is none of that name.
+        """
+        self.core.unload_adapter(name)
 
     def generate(
         self,
@@ -109,8 +130,11 @@ class LLM:
         stop: Sequence[str] = (),
         n: int = 1,
         ignore_eos: bool = False,
+        adapter: Adapter = None,
     ) -> list[Completion]:
         """Continue each prompt, a text or token ids, ``n`` times; the results are in the order of the prompts.
+
+        ``adapter`` is the name of the adapter for all, or one for each prompt; None is the source as it is.
 
         Generation ends with the model's end tokens, unless ``ignore_eos``, and with ``stop_token_ids``, or when a text
         of ``stop`` appears. The samples of a prompt share its cache; where there is a seed, each has the one after the
@@ -129,12 +153,12 @@ class LLM:
             raise RequestError("n above 1 would repeat the greedy answer; raise the temperature.", "n")
         runs: list[_Run] = []
         requests: list[GenerationRequest] = []
-        for prompt in prompts:
+        for prompt, name in zip(prompts, _each(adapter, len(prompts)), strict=True):
             ids = self._ids(prompt)
             for sample in range(n):
                 seed = None if params.seed is None else params.seed + sample
                 own = msgspec.structs.replace(params, seed=seed)
-                requests.append(GenerationRequest(id=str(len(runs)), prompt_ids=ids, params=own))
+                requests.append(GenerationRequest(id=str(len(runs)), prompt_ids=ids, params=own, adapter=name))
                 runs.append(_Run(ids, Detokenizer(self.tokenizer), StopStrings(stop)))
         for output in outputs(self.core, requests):
             run = runs[int(output.id)]
@@ -154,6 +178,7 @@ class LLM:
         length_penalty: float = 1.0,
         early_stopping: bool = False,
         ignore_eos: bool = False,
+        adapter: str | None = None,
     ) -> list[list[Beam]]:
         """Return the likeliest ways to continue each prompt, up to ``beam_width``, best first, as Transformers does.
 
@@ -166,9 +191,9 @@ class LLM:
         """
         ends = frozenset() if ignore_eos else frozenset(self._end_tokens())
         rules = BeamRules(beam_width, max_tokens, length_penalty, early_stopping, ends)
-        return search(self.core, [self._ids(prompt) for prompt in prompts], rules)
+        return search(self.core, [self._ids(prompt) for prompt in prompts], rules, adapter)
 
-    def score(self, texts: Sequence[Prompt]) -> list[Score]:
+    def score(self, texts: Sequence[Prompt], *, adapter: Adapter = None) -> list[Score]:
         """Return how likely the model finds each text, given its first token.
 
         Raises:
@@ -177,15 +202,15 @@ class LLM:
         """
         params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
         requests: list[GenerationRequest] = []
-        for text in texts:
+        for text, name in zip(texts, _each(adapter, len(texts)), strict=True):
             ids = self._ids(text)
             if len(ids) < 2:
                 raise RequestError("a text of fewer than two tokens has no probability; give a longer one.", "prompt")
-            requests.append(GenerationRequest(id=str(len(requests)), prompt_ids=ids, params=params))
+            requests.append(GenerationRequest(id=str(len(requests)), prompt_ids=ids, params=params, adapter=name))
         found = {output.id: output.prompt_logprobs or [] for output in outputs(self.core, requests)}
         return [Score(request.prompt_ids, [entry.logprob for entry in found[request.id]]) for request in requests]
 
-    def embed(self, texts: Sequence[Prompt], *, pooling: Pool = "mean") -> torch.Tensor:
+    def embed(self, texts: Sequence[Prompt], *, pooling: Pool = "mean", adapter: Adapter = None) -> torch.Tensor:
         """Return the hidden states of each text after the last norm: their mean, or the last; float32 (texts, hidden).
 
         Raises:
@@ -196,27 +221,35 @@ class LLM:
             raise RequestError(f"the pooling {pooling!r} is not known; choose {' or '.join(POOLS)}.", "pooling")
         params = SamplingParams(temperature=0, max_tokens=1)
         requests = [
-            GenerationRequest(id=str(index), prompt_ids=self._ids(text), params=params)
-            for index, text in enumerate(texts)
+            GenerationRequest(id=str(index), prompt_ids=self._ids(text), params=params, adapter=name)
+            for index, (text, name) in enumerate(zip(texts, _each(adapter, len(texts)), strict=True))
         ]
         states = {output.id: output.pooled for output in outputs(self.core, requests, pooling)}
         return torch.tensor([states[request.id] for request in requests], dtype=torch.float32)
 
     def chat(
-        self, conversations: Sequence[Conversation], params: SamplingParams | None = None, *, stop: Sequence[str] = ()
+        self,
+        conversations: Sequence[Conversation],
+        params: SamplingParams | None = None,
+        *,
+        stop: Sequence[str] = (),
+        adapter: Adapter = None,
     ) -> list[Completion]:
         """Answer each conversation, a list of messages with ``role`` and ``content``; see :meth:`generate`.
 
         Raises:
             TextError: the model has no chat template, or its template fails.
         """
-        return self.generate([self.prompt_of(messages) for messages in conversations], params, stop=stop)
+        prompts = [self.prompt_of(messages) for messages in conversations]
+        return self.generate(prompts, params, stop=stop, adapter=adapter)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None
+    ) -> Iterator[str]:
         """Continue one prompt, yielding text as soon as it is final; see :meth:`generate`."""
         params = self._with_end_tokens(params or SamplingParams())
         detokenizer = Detokenizer(self.tokenizer)
-        request = GenerationRequest(id="stream", prompt_ids=self._ids(prompt), params=params)
+        request = GenerationRequest(id="stream", prompt_ids=self._ids(prompt), params=params, adapter=adapter)
         for output in outputs(self.core, [request]):
             yield detokenizer.push(_kept(output, params))
         yield detokenizer.finish()
@@ -283,6 +316,15 @@ class _Run:
         self._text += safe
         if match is not None:
             self.stopped, self.finish_reason = True, "stop"
+
+
+def _each(adapter: Adapter, count: int) -> Sequence[str | None]:
+    """Return the adapter of each of ``count`` prompts."""
+    if adapter is None or isinstance(adapter, str):
+        return [adapter] * count
+    if len(adapter) != count:
+        raise RequestError(f"there are {count} prompts and {len(adapter)} adapters; give one for each.", "adapter")
+    return adapter
 
 
 def _kept(output: Output, params: SamplingParams) -> list[int]:

@@ -47,8 +47,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     ``cpu_step`` is ``compiled`` (C++ built on this machine), ``eager`` (PyTorch) or auto, which is the first where it
     can be. ``weights`` is auto, ``dequantised``, ``int8`` or ``int4``. ``auto`` keeps what is stored in few bits so,
-    where the compiled step has a kernel for it and no adapter changes it, and ``dequantised`` does not; the last two
-    are quantised at load in groups of 32, with activations in 8 bits, for the compiled step.
+    where there is a kernel for it and no adapter changes it, and ``dequantised`` does not; the last two are quantised
+    at load in groups of 32 (with int4 the head is int8). The compiled step then has activations in 8 bits.
     """
 
     model_dir: str
@@ -112,9 +112,10 @@ def load_decoder(config: EngineConfig) -> LoadedDecoder:
     if (spec := computation.spec) is None:
         return _through_transformers(config, model, _DTYPES[dtype], device, computation.reason)
     context = _context(config, spec.short_context_length, spec.context_length)
-    weights = load_weights(spec, model, _DTYPES[dtype], device, deferred=device.type == "cpu")
-    if device.type == "cuda" and config.cpu_step == config.weights == "auto":
-        return prepare_gpu_step(spec, weights, context, config.max_running or default_running(device))
+    weights = load_weights(spec, model, _DTYPES[dtype], device, deferred=True)
+    if device.type == "cuda" and config.cpu_step == "auto":
+        running = config.max_running or default_running(device)
+        return prepare_gpu_step(spec, weights, context, running, config.weights)
     return prepare_step(spec, weights, context, config.cpu_step, config.weights)
 
 

@@ -69,7 +69,8 @@ class Runner:
     def _forward(self, batch: Batch) -> torch.Tensor:
         if not isinstance(self.decoder, Decoder):
             return self.decoder.forward(batch, self.cache.keys, self.cache.values)
-        return self.decoder.forward(batch.ids, batch.positions, StepAttention(self.cache, batch))
+        with self.decoder.rows_of(batch.adapters):
+            return self.decoder.forward(batch.ids, batch.positions, StepAttention(self.cache, batch))
 
 
 def _broken(step: Step, hidden: torch.Tensor) -> dict[Sequence, list[Choice] | str]:

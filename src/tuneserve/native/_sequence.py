@@ -21,7 +21,7 @@ class Sequence:
     keeps both, as it does ``computed``. ``prompt_logprobs`` are those of the prompt's tokens from the second on, as far
     as they are known. ``draft`` is the ``drafter``'s guess at the tokens to come, while a step computes it. Where
     parameters need it, ``seen`` counts all tokens and ``new`` those produced; ``edited`` says whether any parameter
-    changes logits.
+    changes logits. ``slot`` is that of the request's adapter, -1 for the base.
     """
 
     request: GenerationRequest
@@ -38,6 +38,7 @@ class Sequence:
     bad_words: BadWords | None = None
     grammar: GrammarState | None = None
     edited: bool = False
+    slot: int = -1
     random: Random = field(init=False)
     _uniforms: deque[float] = field(default_factory=deque)
 

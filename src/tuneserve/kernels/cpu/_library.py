@@ -67,6 +67,12 @@ class Linear(ctypes.Structure):
                 ("bias", _POINTER), ("kinds", _POINTER), ("offsets", _POINTER))  # fmt: skip
 
 
+class Delta(ctypes.Structure):
+    """What an adapter adds to one linear layer; see ``lora.h``. All zero where it adds nothing."""
+
+    _fields_ = (("rank", _I32), ("rows", _I32), ("a", _POINTER), ("b", _POINTER), ("parts", _POINTER))
+
+
 class Layer(ctypes.Structure):
     """One layer, in float32 but for packed weights; what a family lacks is null, a window of 0 is none.
 
@@ -102,7 +108,7 @@ class Batch(ctypes.Structure):
         *((name, _I32) for name in ("tokens", "sequences", "max_blocks", "unused")),
         *((name, _POINTER) for name in ("ids", "positions", "slots", "starts", "block_tables", "keys",
                                         "values")),
-        ("layer_stride", _I64), ("hidden", _POINTER),
+        ("layer_stride", _I64), ("hidden", _POINTER), ("slots_of_adapters", _POINTER), ("deltas", _POINTER),
     )  # fmt: skip
 
 

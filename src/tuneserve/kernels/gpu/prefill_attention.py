@@ -78,7 +78,7 @@ def prefill_attention(
         lengths: int32 (sequences), tokens of each in the cache, the new ones counted.
         tables: int32 (sequences, blocks).
         keys, values: (blocks, kv_heads, block_size, head_dim) of one layer.
-        tiles: int32 (programs, 2), from :func:`query_tiles`.
+        tiles: int32 (programs, 2), from :func:`query_tiles`; those of sequence -1 are left out.
         out: (tokens, heads * head_dim).
         scale, window, softcap: as in decode attention.
     """
@@ -104,6 +104,8 @@ def _prefill(
         gdc_wait()
     LOG2E: tl.constexpr = 1.4426950408889634
     sequence = tl.load(tiles + tl.program_id(0) * 2).to(tl.int64)
+    if sequence < 0:
+        return
     first = tl.load(tiles + tl.program_id(0) * 2 + 1)
     head = tl.program_id(1)
     kv_head = head // (HEADS // KV)

@@ -8,6 +8,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from tuneserve.kernels.gpu.launch import dependent
 
+# By one warp: few enough for a short batch to occupy the device, enough for a long one not to be bound by launches.
+_HEADS = 8
+
 
 def rope_store_reference(
     qkv: torch.Tensor,
@@ -58,49 +61,56 @@ def rope_store(
     """
     _, kv_heads, block_size, head_dim = keys.shape
     all_heads = qkv.shape[1] // head_dim
-    _rope_store[(len(qkv), all_heads)](
+    _rope_store[(len(qkv), triton.cdiv(all_heads, _HEADS))](
         qkv, cos, sin, positions, slots, keys, values, *(norms or (None, None)), eps,
-        NORM=norms is not None, ALL=all_heads, KV=kv_heads, SIZE=block_size, HALF=head_dim // 2, num_warps=1,
-        **dependent(_rope_store),
+        NORM=norms is not None, ALL=all_heads, KV=kv_heads, SIZE=block_size, HALF=head_dim // 2, HEADS=_HEADS,
+        num_warps=1, **dependent(_rope_store),
     )  # fmt: skip
 
 
 @triton.jit
 def _rope_store(
     qkv, cos, sin, positions, slots, keys, values, query_norm, key_norm, eps,
-    NORM: tl.constexpr, ALL: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr, PDL: tl.constexpr,
+    NORM: tl.constexpr, ALL: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr,
+    HEADS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    lane = tl.arange(0, HALF)
-    source = qkv + (token * ALL + head) * 2 * HALF
-    first = tl.load(source + lane)
-    second = tl.load(source + HALF + lane)
-    if head < ALL - KV:
-        position = tl.load(positions + token)
-        c = tl.load(cos + position * HALF + lane)
-        s = tl.load(sin + position * HALF + lane)
-        a, b = first.to(tl.float32), second.to(tl.float32)
-        if NORM:
-            weight = query_norm if head < ALL - 2 * KV else key_norm
-            factor = 1.0 / tl.sqrt((tl.sum(a * a, 0) + tl.sum(b * b, 0)) / (2 * HALF) + eps)
-            a *= factor * tl.load(weight + lane).to(tl.float32)
-            b *= factor * tl.load(weight + HALF + lane).to(tl.float32)
-        first = (a * c - b * s).to(first.dtype)
-        second = (b * c + a * s).to(second.dtype)
-    if head < ALL - 2 * KV:
-        tl.store(source + lane, first)
-        tl.store(source + HALF + lane, second)
-    else:
-        slot = tl.load(slots + token)
-        is_value = head >= ALL - KV
-        kv_head = tl.where(is_value, head - (ALL - KV), head - (ALL - 2 * KV))
-        place = ((slot // SIZE) * KV + kv_head) * SIZE + slot % SIZE
-        if is_value:
-            tl.store(values + place * 2 * HALF + lane, first)
-            tl.store(values + place * 2 * HALF + HALF + lane, second)
-        else:
-            tl.store(keys + place * 2 * HALF + lane, first)
-            tl.store(keys + place * 2 * HALF + HALF + lane, second)
+    KEYS: tl.constexpr = ALL - 2 * KV
+    VALUES: tl.constexpr = ALL - KV
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    lane = tl.arange(0, HALF)[None, :]
+    real = (head < ALL)[:, None]
+    source = qkv + (token * ALL + head[:, None]) * 2 * HALF + lane
+    first = tl.load(source, mask=real, other=0.0)
+    second = tl.load(source + HALF, mask=real, other=0.0)
+    position = tl.load(positions + token)
+    c = tl.load(cos + position * HALF + lane)
+    s = tl.load(sin + position * HALF + lane)
+    a, b = first.to(tl.float32), second.to(tl.float32)
+    if NORM:
+        factor = 1.0 / tl.sqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / (2 * HALF) + eps)
+        is_query = (head < KEYS)[:, None]
+        a *= factor[:, None] * _either(is_query, query_norm + lane, key_norm + lane)
+        b *= factor[:, None] * _either(is_query, query_norm + HALF + lane, key_norm + HALF + lane)
+    turned = (head < VALUES)[:, None]
+    first = tl.where(turned, (a * c - b * s).to(first.dtype), first)
+    second = tl.where(turned, (b * c + a * s).to(second.dtype), second)
+    tl.store(source, first, mask=(head < KEYS)[:, None])
+    tl.store(source + HALF, second, mask=(head < KEYS)[:, None])
+    slot = tl.load(slots + token)
+    kept = tl.where(head < VALUES, head - KEYS, head - VALUES)
+    place = (((slot // SIZE) * KV + kept[:, None]) * SIZE + slot % SIZE) * 2 * HALF + lane
+    is_key = ((head >= KEYS) & (head < VALUES))[:, None]
+    tl.store(keys + place, first, mask=is_key)
+    tl.store(keys + place + HALF, second, mask=is_key)
+    is_value = ((head >= VALUES) & (head < ALL))[:, None]
+    tl.store(values + place, first, mask=is_value)
+    tl.store(values + place + HALF, second, mask=is_value)
+
+
+@triton.jit
+def _either(condition, first, second):
+    return tl.where(condition, tl.load(first).to(tl.float32), tl.load(second).to(tl.float32))

@@ -1,0 +1,50 @@
+"""What the decoder on a GPU cannot run."""
+
+from dataclasses import fields
+
+import torch
+
+from tuneserve.model._deferred import DeferredLinear
+from tuneserve.model._linear import DenseLinear
+from tuneserve.model._weights import Weights
+from tuneserve.spec import LayerSpec, ModelSpec
+
+_HEAD_DIMS = (32, 64, 128, 256)
+_LAYER_FIELDS = {"rope", "window"}
+_MODEL_FIELDS = {
+    "family", "hidden_size", "intermediate_size", "heads", "kv_heads", "head_dim", "vocab_size", "context_length",
+    "per_layer", "norm_eps", "tied", "scale", "qkv_bias", "output_bias", "mlp_bias", "fused", "qk_norm", "softcap",
+    "embedding_scale", "logit_scale", "logit_softcap",
+}  # fmt: skip
+
+
+def gpu_reasons_against(spec: ModelSpec, weights: Weights, *, quantised: bool = False) -> list[str]:
+    """Return why the kernels cannot run a model, nothing where they can; ``quantised``: in 4 or 8 bits of their own.
+
+    What a spec may come to say that is not known here counts against it unless it has the default.
+    """
+    reasons = [] if spec.head_dim in _HEAD_DIMS else [f"head_dim is {spec.head_dim}, not one of {_HEAD_DIMS}"]
+    reasons += _unknown(spec, _MODEL_FIELDS)
+    for layer in spec.per_layer:
+        reasons += _unknown(layer, _LAYER_FIELDS)
+        if layer.rope is None or layer.rope.dim != spec.head_dim:
+            reasons.append("not all of each head is rotated")
+    linears = [weights.head]
+    for own in weights.layers:
+        linears += [one for one in (own.qkv, own.output, own.gate_up, own.down) if one is not None]
+    kinds = [type(one).__name__ for one in linears if not isinstance(one, DenseLinear | DeferredLinear)]
+    reasons += [f"its weights are {kind}" for kind in kinds]
+    if any(layer.sinks is not None for layer in weights.layers):
+        reasons.append("it has attention sinks")
+    if quantised:
+        widths = {"hidden_size": spec.hidden_size, "intermediate_size": spec.intermediate_size}
+        widths["heads times head_dim"] = spec.q_size
+        reasons += [f"{name} is {width}, not a multiple of 64" for name, width in widths.items() if width % 64]
+        if weights.embedding.is_cuda and weights.embedding.dtype != torch.bfloat16:
+            reasons.append("it is not in bfloat16")
+    return list(dict.fromkeys(reasons))
+
+
+def _unknown(part: ModelSpec | LayerSpec, known: set[str]) -> list[str]:
+    unknown = [field for field in fields(part) if field.name not in known]
+    return [f"it has {field.name}" for field in unknown if getattr(part, field.name) != field.default]
