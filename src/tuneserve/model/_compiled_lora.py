@@ -11,7 +11,7 @@ from tuneserve.adapters import LINEARS, LinearName
 from tuneserve.kernels import cpu
 from tuneserve.model._lora import AdapterWeights, Delta
 
-_ROWS = 16
+_ROWS, _COLUMNS = 16, 8
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class AdapterTable:
 
 def _packed(deltas: tuple[Delta, ...], outputs: int, tensors: list[torch.Tensor], *, paired: bool) -> cpu.Delta:
     """Pack the deltas of one linear layer; what the result points to is appended to ``tensors``."""
-    rank = 2 * -(-max(len(delta.a) for delta in deltas) // 2)
+    rank = _COLUMNS * -(-max(len(delta.a) for delta in deltas) // _COLUMNS)
     a = torch.cat([_padded(delta.a, rank) for delta in deltas])
     a = _padded(a, _ROWS * -(-len(a) // _ROWS))
     b = torch.cat([F.pad(delta.b, (0, rank - delta.b.shape[1])) for delta in deltas])

@@ -9,35 +9,20 @@ from typing import Any
 import msgspec
 import torch
 
-from tuneserve.engines.contract import FinishReason, GenerationRequest, SamplingParams, TokenLogprob
+from tuneserve.engines.contract import GenerationRequest, SamplingParams
 from tuneserve.errors import RequestError, TextError
 from tuneserve.native._beam import Beam, BeamRules, search
 from tuneserve.native._engine import NativeCore, Output
 from tuneserve.native._load import EngineConfig
 from tuneserve.native._offline import MOST_SAMPLES, outputs
 from tuneserve.native._pooling import POOLS, Pool
+from tuneserve.native._run import Completion, Run
 from tuneserve.sources import ResolvedSource, resolve
 from tuneserve.text import Detokenizer, StopStrings, open_chat_template, open_tokenizer
 
 Prompt = str | Sequence[int]
 Conversation = Sequence[Mapping[str, Any]]
 Adapter = str | Sequence[str | None] | None
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What followed one prompt; the text is cut before a stop string and leaves special tokens out.
-
-    ``logprobs`` has an entry per token, ``prompt_logprobs`` one per token of the prompt but the first, where they were
-    asked for.
-    """
-
-    prompt_ids: list[int]
-    token_ids: list[int]
-    text: str
-    finish_reason: FinishReason
-    logprobs: list[TokenLogprob] | None = None
-    prompt_logprobs: list[TokenLogprob] | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +136,7 @@ class LLM:
             raise RequestError(f"n is {n}; choose from 1 to {MOST_SAMPLES}.", "n")
         if n > 1 and params.temperature == 0:
             raise RequestError("n above 1 would repeat the greedy answer; raise the temperature.", "n")
-        runs: list[_Run] = []
+        runs: list[Run] = []
         requests: list[GenerationRequest] = []
         for prompt, name in zip(prompts, _each(adapter, len(prompts)), strict=True):
             ids = self._ids(prompt)
@@ -159,7 +144,7 @@ class LLM:
                 seed = None if params.seed is None else params.seed + sample
                 own = msgspec.structs.replace(params, seed=seed)
                 requests.append(GenerationRequest(id=str(len(runs)), prompt_ids=ids, params=own, adapter=name))
-                runs.append(_Run(ids, Detokenizer(self.tokenizer), StopStrings(stop)))
+                runs.append(Run(ids, Detokenizer(self.tokenizer), StopStrings(stop)))
         for output in outputs(self.core, requests):
             run = runs[int(output.id)]
             if run.stopped:
@@ -276,46 +261,6 @@ class LLM:
 
     def _end_tokens(self) -> set[int]:
         return {token for token in self.tokenizer.end_token_ids if token < self.core.info.vocab_size}
-
-
-class _Run:
-    """One prompt on its way: its tokens, and its text as far as it is final."""
-
-    def __init__(self, prompt_ids: list[int], detokenizer: Detokenizer, stops: StopStrings) -> None:
-        self.prompt_ids = prompt_ids
-        self.finish_reason: FinishReason = "stop"
-        self.stopped = False
-        self._detokenizer = detokenizer
-        self._stops = stops
-        self._tokens: list[int] = []
-        self._logprobs: list[TokenLogprob] = []
-        self._prompt_logprobs: list[TokenLogprob] | None = None
-        self._text = ""
-
-    def add(self, output: Output, shown: list[int]) -> None:
-        assert output.token is not None
-        self._tokens.append(output.token)
-        self.finish_reason = output.finish_reason or self.finish_reason
-        if output.logprob is not None:
-            self._logprobs.append(output.logprob)
-        if output.prompt_logprobs is not None:
-            self._prompt_logprobs = output.prompt_logprobs
-        self._push(self._detokenizer.push(shown))
-
-    def completion(self) -> Completion:
-        if not self.stopped:
-            self._push(self._detokenizer.finish())
-        if not self.stopped:
-            self._text += self._stops.finish()
-        return Completion(
-            self.prompt_ids, self._tokens, self._text, self.finish_reason, self._logprobs or None, self._prompt_logprobs
-        )
-
-    def _push(self, text: str) -> None:
-        safe, match = self._stops.push(text)
-        self._text += safe
-        if match is not None:
-            self.stopped, self.finish_reason = True, "stop"
 
 
 def _each(adapter: Adapter, count: int) -> Sequence[str | None]:

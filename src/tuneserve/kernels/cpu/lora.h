@@ -6,6 +6,7 @@
 // depend on its batch.
 #pragma once
 
+#include <type_traits>
 #include <vector>
 
 #include "linear.h"
@@ -22,49 +23,76 @@ struct Part {
 };
 
 struct Delta {
-    int32_t rank;  // columns of B's panels, even; 0: the linear layer has no delta
+    int32_t rank;  // columns of B's panels, a multiple of 8; 0: the linear layer has no delta
     int32_t rows;  // of A, a multiple of 16
     const uint8_t *a, *b;
     const Part* parts;
 };
 }
 
-// ROWS operands at x, times one panel of A or B.
-template <int ROWS>
-static inline void half_bf16(const uint8_t* panel, const uint8_t* const* x, int cols, float* out) {
-    vf acc[ROWS][HALVES_VECTORS] = {};
-    for (int k = 0; k < cols / 2; ++k, panel += HALF * 4) {
-        vu w[HALVES_VECTORS];
-#pragma GCC unroll 4
-        for (int j = 0; j < HALVES_VECTORS; ++j) w[j] = load_as<vu>(panel + j * 4 * LANES);
+// A sum over the columns of A is one of four quarters, each in column order: four chains of additions and four streams
+// of memory where a few rows would wait for one.
+constexpr int QUARTERS = 4;
+
+template <class T>
+struct Columns {
+    static constexpr int EACH = std::is_same_v<T, bf16> ? 2 : 1;  // that are multiplied at once
+    static constexpr size_t BYTES = (size_t)HALF * EACH * sizeof(T);
+    static constexpr size_t OPERAND = std::is_same_v<T, bf16> ? 4 : 4 * EACH;
+
+    static inline vf times(const uint8_t* panel, int j, const uint8_t* x, vf acc) {
+        if constexpr (EACH == 2) return dot2(acc, load_as<vu>(panel + j * 4 * LANES), load_as<uint32_t>(x));
+        else return fma(load((const T*)panel + j * LANES), splat(load_as<float>(x)), acc);
+    }
+};
+
+// ROWS operands at x, times one panel of A, (rows, 16).
+template <int ROWS, class T>
+static inline void half_tile(const uint8_t* panel, const uint8_t* const* x, int cols, float* out) {
+    using C = Columns<T>;
+    constexpr int TOGETHER = ROWS <= 3 ? QUARTERS : 1;
+    const int steps = cols / C::EACH, most = (steps + QUARTERS - 1) / QUARTERS;
+    vf total[ROWS][HALVES_VECTORS] = {};
+    for (int quarter = 0; quarter < QUARTERS; quarter += TOGETHER) {
+        vf acc[TOGETHER][ROWS][HALVES_VECTORS] = {};
+        const int common = std::max(0, std::min(most, steps - (quarter + TOGETHER - 1) * most));
+        auto step = [&](int q, int k) {
+            const uint8_t* w = panel + (size_t)k * C::BYTES;
+            if (TOGETHER > 1) __builtin_prefetch(w + 1024);
 #pragma GCC unroll 12
-        for (int m = 0; m < ROWS; ++m) {
-            const uint32_t pair = load_as<uint32_t>(x[m] + 4 * k);
+            for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 4
-            for (int j = 0; j < HALVES_VECTORS; ++j) acc[m][j] = dot2(acc[m][j], w[j], pair);
-        }
+                for (int j = 0; j < HALVES_VECTORS; ++j) acc[q][m][j] = C::times(w, j, x[m] + k * C::OPERAND, acc[q][m][j]);
+        };
+        for (int k = 0; k < common; ++k)
+#pragma GCC unroll 4
+            for (int q = 0; q < TOGETHER; ++q) step(q, (quarter + q) * most + k);
+#pragma GCC unroll 4
+        for (int q = 0; q < TOGETHER; ++q)
+            for (int k = (quarter + q) * most + common; k < std::min(steps, (quarter + q + 1) * most); ++k) step(q, k);
+        for (int q = 0; q < TOGETHER; ++q)
+            for (int m = 0; m < ROWS; ++m)
+                for (int j = 0; j < HALVES_VECTORS; ++j) total[m][j] += acc[q][m][j];
     }
     for (int m = 0; m < ROWS; ++m)
-        for (int j = 0; j < HALVES_VECTORS; ++j) store(out + m * HALF + j * LANES, acc[m][j]);
+        for (int j = 0; j < HALVES_VECTORS; ++j) store(out + m * HALF + j * LANES, total[m][j]);
 }
 
-template <int ROWS, class T>
-static inline void half_float(const uint8_t* panel, const uint8_t* const* x, int cols, float* out) {
-    vf acc[ROWS][HALVES_VECTORS] = {};
-    const T* w = (const T*)panel;
-    for (int k = 0; k < cols; ++k, w += HALF) {
-        vf column[HALVES_VECTORS];
+// Add an operand times one panel of B to 16 results; `cols` is a multiple of 8, in four chains of additions.
+template <class T>
+static inline void half_add(const uint8_t* panel, const uint8_t* x, int cols, float* results) {
+    using C = Columns<T>;
+    vf acc[4][HALVES_VECTORS] = {};
+    for (int k = 0; k < cols / C::EACH; k += 4, panel += 4 * C::BYTES, x += 4 * C::OPERAND)
 #pragma GCC unroll 4
-        for (int j = 0; j < HALVES_VECTORS; ++j) column[j] = load(w + j * LANES);
-#pragma GCC unroll 12
-        for (int m = 0; m < ROWS; ++m) {
-            const vf value = splat(load_as<float>(x[m] + 4 * k));
+        for (int i = 0; i < 4; ++i)
 #pragma GCC unroll 4
-            for (int j = 0; j < HALVES_VECTORS; ++j) acc[m][j] = fma(column[j], value, acc[m][j]);
-        }
+            for (int j = 0; j < HALVES_VECTORS; ++j)
+                acc[i][j] = C::times(panel + i * C::BYTES, j, x + i * C::OPERAND, acc[i][j]);
+    for (int j = 0; j < HALVES_VECTORS; ++j) {
+        const vf added = (acc[0][j] + acc[1][j]) + (acc[2][j] + acc[3][j]);
+        store(results + j * LANES, load(results + j * LANES) + added);
     }
-    for (int m = 0; m < ROWS; ++m)
-        for (int j = 0; j < HALVES_VECTORS; ++j) store(out + m * HALF + j * LANES, acc[m][j]);
 }
 
 template <int ROWS>
@@ -72,9 +100,9 @@ static inline void half_of(int rows, int kind, const uint8_t* panel, const uint8
     if constexpr (ROWS > 1) {
         if (rows < ROWS) return half_of<ROWS - 1>(rows, kind, panel, x, cols, out);
     }
-    if (kind == BF16) half_bf16<ROWS>(panel, x, cols, out);
-    else if (kind == F16) half_float<ROWS, f16>(panel, x, cols, out);
-    else half_float<ROWS, float>(panel, x, cols, out);
+    if (kind == BF16) half_tile<ROWS, bf16>(panel, x, cols, out);
+    else if (kind == F16) half_tile<ROWS, f16>(panel, x, cols, out);
+    else half_tile<ROWS, float>(panel, x, cols, out);
 }
 
 static inline size_t half_bytes(int kind, int cols) { return (size_t)HALF * cols * (kind == F32 ? 4 : 2); }
@@ -156,23 +184,23 @@ class Adapted {
         }
     }
 
+    // Fetch what `expand` will read, while the product itself is computed.
+    void fetch(int linear, int panel) const {
+        for (const Rows& rows : groups_) {
+            const Delta& d = delta(rows.slot, linear);
+            if (!d.rank) continue;
+            const size_t bytes = half_bytes(kind_, d.rank);
+            for (int half = 0; half < 2; ++half)
+                if (const int at = d.parts[2 * panel + half].panel; at >= 0)
+                    for (size_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(d.b + at * bytes + byte);
+        }
+    }
+
     // Add B (A x) to results (rows, 32) of a panel.
     void expand(int linear, int panel, int first, int count, float* results) const {
-        for (int r = 0; r < count; ++r, results += PANEL) {
-            const int slot = slots_[first + r];
-            if (slot < 0) continue;
-            const Delta& d = delta(slot, linear);
-            if (!d.rank) continue;
-            for (int half = 0; half < 2; ++half) {
-                const Part part = d.parts[2 * panel + half];
-                if (part.panel < 0) continue;
-                alignas(64) float added[HALF];
-                const uint8_t* operand = inner(first + r) + part.inner * (kind_ == BF16 ? 2 : 4);
-                half_of<1>(1, kind_, d.b + part.panel * half_bytes(kind_, d.rank), &operand, d.rank, added);
-                for (int i = 0; i < HALF; i += LANES)
-                    store(results + half * HALF + i, load(results + half * HALF + i) + load(added + i));
-            }
-        }
+        if (kind_ == BF16) expand_as<bf16>(linear, panel, first, count, results);
+        else if (kind_ == F16) expand_as<f16>(linear, panel, first, count, results);
+        else expand_as<float>(linear, panel, first, count, results);
     }
 
    private:
@@ -182,6 +210,21 @@ class Adapted {
     // Rows of one adapter that are worth sharing out.
     static constexpr int BLOCK_ROWS = 4 * MAX_ROWS;
     static int blocks(int rows) { return (rows + BLOCK_ROWS - 1) / BLOCK_ROWS; }
+
+    template <class T>
+    void expand_as(int linear, int panel, int first, int count, float* results) const {
+        const size_t each = std::is_same_v<T, bf16> ? 2 : 4;
+        for (int r = 0; r < count; ++r, results += PANEL) {
+            const int slot = slots_[first + r];
+            if (slot < 0) continue;
+            const Delta& d = delta(slot, linear);
+            if (!d.rank) continue;
+            for (int half = 0; half < 2; ++half)
+                if (const Part part = d.parts[2 * panel + half]; part.panel >= 0)
+                    half_add<T>(d.b + part.panel * half_bytes(kind_, d.rank), inner(first + r) + part.inner * each, d.rank,
+                                results + half * HALF);
+        }
+    }
 
     const Delta& delta(int slot, int linear) const { return deltas_[slot * linears_ + linear]; }
     uint8_t* inner(int row) const { return (uint8_t*)inner_.data() + row * stride_; }

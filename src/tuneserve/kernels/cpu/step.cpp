@@ -129,6 +129,7 @@ void multiply_all(Session& s, Worker& w, const Linear& l, int linear, const uint
             return;
         }
         const int panel = piece - inner;
+        if (inner) s.adapted.fetch(linear, panel);
         multiply(l, panel, x, stride, rows, [&](int first, int count, float* results) {
             if (inner) {
                 s.pool.await_noted(phase, inner);
