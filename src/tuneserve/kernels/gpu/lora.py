@@ -40,9 +40,9 @@ def lora_shrink(x: torch.Tensor, weights: LoraWeights, rows: LoraRows) -> None:
     """Shrink every row of ``x`` (rows, columns) that has an adapter into ``rows.shares``."""
     columns = weights.a.shape[2]
     span = span_of(columns)
-    _shrink[(_programs(len(x)), triton.cdiv(columns, span))](
+    _shrink[(programs_of(len(x)), triton.cdiv(columns, span))](
         x, weights.a, weights.ranks, rows.order, rows.tiles, rows.counts, rows.shares, len(x), columns,
-        PROGRAMS=_programs(len(x)), SPAN=span, **shrink_shape(weights), num_warps=4, num_stages=3,
+        PROGRAMS=programs_of(len(x)), SPAN=span, **shrink_shape(weights), num_warps=4, num_stages=3,
         **dependent(_shrink),
     )  # fmt: skip
 
@@ -57,9 +57,9 @@ def shrink_shape(weights: LoraWeights) -> dict[str, Any]:
 def lora_expand(weights: LoraWeights, rows: LoraRows, columns: int, out: torch.Tensor) -> torch.Tensor:
     """Add to ``out`` (rows, results) what the shrinks of an input of so many ``columns`` expand to."""
     results = weights.b.shape[1]
-    _expand[(_programs(len(out)), triton.cdiv(results, _EXPAND))](
+    _expand[(programs_of(len(out)), triton.cdiv(results, _EXPAND))](
         weights.b, rows.order, rows.tiles, rows.counts, rows.shares, out, len(out), results,
-        *piece_ends(weights, results), PROGRAMS=_programs(len(out)), **_expand_shape(weights, columns),
+        *piece_ends(weights, results), PROGRAMS=programs_of(len(out)), **_expand_shape(weights, columns),
         num_warps=4, **dependent(_expand),
     )  # fmt: skip
     return out
@@ -78,9 +78,9 @@ def lora_gate(
         out: (rows, intermediate).
     """
     inner = out.shape[1]
-    _gate[(_programs(len(out)), triton.cdiv(inner, _EXPAND))](
+    _gate[(programs_of(len(out)), triton.cdiv(inner, _EXPAND))](
         weights.b, rows.order, rows.tiles, rows.counts, rows.shares, gate_up, out, len(out), inner,
-        PROGRAMS=_programs(len(out)), **_expand_shape(weights, columns), num_warps=4, **dependent(_gate),
+        PROGRAMS=programs_of(len(out)), **_expand_shape(weights, columns), num_warps=4, **dependent(_gate),
     )  # fmt: skip
     return out
 
@@ -107,7 +107,7 @@ def _expand_shape(weights: LoraWeights, columns: int) -> dict[str, int]:
     }  # fmt: skip
 
 
-def _programs(rows: int) -> int:
+def programs_of(rows: int) -> int:
     """Return how many programs share the tiles of so many rows, most of which few adapters leave without one."""
     return min(rows, max(8, rows // 8))
 

@@ -40,7 +40,7 @@ def skinny(
 
     Args:
         x: (count, columns), ``count`` at most 32.
-        weight: (rows, columns), contiguous; where ``gated``, the first half of the rows is the gate.
+        weight: (rows, columns), each row contiguous; where ``gated``, the first half of the rows is the gate.
         bias: (rows), added to the product.
         residual: (count, rows of the result), added to the result.
         lora: added to the product, before the gate. The first programs of the launch shrink, while the others multiply
@@ -63,7 +63,7 @@ def skinny(
     shrinkers = 0 if lora is None else _SHRINKERS
     span = span_of(columns)
     _skinny[(shrinkers + triton.cdiv(results, block_rows),)](
-        x, weight, bias, residual, out, count, results, columns, *adapters, LORA=lora is not None,
+        x, weight, weight.stride(0), bias, residual, out, count, results, columns, *adapters, LORA=lora is not None,
         SHRINKERS=_SHRINKERS, SHARES=triton.cdiv(columns, span), SPAN=span, EXPANDED=_EXPANDED, **shape,
         ROWS=block_rows, BLOCK=block, COUNT=16 if count <= 16 else 32, BIAS=bias is not None,
         RESIDUAL=residual is not None, GATED=gated, num_warps=warps, num_stages=stages, **dependent(_skinny),
@@ -78,7 +78,7 @@ def shape_of(gated: bool) -> tuple[int, int, int, int]:
 
 @triton.jit
 def _skinny(
-    x, weight, bias, residual, out, count, results, columns,
+    x, weight, stride, bias, residual, out, count, results, columns,
     tile_of, order, tiles, counts, a, b, ranks, shares, shrunk, done, arrived, first_end, second_end,
     LORA: tl.constexpr, SHRINKERS: tl.constexpr, SHRUNK: tl.constexpr, RANK: tl.constexpr, SHARES: tl.constexpr,
     EXPANDED: tl.constexpr, PADDED: tl.constexpr, TILE: tl.constexpr, SPAN: tl.constexpr, PART: tl.constexpr,
@@ -106,8 +106,8 @@ def _skinny(
     column = tl.arange(0, BLOCK)
     token = tl.arange(0, COUNT)
     inside = (row < results)[:, None]
-    first = weight + row.to(tl.int64)[:, None] * columns + column[None, :]
-    second = first + results.to(tl.int64) * columns
+    first = weight + row.to(tl.int64)[:, None] * stride + column[None, :]
+    second = first + results.to(tl.int64) * stride
     values = x + token[None, :] * columns + column[:, None]
     total = tl.zeros((ROWS, COUNT), tl.float32)
     other = tl.zeros((ROWS, COUNT), tl.float32)
