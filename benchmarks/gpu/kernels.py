@@ -166,9 +166,9 @@ class Linear:
             if lora is not None and not beside:
                 lora_shrink(x, lora.weights, lora.rows)
                 if self.gated:
-                    lora_gate(lora.weights, lora.rows, self.columns, product, out)
+                    lora_gate(lora.weights, lora.rows, product, out)
                 else:
-                    lora_expand(lora.weights, lora.rows, self.columns, product)
+                    lora_expand(lora.weights, lora.rows, product)
             elif self.gated:
                 gate(product, out)
 

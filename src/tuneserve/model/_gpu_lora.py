@@ -165,7 +165,7 @@ class AdaptedGpuLinear:
             return gate(write_product(*joined, scratch), out)
         self._base.product(x, scratch)
         lora_shrink(x, call.weights, call.rows)
-        return lora_gate(call.weights, call.rows, x.shape[1], scratch, out)
+        return lora_gate(call.weights, call.rows, scratch, out)
 
     def add(self, x: torch.Tensor, hidden: torch.Tensor) -> None:
         """Add the product of ``x``, and each row's delta, to ``hidden``."""
@@ -207,7 +207,7 @@ class AdaptedGpuLinear:
 
 def _expand(call: LoraCall, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     lora_shrink(x, call.weights, call.rows)
-    return lora_expand(call.weights, call.rows, x.shape[1], out)
+    return lora_expand(call.weights, call.rows, out)
 
 
 def adapted(weights: GpuWeights, adapters: GpuAdapters) -> GpuWeights:

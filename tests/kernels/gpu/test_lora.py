@@ -99,7 +99,7 @@ def test_shrink_and_expand(slots: list[int], ends: tuple[int, ...]) -> None:
     rows = rows_of(adapters, slots)
     expected = out + lora_reference(x, adapters, rows.slots)
     lora_shrink(x, adapters, rows)
-    torch.testing.assert_close(lora_expand(adapters, rows, 700, out), expected, **CLOSE)
+    torch.testing.assert_close(lora_expand(adapters, rows, out), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("slots", [[-1] * 3, [0] * 40, [0, -1, 3, 3, 2, 1, 4] * 6])
@@ -108,7 +108,7 @@ def test_gate(slots: list[int]) -> None:
     gate_up, out = torch.randn(len(slots), 300), torch.full((len(slots), 150), torch.nan)
     rows = rows_of(adapters, slots)
     lora_shrink(x, adapters, rows)
-    lora_gate(adapters, rows, 700, gate_up, out)
+    lora_gate(adapters, rows, gate_up, out)
     torch.testing.assert_close(out, lora_gate_reference(adapters, x, rows.slots, gate_up), **CLOSE)
 
 
