@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tuneserve.adapters import WeightedAdapter, merge_model, open_adapter
 from tuneserve.checkpoint import WeightReader, open_checkpoint
 from tuneserve.kernels.attention import attend
-from tuneserve.model import Decoder, load_weights
+from tuneserve.model import Decoder, DeltaState, Scan, load_weights
 from tuneserve.spec import ModelSpec, read_spec
 
 from .families import FAMILIES, SMALL
@@ -34,15 +34,22 @@ class Context:
         self._values: dict[tuple[int, int], torch.Tensor] = {}
 
     def __call__(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, window: int | None, **how: Any
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
+        *,
+        window: int | None,
+        **how: Any,
     ) -> torch.Tensor:
         out, begin = [], 0
         for sequence, count in enumerate(self.rows):
             if count == 0:
                 continue
             rows = slice(begin, begin + count)
-            keys = self._grown(self._keys, layer, sequence, key[rows])
-            values = self._grown(self._values, layer, sequence, value[rows])
+            keys = self._grown(self._keys, layer, sequence, None if key is None else key[rows])
+            values = self._grown(self._values, layer, sequence, None if value is None else value[rows])
             length = len(keys)
             last = torch.arange(length - count, length)[:, None]
             seen = (torch.arange(length) <= last) & (torch.arange(length) > last - (window or length))
@@ -53,11 +60,35 @@ class Context:
         return torch.cat(out)
 
     def _grown(
-        self, cache: dict[tuple[int, int], torch.Tensor], layer: int, sequence: int, new: torch.Tensor
+        self, cache: dict[tuple[int, int], torch.Tensor], layer: int, sequence: int, new: torch.Tensor | None
     ) -> torch.Tensor:
-        old = cache.get((layer, sequence))
-        cache[layer, sequence] = new if old is None else torch.cat((old, new))
+        if new is not None:
+            old = cache.get((layer, sequence))
+            cache[layer, sequence] = new if old is None else torch.cat((old, new))
         return cache[layer, sequence]
+
+
+class Carried:
+    """The simplest keeper of states: one sequence after the other."""
+
+    def __init__(self, spec: ModelSpec, context: Context) -> None:
+        self._spec, self._context = spec, context
+        self._states: dict[tuple[int, int], DeltaState] = {}
+
+    def __call__(self, layer: int, inputs: torch.Tensor, scan: Scan) -> torch.Tensor:
+        out = []
+        for sequence, rows in enumerate(torch.split(inputs, self._context.rows)):
+            if len(rows):
+                state = self._states.get((layer, sequence)) or self._empty(layer)
+                found, self._states[layer, sequence] = scan(rows[None], state)
+                out.append(found[0])
+        return torch.cat(out)
+
+    def _empty(self, layer: int) -> DeltaState:
+        net = self._spec.layer(layer).delta_net
+        assert net is not None
+        past = torch.zeros(1, net.kernel - 1, net.conv_size)
+        return DeltaState(past, torch.zeros(1, net.value_heads, net.key_dim, net.value_dim))
 
 
 def open_decoder(directory: Path, context_length: int | None = None) -> Decoder:
@@ -73,12 +104,13 @@ def decoder_of(spec: ModelSpec, reader: WeightReader, context_length: int | None
 def compute(decoder: Decoder, prompts: list[list[int]], chunk: int) -> list[torch.Tensor]:
     """Return each prompt's logits, computed in one batch, ``chunk`` tokens of each at a time."""
     context, found = Context(), [[] for _ in prompts]  # type: ignore[var-annotated]
+    carried = Carried(decoder.spec, context)
     for begin in range(0, max(map(len, prompts)), chunk):
         parts = [prompt[begin : begin + chunk] for prompt in prompts]
         context.rows = [len(part) for part in parts]
         positions = [begin + index for part in parts for index in range(len(part))]
         ids = torch.tensor([token for part in parts for token in part])
-        logits = decoder.logits(decoder.forward(ids, torch.tensor(positions), context))
+        logits = decoder.logits(decoder.forward(ids, torch.tensor(positions), context, carried))
         for mine, part in zip(found, torch.split(logits, context.rows), strict=True):
             mine.append(part)
     return [torch.cat(mine) for mine in found]

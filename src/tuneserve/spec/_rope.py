@@ -8,6 +8,7 @@ from tuneserve.spec._positions import (
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
+    ProportionalScaling,
     RopeScaling,
     RopeSpec,
     YarnScaling,
@@ -65,6 +66,9 @@ def _scaling(
         raise SpecError(f"the rope scaling {kind[:40]!r} is not in the native engine yet; use another engine.")
     if kind == "linear":
         return LinearScaling(factor=own.number("factor"))
+    if kind == "proportional":
+        pairs = int(own.number("partial_rotary_factor", 1.0) * dim // 2)
+        return ProportionalScaling(pairs=pairs, factor=own.number("factor", 1.0))
     if kind in ("default", "dynamic"):
         # Dynamic scaling begins beyond max_position_embeddings, and that far no context goes here.
         return None
