@@ -1,5 +1,7 @@
 """Protects: the gated delta rule, token by token and in chunks, and the convolution before it, are Transformers'."""
 
+from functools import partial
+
 import pytest
 import torch
 from transformers.models.qwen3_5.modeling_qwen3_5 import (
@@ -12,10 +14,13 @@ from tuneserve.kernels.causal_conv import causal_conv
 from tuneserve.kernels.gated_delta import gated_delta
 
 SEQUENCES, KEY_HEADS, VALUE_HEADS, KEY_DIM, VALUE_DIM = 2, 2, 6, 8, 12
-TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
+close = partial(torch.testing.assert_close, atol=2e-5, rtol=1e-4)
 
 
-def inputs(tokens: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+Given = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def inputs(tokens: int, dtype: torch.dtype = torch.float32) -> Given:
     torch.manual_seed(tokens)
     query, key = (torch.randn(SEQUENCES, tokens, KEY_HEADS, KEY_DIM, dtype=dtype) for _ in range(2))
     value = torch.randn(SEQUENCES, tokens, VALUE_HEADS, VALUE_DIM, dtype=dtype)
@@ -24,7 +29,7 @@ def inputs(tokens: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tenso
     return query, key, value, decay, rate, torch.randn(SEQUENCES, VALUE_HEADS, KEY_DIM, VALUE_DIM)
 
 
-def theirs(function: object, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+def theirs(function: object, given: Given) -> tuple[torch.Tensor, torch.Tensor]:
     assert callable(function)
     query, key, value, decay, rate, state = given
     out, state = function(
@@ -47,28 +52,31 @@ def test_it_is_that_of_transformers(tokens: int, function: object) -> None:
     given = inputs(tokens)
     before = given[-1].clone()
     for found, expected in zip(gated_delta(*given), theirs(function, given), strict=True):
-        torch.testing.assert_close(found, expected, **TOLERANCE)
+        close(found, expected)
     assert torch.equal(given[-1], before)
 
 
 def test_in_16_bits_it_is_computed_in_float32() -> None:
     given = inputs(70, torch.bfloat16)
-    exact = tuple(tensor.float() for tensor in given)
-    for found, expected in zip(gated_delta(*given), gated_delta(*exact), strict=True):
+    query, key, value, decay, rate, state = (tensor.float() for tensor in given)
+    exact = gated_delta(query, key, value, decay, rate, state)
+    for found, expected in zip(gated_delta(*given), exact, strict=True):
         assert found.dtype == torch.float32
-        torch.testing.assert_close(found, expected, **TOLERANCE)
+        close(found, expected)
 
 
 def test_tokens_may_come_in_parts() -> None:
-    *given, state = inputs(150)
-    whole, last = gated_delta(*given, state)
+    given = inputs(150)
+    whole, last = gated_delta(*given)
+    state = given[-1]
     outs, begin = [], 0
     for count in (1, 70, 3, 1, 75):
-        out, state = gated_delta(*(tensor[:, begin : begin + count] for tensor in given), state)
+        query, key, value, decay, rate = (tensor[:, begin : begin + count] for tensor in given[:-1])
+        out, state = gated_delta(query, key, value, decay, rate, state)
         outs.append(out)
         begin += count
-    torch.testing.assert_close(torch.cat(outs, dim=1), whole, **TOLERANCE)
-    torch.testing.assert_close(state, last, **TOLERANCE)
+    close(torch.cat(outs, dim=1), whole)
+    close(state, last)
 
 
 def test_heads_that_forget_at_once_stay_finite() -> None:

@@ -19,8 +19,8 @@ LONGROPE = {
 }  # fmt: skip
 # What a delta net reads can be close to nothing, and the norm after it would make its rounding large.
 DELTA_NET: dict[str, Any] = {
-    "rms_norm_eps": 1e-2, "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
-    "linear_value_head_dim": 12,
+    "rms_norm_eps": 1e-2, "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 12,
 }  # fmt: skip
 GEMMA4: dict[str, Any] = {
     "head_dim": 16, "global_head_dim": 24, "sliding_window": 9, "layer_types": ALTERNATING,

@@ -76,19 +76,20 @@ def _many(
     gives what they would write to an empty state, and which part of the state it came upon each of them replaces.
     """
     tokens = value.shape[2]
-    missing = -tokens % min(_CHUNK, tokens)
+    size = min(_CHUNK, tokens)
+    missing = -tokens % size
     # Neither a decay nor a rate: what is added here leaves the state alone.
     query, key, value = (F.pad(x, (0, 0, 0, missing)) for x in (query, key, value))
     decay, rate = (F.pad(x, (0, missing)) for x in (decay, rate))
-    chunks = (-1, min(_CHUNK, tokens))
-    query, key, value = (x.unflatten(2, chunks) for x in (query, key, value))
-    decay, rate = decay.unflatten(2, chunks).cumsum(-1), rate.unflatten(2, chunks)[..., None]
+    query, key, value = (x.reshape(*x.shape[:2], -1, size, x.shape[-1]) for x in (query, key, value))
+    decay, rate = (x.reshape(*x.shape[:2], -1, size) for x in (decay.float(), rate))
+    decay, rate = decay.cumsum(-1), rate[..., None]
 
     between = (decay[..., :, None] - decay[..., None, :]).tril().exp().tril()
     system = (key * rate) @ key.transpose(-1, -2) * between
     sides = torch.cat((value * rate, key * rate * decay.exp()[..., None]), dim=-1)
     solved = torch.linalg.solve_triangular(system.tril(-1), sides, upper=False, unitriangular=True)
-    written, replaced = solved.split((value.shape[-1], key.shape[-1]), dim=-1)
+    written, replaced = torch.split(solved, [value.shape[-1], key.shape[-1]], dim=-1)
     seen = query @ key.transpose(-1, -2) * between
     query = query * decay.exp()[..., None]
     last = decay[..., -1:]

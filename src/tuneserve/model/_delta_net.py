@@ -52,22 +52,21 @@ class DeltaNet:
         Returns:
             (sequences, tokens, value_size), in the dtype of ``projected``, and the next state.
         """
-        net = self.spec
-        mixed, gate, rates, decays = projected.split(
-            (net.conv_size, net.value_size, net.value_heads, net.value_heads), dim=-1
-        )
+        net, rows = self.spec, projected.shape[:2]
+        sizes = [net.conv_size, net.value_size, net.value_heads, net.value_heads]
+        mixed, gate, rates, decays = torch.split(projected, sizes, dim=-1)
         mixed, past = causal_conv(mixed, state.past, self.conv)
-        query, key, value = F.silu(mixed).split((net.key_size, net.key_size, net.value_size), dim=-1)
+        query, key, value = torch.split(F.silu(mixed), [net.key_size, net.key_size, net.value_size], dim=-1)
         out, memory = gated_delta(
-            query.unflatten(-1, (net.key_heads, net.key_dim)),
-            key.unflatten(-1, (net.key_heads, net.key_dim)),
-            value.unflatten(-1, (net.value_heads, net.value_dim)),
+            query.reshape(*rows, net.key_heads, net.key_dim),
+            key.reshape(*rows, net.key_heads, net.key_dim),
+            value.reshape(*rows, net.value_heads, net.value_dim),
             -self.decay.exp() * F.softplus(decays.float() + self.step_bias),
             rates.sigmoid(),
             state.memory,
         )
         normed = F.rms_norm(out, self.norm.shape, self.norm, self.eps)
-        gated = normed * F.silu(gate.float().unflatten(-1, (net.value_heads, net.value_dim)))
+        gated = normed * F.silu(gate.float()).view(normed.shape)
         return gated.flatten(-2).to(projected.dtype), DeltaState(past, memory)
 
     def tensors(self) -> Iterator[torch.Tensor]:

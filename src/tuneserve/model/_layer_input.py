@@ -11,7 +11,7 @@ from tuneserve.kernels.rms_norm import rms_norm
 from tuneserve.model._linear import Linear
 from tuneserve.spec import Activation
 
-_HALF = 2.0**-0.5
+_ROOT_OF_HALF = 2.0**-0.5
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class LayerInputs:
         """Return (tokens, layers, size) of token ids (tokens) and their scaled embeddings (tokens, hidden)."""
         size = len(self.norm)
         scale = torch.tensor(size**0.5, dtype=hidden.dtype, device=hidden.device)
-        own = (F.embedding(ids, self.embedding) * scale).unflatten(-1, (-1, size))
-        projected = (self.projection(hidden) * hidden.shape[-1] ** -0.5).unflatten(-1, (-1, size))
-        return (rms_norm(projected, self.norm, self.eps) + own) * _HALF
+        own = (F.embedding(ids, self.embedding) * scale).view(len(ids), -1, size)
+        projected = (self.projection(hidden) * hidden.shape[-1] ** -0.5).view(len(ids), -1, size)
+        return (rms_norm(projected, self.norm, self.eps) + own) * _ROOT_OF_HALF
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yield everything in it."""

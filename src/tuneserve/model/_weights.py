@@ -43,8 +43,8 @@ _LISTED = 8
 class LayerWeights:
     """One layer; ``qkv`` and ``gate_up`` are stacked along out. What the layer lacks is None.
 
-    It has either ``gate_up`` and ``down``, or ``experts``. With a ``delta_net`` in place of attention ``qkv`` is all that
-    it takes. ``scalar`` is (1).
+    It has either ``gate_up`` and ``down``, or ``experts``. With a ``delta_net`` in place of attention ``qkv`` is all
+    that it takes. ``scalar`` is (1).
 
     Norms are (hidden) or, those of q and k, (head_dim). Where the spec has ``norm_plus_one`` that one is in them, and
     they are float32.

@@ -21,6 +21,7 @@ class Batch:
         lengths: tokens of each sequence that the cache holds after the step, int32 (sequences).
         block_tables: the blocks that hold them, padded with block 0, int32 (sequences, blocks).
         scored_rows: the rows that the sequences want logits of, int64.
+        state_slots: where each sequence keeps what it carries beside the cache, int64 (sequences).
         decodes: how many sequences have a single row.
         counts: how many rows each has, on the host.
     """
@@ -32,6 +33,7 @@ class Batch:
     lengths: torch.Tensor
     block_tables: torch.Tensor
     scored_rows: torch.Tensor
+    state_slots: torch.Tensor
     decodes: int
     counts: tuple[int, ...]
 
@@ -67,6 +69,7 @@ def make_batch(step: Step, device: torch.device, ahead: int = 0) -> Batch:
         lengths=tensor(lengths),
         block_tables=tensor(tables),
         scored_rows=tensor(np.array(scored, dtype=np.int64)),
+        state_slots=tensor(np.array([segment.sequence.slot for segment in segments], dtype=np.int64)),
         decodes=step.decodes,
         counts=tuple(segment.count for segment in segments),
     )

@@ -20,6 +20,7 @@ from tuneserve.native._load import (
     cache_blocks,
     give_memory_back,
     load_decoder,
+    reuses_prefixes,
     running_limit,
 )
 from tuneserve.native._pooling import Pool, Pooling
@@ -65,9 +66,9 @@ class NativeCore:
         decoder = load_decoder(config)
         give_memory_back()
         blocks = cache_blocks(config, decoder)
-        max_running = running_limit(config, decoder.device, blocks)
-        self._runner = Runner(decoder, blocks)
-        self._pool = BlockPool(blocks, reuse=config.prefix_cache)
+        max_running = running_limit(config, decoder, blocks)
+        self._runner = Runner(decoder, blocks, max_running)
+        self._pool = BlockPool(blocks, reuse=reuses_prefixes(config, decoder.spec))
         step_tokens = _GPU_STEP_TOKENS if decoder.device.type == "cuda" else _STEP_TOKENS
         self._scheduler = Scheduler(self._pool, max_running, max(step_tokens, max_running))
         self._speculation = config.speculation

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import logging
 from pathlib import Path
 from typing import Literal
 
@@ -17,8 +18,9 @@ from tuneserve.native._cache import bytes_per_block
 from tuneserve.native._cpu_step import prepare_step
 from tuneserve.native._decoders import AnyDecoder
 from tuneserve.native._gpu_step import prepare_gpu_step
+from tuneserve.native._states import bytes_per_slot
 from tuneserve.sources import ResolvedSource, open_files
-from tuneserve.spec import read_spec
+from tuneserve.spec import ModelSpec, read_spec
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 _DTYPES: dict[DtypeName, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -29,6 +31,7 @@ _DEFAULT_GPU_RUNNING = 256
 MOST_SPECULATION = 15
 # The rest is for activations, and for whatever else runs on the machine.
 _CACHE_SHARE = 0.6
+_logger = logging.getLogger("tuneserve.native")
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,8 +40,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ``tokenizer_dir`` is only needed for grammars.
     ``dtype`` is auto, float32, bfloat16 or float16. ``context_length`` counts tokens per sequence, ``max_running``
     sequences computed together, ``cache_tokens`` tokens that the cache holds. ``prefix_cache`` says whether a prompt
-    uses what was computed for an equal beginning of another one. ``speculation`` is how many tokens are guessed at most
-    from what a sequence repeats, to be computed in one step with the last; it changes how fast tokens come, not which.
+    uses what was computed for an equal beginning of another one; with a model that has a state beside the cache none
+    does. ``speculation`` is how many tokens are guessed at most from what a sequence repeats, to be computed in one
+    step with the last; it changes how fast tokens come, not which.
 
     ``cpu_step`` is ``compiled`` (C++ built on this machine), ``eager`` (PyTorch) or auto, which is the first where it
     can be. ``weights`` is auto (as they are stored), ``int8`` or ``int4``: quantised at load in groups of 32, with
@@ -103,6 +107,11 @@ def load_decoder(config: EngineConfig) -> AnyDecoder:
     reader, model_config = open_files(Path(config.model_dir), weights_file)
     model = merge_model(reader, model_config, adapters, dtype)
     spec = read_spec(model.config)
+    if spec.has_state and config.speculation:
+        raise InputError(
+            f"speculation cannot be had with {spec.family}, whose state cannot be taken back to before a wrong guess; "
+            "set it to 0."
+        )
     context = config.context_length or min(spec.short_context_length, _DEFAULT_CONTEXT)
     if not 2 <= context <= spec.context_length:
         raise InputError(
@@ -127,11 +136,18 @@ def cache_blocks(config: EngineConfig, decoder: AnyDecoder) -> int:
     Raises:
         InputError: what was asked for does not fit in memory, or does not hold one sequence of full length.
     """
-    free = torch.cuda.mem_get_info()[0] if decoder.device.type == "cuda" else available_memory()
-    each = bytes_per_block(decoder.spec, decoder.dtype)
-    usable, context = int(free * _CACHE_SHARE), decoder.context_length
+    each = max(1, bytes_per_block(decoder.spec, decoder.dtype))
+    running, context = _meant_to_run(config, decoder), decoder.context_length
+    states = running * bytes_per_slot(decoder.spec, decoder.dtype)
+    usable = _usable_bytes(decoder.device)
+    if states > usable:
+        raise InputError(
+            f"the states of {running} sequences take {states / 1e9:.1f} GB and {usable / 1e9:.1f} GB can be used; "
+            "choose a smaller max_running."
+        )
+    usable -= states
     fitting = usable // each - 1
-    wanted = min(fitting, (config.max_running or default_running(decoder.device)) * blocks_for(context))
+    wanted = min(fitting, running * blocks_for(context))
     if config.cache_tokens is not None:
         wanted = config.cache_tokens // BLOCK_SIZE
     if wanted > fitting:
@@ -150,25 +166,45 @@ def cache_blocks(config: EngineConfig, decoder: AnyDecoder) -> int:
     return wanted + 1
 
 
+def reuses_prefixes(config: EngineConfig, spec: ModelSpec) -> bool:
+    """Say whether a prompt uses what was computed for an equal beginning of another one."""
+    if config.prefix_cache and spec.has_state:
+        _logger.info("prefixes are not reused: a sequence of %s carries a state, which blocks do not hold", spec.family)
+    return config.prefix_cache and not spec.has_state
+
+
 def default_running(device: torch.device) -> int:
     """Return how many sequences are computed together unless something else is asked for."""
     return _DEFAULT_GPU_RUNNING if device.type == "cuda" else _DEFAULT_RUNNING
 
 
-def running_limit(config: EngineConfig, device: torch.device, blocks: int) -> int:
+def running_limit(config: EngineConfig, decoder: AnyDecoder, blocks: int) -> int:
     """Return how many sequences are computed together.
 
     Raises:
         InputError: it is none, or more than the cache has blocks for.
     """
     usable = blocks - 1
-    wanted = min(default_running(device), usable) if config.max_running is None else config.max_running
+    wanted = min(_meant_to_run(config, decoder), usable) if config.max_running is None else config.max_running
     if not 1 <= wanted <= usable:
         raise InputError(
             f"max_running is {wanted} and the cache has {usable} blocks, of which each sequence takes one or more; "
             f"choose from 1 to {usable}."
         )
     return wanted
+
+
+def _meant_to_run(config: EngineConfig, decoder: AnyDecoder) -> int:
+    """Return how many sequences that is if the cache holds them; as many as usual, if half the memory has their states."""
+    if config.max_running is not None:
+        return config.max_running
+    each = bytes_per_slot(decoder.spec, decoder.dtype)
+    usual = default_running(decoder.device)
+    return min(usual, max(1, _usable_bytes(decoder.device) // (2 * each))) if each else usual
+
+
+def _usable_bytes(device: torch.device) -> int:
+    return int((torch.cuda.mem_get_info()[0] if device.type == "cuda" else available_memory()) * _CACHE_SHARE)
 
 
 def _dtype(name: str, device: torch.device) -> DtypeName:

@@ -48,7 +48,8 @@ class Scheduler:
     A sequence that decodes is in every step. What is left of the step's tokens goes to prompts, in chunks, fairly among
     those of equal priority. A sequence is admitted when there are blocks for all of its tokens. When the decoding ones
     outgrow the cache, or a request of smaller priority finds no room, the last in line gives its blocks up and goes
-    back to waiting with all of its tokens, which will be computed again.
+    back to waiting with all of its tokens, which will be computed again. While it runs, a sequence has a slot of its
+    own, from 0 to ``max_running`` - 1, for what it carries from token to token beside its blocks.
 
     Args:
         pool: must have blocks for one sequence as long as any that is added.
@@ -66,6 +67,7 @@ class Scheduler:
         self.looked_up = 0
         self.found = 0
         self._arrivals = 0
+        self._slots = list(range(max_running - 1, -1, -1))
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence."""
@@ -79,7 +81,7 @@ class Scheduler:
             index = bisect_left(line, sequence.rank, key=_rank)
             if index < len(line) and line[index] is sequence:
                 del line[index]
-        self.pool.release(sequence.blocks)
+        self._free(sequence)
 
     def schedule(self) -> Step | None:
         """Admit what fits and return the next step; None when there is nothing to do."""
@@ -143,7 +145,9 @@ class Scheduler:
         for sequence in self.running:
             assert 0 <= sequence.computed < len(sequence.tokens)
             assert blocks_for(sequence.computed) <= len(sequence.blocks) <= blocks_for(len(sequence.tokens))
-        assert not any(sequence.blocks or sequence.computed for sequence in self.waiting)
+        assert not any(sequence.blocks or sequence.computed or sequence.slot >= 0 for sequence in self.waiting)
+        held = [sequence.slot for sequence in self.running]
+        assert sorted([*self._slots, *held]) == list(range(self.max_running))
         self.pool.check([sequence.blocks for sequence in self.running])
 
     def _grow(self) -> None:
@@ -176,9 +180,15 @@ class Scheduler:
     def _preempt(self) -> None:
         """Send the last in line back to waiting."""
         sequence = self.running.pop()
-        self.pool.release(sequence.blocks)
+        self._free(sequence)
         sequence.computed = 0
         insort(self.waiting, sequence, key=_rank)
+
+    def _free(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.blocks)
+        if sequence.slot >= 0:
+            self._slots.append(sequence.slot)
+            sequence.slot = -1
 
     def _admit(self, sequence: Sequence) -> bool:
         tokens, adapter = sequence.tokens, sequence.request.adapter
@@ -192,6 +202,7 @@ class Scheduler:
         sequence.computed = len(found) * BLOCK_SIZE
         self.looked_up += len(tokens)
         self.found += sequence.computed
+        sequence.slot = self._slots.pop()
         self.waiting.pop(0)
         insort(self.running, sequence, key=_rank)
         return True

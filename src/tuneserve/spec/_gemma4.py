@@ -1,4 +1,4 @@
-"""The text part of Gemma 4: heads of two sizes, layers that share keys and values, an input of its own for each layer."""
+"""The text part of Gemma 4: heads of two sizes, layers that share keys and values, an input of their own for each."""
 
 from dataclasses import replace
 
@@ -105,14 +105,14 @@ def _kinds(fields: Fields, spec: ModelSpec) -> list[str]:
 
 def _sizes(fields: Fields, spec: ModelSpec, kinds: list[str]) -> list[tuple[int, int]]:
     """Return key-value heads and head_dim of each layer, which are stated for all full ones or layer by layer."""
-    by_layer = fields.section("per_layer_config")
     sizes = [(spec.kv_heads, spec.head_dim)] * spec.layers
-    if by_layer is None:
+    if "per_layer_config" not in fields.names():
         equal = fields.flag("attention_k_eq_v", False)
         kv_heads = (fields.optional_size("num_global_key_value_heads", None) if equal else None) or spec.kv_heads
         full = kv_heads, fields.size("global_head_dim", 512)
         sizes = [full if kind == _FULL else size for kind, size in zip(kinds, sizes, strict=True)]
-    for name in sorted(by_layer.names()) if by_layer else ():
+    by_layer = fields.section("per_layer_config") or Fields({})
+    for name in sorted(by_layer.names()):
         own = by_layer.section(name)
         number = int(name) if name.isascii() and name.isdigit() and len(name) <= 4 else spec.layers
         if own is None or number >= spec.layers or not own.names() <= {"head_dim", "num_key_value_heads"}:

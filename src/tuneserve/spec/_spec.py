@@ -73,7 +73,8 @@ class LayerSpec:
     ``window`` is how many tokens a token sees, itself included; None is all of them. Without ``rope`` the layer knows
     no positions. ``experts`` take the place of the gated feed-forward layer, ``delta_net`` that of attention. The sizes
     are those of the model where they are None. With ``keys_from`` the layer has neither keys nor values and takes those
-    of that layer, an earlier one; with ``keys_are_values`` it projects keys only, and values are these before their norm.
+    of that layer, an earlier one; with ``keys_are_values`` it projects keys only, and values are these before their
+    norm.
     """
 
     rope: RopeSpec | None
@@ -197,6 +198,6 @@ class ModelSpec:
         return own.kv_heads or self.kv_heads, own.head_dim or self.head_dim
 
     def cache_sizes(self, index: int) -> tuple[int, int] | None:
-        """Return key-value heads and head_dim of what layer ``index`` keeps of each token; None where it keeps nothing."""
+        """Return key-value heads and head_dim of what layer ``index`` keeps of a token; None where it keeps nothing."""
         own = self.layer(index)
         return None if own.delta_net is not None or own.keys_from is not None else self.attention_sizes(index)
