@@ -153,7 +153,7 @@ class _Loader:
         return DeltaNet(net, self.spec.norm_eps, conv, decay, step_bias, norm)
 
     def layer_inputs(self) -> LayerInputs | None:
-        if self.spec.layer_input_size is None:
+        if self.spec.layer_input is None:
             return None
         projection = self.linear(LAYER_PROJECTION, bias=False)
         embedding, norm = self.stacked(LAYER_EMBEDDING), self.norm(LAYER_PROJECTION_NORM)

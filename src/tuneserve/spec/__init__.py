@@ -14,7 +14,15 @@ from tuneserve.spec._positions import (
 )
 from tuneserve.spec._read import FAMILIES, read_spec
 from tuneserve.spec._shapes import tensor_shapes
-from tuneserve.spec._spec import Activation, ClampedSwiglu, DeltaNetSpec, ExpertsSpec, LayerSpec, ModelSpec
+from tuneserve.spec._spec import (
+    Activation,
+    ClampedSwiglu,
+    DeltaNetSpec,
+    ExpertsSpec,
+    LayerInputSpec,
+    LayerSpec,
+    ModelSpec,
+)
 from tuneserve.spec._tensors import (
     EMBEDDING,
     HEAD,
@@ -49,6 +57,7 @@ __all__ = [
     "Fields",
     "GgufPart",
     "LayerInputNames",
+    "LayerInputSpec",
     "LayerNames",
     "LayerSpec",
     "LinearScaling",

@@ -8,7 +8,7 @@ from tuneserve.spec._gemma import rope_by_type
 from tuneserve.spec._plain import read_plain
 from tuneserve.spec._positions import RopeSpec
 from tuneserve.spec._rope import partial_factor, rope_of
-from tuneserve.spec._spec import LayerSpec, ModelSpec
+from tuneserve.spec._spec import LayerInputSpec, LayerSpec, ModelSpec
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _PATTERN = 6
@@ -27,6 +27,9 @@ def read_gemma4(fields: Fields) -> ModelSpec:
         )
     # Text sees what came before it in both.
     fields.require("use_bidirectional_attention", (None, "vision"), None)
+    # Positions are stated for each type of layer.
+    for name in ("rope_scaling", "partial_rotary_factor"):
+        fields.require(name, (None,), None)
     spec = read_plain(
         fields,
         heads=8,
@@ -40,7 +43,6 @@ def read_gemma4(fields: Fields) -> ModelSpec:
         activation="gelu_pytorch_tanh",
     )
     bias = fields.flag("attention_bias", False)
-    inputs = None if fields.is_null("hidden_size_per_layer_input") else _layer_inputs(fields, spec)
     return replace(
         spec,
         per_layer=_layers(fields, spec),
@@ -49,7 +51,7 @@ def read_gemma4(fields: Fields) -> ModelSpec:
         value_norm=True,
         post_norms=True,
         embedding_scale=spec.hidden_size**0.5,
-        layer_input_size=inputs,
+        layer_input=_layer_input(fields, spec),
         layer_scalars=True,
         logit_softcap=fields.optional_number("final_logit_softcapping", None),
         qkv_bias=bias,
@@ -57,11 +59,13 @@ def read_gemma4(fields: Fields) -> ModelSpec:
     )
 
 
-def _layer_inputs(fields: Fields, spec: ModelSpec) -> int | None:
-    size = fields.size("hidden_size_per_layer_input", 256, least=0)
-    if size:
-        fields.require("vocab_size_per_layer_input", (spec.vocab_size,), _VOCABULARY)
-    return size or None
+def _layer_input(fields: Fields, spec: ModelSpec) -> LayerInputSpec | None:
+    absent = fields.is_null("hidden_size_per_layer_input")
+    size = 0 if absent else fields.size("hidden_size_per_layer_input", 256, least=0)
+    if size == 0:
+        return None
+    vocabulary = fields.size("vocab_size_per_layer_input", _VOCABULARY, least=spec.vocab_size)
+    return LayerInputSpec(size=size, vocab_size=vocabulary)
 
 
 def _layers(fields: Fields, spec: ModelSpec) -> tuple[LayerSpec, ...]:

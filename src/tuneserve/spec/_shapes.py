@@ -25,11 +25,11 @@ def tensor_shapes(spec: ModelSpec, *, stacked: bool = False) -> dict[str, tuple[
     shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (spec.vocab_size, hidden), NORM: (hidden,)}
     if not spec.tied:
         shapes[HEAD] = (spec.vocab_size, hidden)
-    if spec.layer_input_size is not None:
-        size = spec.layers * spec.layer_input_size
-        shapes[LAYER_EMBEDDING] = (spec.vocab_size, size)
+    if spec.layer_input is not None:
+        size = spec.layers * spec.layer_input.size
+        shapes[LAYER_EMBEDDING] = (spec.layer_input.vocab_size, size)
         shapes |= _linear(LAYER_PROJECTION, size, hidden, bias=False)
-        shapes[LAYER_PROJECTION_NORM] = (spec.layer_input_size,)
+        shapes[LAYER_PROJECTION_NORM] = (spec.layer_input.size,)
     for layer in range(spec.layers):
         shapes |= _layer_shapes(spec, layer, layer_names(spec, layer, stacked=stacked))
     return shapes
@@ -53,9 +53,9 @@ def _layer_shapes(spec: ModelSpec, layer: int, names: LayerNames) -> dict[str, t
     shapes[names.mlp_norm] = (hidden,)
     shapes |= {name: (hidden,) for name in (names.post_attention_norm, names.post_mlp_norm) if name}
     shapes |= {names.scalar: (1,)} if names.scalar else {}
-    if names.layer_input is not None and spec.layer_input_size is not None:
-        shapes |= _linear(names.layer_input.gate, spec.layer_input_size, hidden, bias=False)
-        shapes |= _linear(names.layer_input.projection, hidden, spec.layer_input_size, bias=False)
+    if names.layer_input is not None and spec.layer_input is not None:
+        shapes |= _linear(names.layer_input.gate, spec.layer_input.size, hidden, bias=False)
+        shapes |= _linear(names.layer_input.projection, hidden, spec.layer_input.size, bias=False)
         shapes[names.layer_input.norm] = (hidden,)
     if own.experts is not None and names.experts is not None:
         return shapes | _expert_shapes(hidden, names.experts, own.experts)

@@ -67,6 +67,17 @@ class DeltaNetSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerInputSpec:
+    """``size`` elements for each token and layer, from an embedding of ``vocab_size`` and from the first hidden state.
+
+    They are added at the end of the layer, behind a gate (Gemma 3n and 4).
+    """
+
+    size: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerSpec:
     """What can differ from layer to layer.
 
@@ -113,8 +124,7 @@ class ModelSpec:
         softcap: scores are squashed to within plus and minus this; None leaves them.
         embedding_scale: embeddings are multiplied by it, rounded to the dtype of the weights.
         residual_scale: what attention and the feed-forward layer add is multiplied by it.
-        layer_input_size: so many elements for each token and layer come from an embedding of their own and from the
-            first hidden state, and are added, gated, at the end of the layer (Gemma 3n and 4); None is no such input.
+        layer_input: what each layer gets of a token beside the hidden state; None is nothing.
         layer_scalars: what leaves a layer is multiplied by a number of its own.
         logit_scale: logits are multiplied by it.
         logit_softcap: logits are squashed to within plus and minus this; None leaves them.
@@ -148,7 +158,7 @@ class ModelSpec:
     softcap: float | None = None
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
-    layer_input_size: int | None = None
+    layer_input: LayerInputSpec | None = None
     layer_scalars: bool = False
     logit_scale: float = 1.0
     logit_softcap: float | None = None

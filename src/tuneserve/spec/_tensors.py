@@ -46,7 +46,7 @@ class DeltaNetNames:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerInputNames:
-    """Where a layer's part in :attr:`ModelSpec.layer_input_size` is: two modules and a norm."""
+    """Where a layer's part in :attr:`ModelSpec.layer_input` is: two modules and a norm."""
 
     gate: str
     projection: str
@@ -132,7 +132,7 @@ def layer_names(spec: ModelSpec, layer: int, *, stacked: bool = False) -> LayerN
         sinks=f"{attention}.sinks" if spec.sinks else None,
         experts=_expert_names(spec.family, prefix, stacked, own.experts) if own.experts else None,
         delta_net=_delta_net_names(attention) if own.delta_net else None,
-        layer_input=_layer_input_names(prefix) if spec.layer_input_size else None,
+        layer_input=_layer_input_names(prefix) if spec.layer_input else None,
         scalar=f"{prefix}.layer_scalar" if spec.layer_scalars else None,
     )
 
