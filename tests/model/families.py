@@ -133,3 +133,25 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }  # fmt: skip
+
+_PATCHES: dict[str, Any] = {
+    "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32,
+    "num_position_embeddings": 16,
+}  # fmt: skip
+WRAPPERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "gemma3": (
+        "gemma3", {
+            "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "image_size": 28, "patch_size": 14,
+        }, {"mm_tokens_per_image": 4},
+    ),
+    "qwen3_5": ("qwen3_5", _PATCHES, {}),
+    "qwen3_5_moe": ("qwen3_5_moe", _PATCHES, {}),
+    "gemma4": (
+        "gemma4 shared", {
+            "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "num_key_value_heads": 2, "head_dim": 8, "patch_size": 4,
+        }, {"audio_config": None},
+    ),
+}  # fmt: skip
+"""Multimodal models: which of :data:`FAMILIES` their text part is, then their vision tower and what is beside both."""

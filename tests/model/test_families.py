@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from tuneserve.adapters import WeightedAdapter, merge_model, open_adapter
 from tuneserve.checkpoint import WeightReader, open_checkpoint
+from tuneserve.errors import CheckpointError
 from tuneserve.kernels.attention import attend
 from tuneserve.model import Decoder, DeltaState, Scan, load_weights
 from tuneserve.spec import ModelSpec, read_spec
 
-from .families import FAMILIES, SMALL
+from .families import FAMILIES, SMALL, WRAPPERS
 
 Make = Callable[..., Path]
 # Of the largest logit; sums are in another order than Transformers'.
@@ -219,25 +220,56 @@ def test_an_adapter_over_fused_weights_is_merged_as_peft_applies_it(make_family:
     assert (plain - expected).abs().max() > 100 * TOLERANCE * expected.abs().max()
 
 
-def test_the_text_part_of_a_multimodal_model_is_computed(tmp_path: Path) -> None:
-    from transformers import AutoConfig, AutoModelForImageTextToText
+def wrapped(wrapper: str) -> Any:
+    """Return the configuration of a tiny multimodal model."""
+    from transformers import AutoConfig
 
-    vision = {
-        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "image_size": 28, "patch_size": 14,
-    }  # fmt: skip
-    text = {**SMALL, **FAMILIES["gemma3"][1], "model_type": "gemma3_text"}
-    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    name, vision, fields = WRAPPERS[wrapper]
+    family, own = FAMILIES[name]
+    text = {**SMALL, **own, "model_type": family}
+    return AutoConfig.for_model(wrapper, text_config=text, vision_config=vision, **fields)
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_the_text_part_of_a_multimodal_model_is_computed(wrapper: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForImageTextToText
+
     torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForImageTextToText.from_config(
+        wrapped(wrapper), dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape) * 0.3
     model.save_pretrained(tmp_path)
-    assert any("vision_tower" in name for name in open_checkpoint(tmp_path).tensors)
+    assert any("vision_tower" in name or "visual" in name for name in open_checkpoint(tmp_path).tensors)
     text_ids = prompt(20, 1)
     (found,) = compute(open_decoder(tmp_path), [text_ids], 7)
     with torch.inference_mode():
         assert_close(found, model(input_ids=torch.tensor([text_ids]), use_cache=False).logits[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("qwen3_5", {"mtp.layers.0.mlp.down_proj.weight": (4, 4)}),
+        ("gemma4 shared", {"model.layers.4.self_attn.k_proj.weight": (32, 32)}),
+    ],
+)
+def test_weights_that_transformers_has_no_use_for_either_are_left_alone(
+    name: str, extra: dict[str, tuple[int, ...]], make_family: Make
+) -> None:
+    directory = make_family(name)
+    text = prompt(9, 1)
+    (before,) = compute(open_decoder(directory), [text], 9)
+    tensors = load_file(directory / "model.safetensors")
+    more = {key: torch.ones(shape) for key, shape in extra.items()}
+    save_file(tensors | more, directory / "model.safetensors")
+    (after,) = compute(open_decoder(directory), [text], 9)
+    assert torch.equal(before, after)
+    # Only where they are known for it: the first layers have keys of their own.
+    save_file(tensors | {"model.layers.0.self_attn.k_extra.weight": torch.ones(1)}, directory / "model.safetensors")
+    with pytest.raises(CheckpointError, match="k_extra"):
+        open_decoder(directory)
 
 
 def test_norms_that_add_one_keep_small_weights_in_16_bits(make_family: Make) -> None:
