@@ -24,6 +24,11 @@ Make = Callable[..., Path]
 # Of the largest logit; sums are in another order than Transformers'.
 TOLERANCE = 1e-4
 LONG = 48
+ADAPTED = {
+    "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
+    "qwen3_5": ["in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj", "q_proj", "k_proj", "o_proj"],
+    "gemma4 shared": ["q_proj", "v_proj", "gate_proj", "per_layer_projection", "per_layer_model_projection"],
+}
 
 
 class Context:
@@ -192,18 +197,18 @@ def stacked(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return kept
 
 
-def test_an_adapter_over_fused_weights_is_merged_as_peft_applies_it(make_family: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ADAPTED)
+def test_an_adapter_is_merged_as_peft_applies_it(name: str, make_family: Make, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    directory = make_family("phi3")
+    directory = make_family(name)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
-    targets = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
     with warnings.catch_warnings():
         # PEFT asks Transformers in a way that is going to change.
         warnings.simplefilter("ignore", FutureWarning)
-        tuned = get_peft_model(model, LoraConfig(r=4, target_modules=targets)).eval()
+        tuned = get_peft_model(model, LoraConfig(r=4, target_modules=ADAPTED[name])).eval()
     for parameter in tuned.parameters():
         if parameter.requires_grad:
             parameter.data += torch.randn_like(parameter) * 0.2

@@ -196,7 +196,7 @@ def running_limit(config: EngineConfig, decoder: AnyDecoder, blocks: int) -> int
 
 def _meant_to_run(config: EngineConfig, decoder: AnyDecoder) -> int:
     """Return how many sequences run if the cache holds them; as many as usual if half the memory has their states."""
-    if config.max_running is not None:
+    if config.max_running:
         return config.max_running
     each = bytes_per_slot(decoder.spec, decoder.dtype)
     usual = default_running(decoder.device)
