@@ -85,9 +85,8 @@ class Carried:
         out = []
         for sequence, rows in enumerate(torch.split(inputs, self._context.rows)):
             if len(rows):
-                state = self._states.get((layer, sequence)) or self._empty(layer)
-                found, self._states[layer, sequence] = scan(rows[None], state)
-                out.append(found[0])
+                state = self._states.setdefault((layer, sequence), self._empty(layer))
+                out.append(scan(rows[None], state)[0])
         return torch.cat(out)
 
     def _empty(self, layer: int) -> DeltaState:

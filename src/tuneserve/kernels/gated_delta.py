@@ -14,7 +14,7 @@ def gated_delta(
     decay: torch.Tensor,
     rate: torch.Tensor,
     state: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     """Let each token decay the state, write its value at its key, and read at its query; all in float32.
 
     Each value head has a state S of (key_dim, value_dim), for which S <- exp(decay) S, then
@@ -27,20 +27,21 @@ def gated_delta(
         value: (sequences, tokens, value_heads, value_dim).
         decay: logarithms, not positive, float32 (sequences, tokens, value_heads).
         rate: from 0 to 1, (sequences, tokens, value_heads).
-        state: float32 (sequences, value_heads, key_dim, value_dim); it is not changed.
+        state: float32 (sequences, value_heads, key_dim, value_dim), contiguous; it becomes that after the last token.
+            New memory for it would cost the CPU far more time than the arithmetic.
 
     Returns:
-        float32 (sequences, tokens, value_heads, value_dim), and the state after the last token.
+        float32 (sequences, tokens, value_heads, value_dim).
     """
     group = value.shape[2] // key.shape[2]
     query, key = (_unit(x.float()).repeat_interleave(group, dim=2).transpose(1, 2) for x in (query, key))
     value, decay, rate = value.float().transpose(1, 2), decay.transpose(1, 2), rate.float().transpose(1, 2)
     query = query * query.shape[-1] ** -0.5
     if value.shape[2] == 1:
-        out, state = _one(query, key, value, decay, rate, state)
+        out = _one(query, key, value, decay, rate, state)
     else:
-        out, state = _many(query, key, value, decay, rate, state)
-    return out.transpose(1, 2), state
+        out = _many(query, key, value, decay, rate, state)
+    return out.transpose(1, 2)
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
@@ -54,12 +55,12 @@ def _one(
     decay: torch.Tensor,
     rate: torch.Tensor,
     state: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     """Take one token: all are (sequences, heads, 1, ...)."""
-    state = state * decay.exp()[..., None]
+    state *= decay.exp()[..., None]
     written = (value - key @ state) * rate[..., None]
-    state = state + key.transpose(-1, -2) * written
-    return query @ state, state
+    state.addcmul_(key.transpose(-1, -2), written)
+    return query @ state
 
 
 def _many(
@@ -69,7 +70,7 @@ def _many(
     decay: torch.Tensor,
     rate: torch.Tensor,
     state: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     """Take (sequences, heads, tokens, ...) chunk by chunk.
 
     What the tokens of a chunk write depends on what those before them wrote, which is a triangular system; solved, it
@@ -100,5 +101,5 @@ def _many(
     for chunk in range(value.shape[2]):
         new = written[:, :, chunk] - replaced[:, :, chunk] @ state
         outs.append(query[:, :, chunk] @ state + seen[:, :, chunk] @ new)
-        state = state * kept[:, :, chunk] + key[:, :, chunk] @ new
-    return torch.cat(outs, dim=2)[:, :, :tokens], state
+        state.mul_(kept[:, :, chunk]).add_(key[:, :, chunk] @ new)
+    return torch.cat(outs, dim=2)[:, :, :tokens]

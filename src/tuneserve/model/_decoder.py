@@ -46,7 +46,7 @@ class Attention(Protocol):
         """
 
 
-Scan = Callable[[torch.Tensor, DeltaState], tuple[torch.Tensor, DeltaState]]
+Scan = Callable[[torch.Tensor, DeltaState], torch.Tensor]
 
 
 class Recurrence(Protocol):
@@ -58,7 +58,8 @@ class Recurrence(Protocol):
         Args:
             layer: its number from 0.
             inputs: (tokens, in).
-            scan: takes (sequences, tokens, in) and their states, and returns (sequences, tokens, out) and the next.
+            scan: takes (sequences, tokens, in) and their states, which it brings up to date; returns (sequences,
+                tokens, out).
         """
 
 

@@ -42,22 +42,22 @@ class DeltaNet:
     step_bias: torch.Tensor
     norm: torch.Tensor
 
-    def __call__(self, projected: torch.Tensor, state: DeltaState) -> tuple[torch.Tensor, DeltaState]:
-        """Return the output for projected inputs, and the state after them.
+    def __call__(self, projected: torch.Tensor, state: DeltaState) -> torch.Tensor:
+        """Return the output for projected inputs.
 
         Args:
             projected: query, key and value, gate, rates, decays, side by side, (sequences, tokens, width).
-            state: what the tokens before them left.
+            state: what the tokens before them left; it becomes what these leave.
 
         Returns:
-            (sequences, tokens, value_size), in the dtype of ``projected``, and the next state.
+            (sequences, tokens, value_size), in the dtype of ``projected``.
         """
         net, rows = self.spec, projected.shape[:2]
         sizes = [net.conv_size, net.value_size, net.value_heads, net.value_heads]
         mixed, gate, rates, decays = torch.split(projected, sizes, dim=-1)
-        mixed, past = causal_conv(mixed, state.past, self.conv)
+        mixed = causal_conv(mixed, state.past, self.conv)
         query, key, value = torch.split(F.silu(mixed), [net.key_size, net.key_size, net.value_size], dim=-1)
-        out, memory = gated_delta(
+        out = gated_delta(
             query.reshape(*rows, net.key_heads, net.key_dim),
             key.reshape(*rows, net.key_heads, net.key_dim),
             value.reshape(*rows, net.value_heads, net.value_dim),
@@ -67,7 +67,7 @@ class DeltaNet:
         )
         normed = F.rms_norm(out, self.norm.shape, self.norm, self.eps)
         gated = normed * F.silu(gate.float()).view(normed.shape)
-        return gated.flatten(-2).to(projected.dtype), DeltaState(past, memory)
+        return gated.flatten(-2).to(projected.dtype)
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yield everything in it."""

@@ -24,6 +24,7 @@ class Batch:
         state_slots: where each sequence keeps what it carries beside the cache, int64 (sequences).
         decodes: how many sequences have a single row.
         counts: how many rows each has, on the host.
+        begins: which begin with their first token, on the host.
     """
 
     ids: torch.Tensor
@@ -36,6 +37,7 @@ class Batch:
     state_slots: torch.Tensor
     decodes: int
     counts: tuple[int, ...]
+    begins: tuple[bool, ...]
 
 
 def make_batch(step: Step, device: torch.device, ahead: int = 0) -> Batch:
@@ -72,4 +74,5 @@ def make_batch(step: Step, device: torch.device, ahead: int = 0) -> Batch:
         state_slots=tensor(np.array([segment.sequence.slot for segment in segments], dtype=np.int64)),
         decodes=step.decodes,
         counts=tuple(segment.count for segment in segments),
+        begins=tuple(segment.start == 0 for segment in segments),
     )

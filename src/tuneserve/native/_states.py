@@ -1,5 +1,7 @@
 """What sequences carry from token to token beside their keys and values, one slot for each that runs."""
 
+from dataclasses import dataclass
+
 import torch
 
 from tuneserve.model import DeltaState, Scan
@@ -11,6 +13,8 @@ from tuneserve.spec import DeltaNetSpec, ModelSpec
 def bytes_per_slot(spec: ModelSpec, dtype: torch.dtype) -> int:
     """Return the bytes that one sequence's state takes in all layers."""
     nets = [layer.delta_net for layer in spec.per_layer if layer.delta_net is not None]
+    # And once more for those of one layer that are computed together.
+    nets += set(nets)
     return sum(
         (net.kernel - 1) * net.conv_size * dtype.itemsize + net.value_size * net.key_dim * torch.float32.itemsize
         for net in nets
@@ -20,7 +24,8 @@ def bytes_per_slot(spec: ModelSpec, dtype: torch.dtype) -> int:
 class StateCache:
     """The states of all layers that have one; see :class:`~tuneserve.model.DeltaState`, with slots for sequences.
 
-    What is in a slot before a sequence's first token is not looked at.
+    What is in a slot before a sequence's first token is not looked at. ``scratch`` has room for those of one layer that
+    are computed together.
     """
 
     def __init__(self, spec: ModelSpec, slots: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -28,8 +33,19 @@ class StateCache:
             past = zeros((slots, net.kernel - 1, net.conv_size), dtype, device)
             return DeltaState(past, zeros((slots, net.value_heads, net.key_dim, net.value_dim), torch.float32, device))
 
-        nets = {index: layer.delta_net for index, layer in enumerate(spec.per_layer)}
-        self.layers = {index: state(net) for index, net in nets.items() if net is not None}
+        nets = {index: layer.delta_net for index, layer in enumerate(spec.per_layer) if layer.delta_net is not None}
+        self.layers = {index: state(net) for index, net in nets.items()}
+        shared = {net: state(net) for net in nets.values()}
+        self.scratch = {index: shared[net] for index, net in nets.items()}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Sequences of equally many tokens: ``shape`` is (sequences, tokens), ``begins`` those without a state yet."""
+
+    shape: tuple[int, int]
+    slots: torch.Tensor
+    begins: torch.Tensor | None
 
 
 class StepRecurrence:
@@ -37,28 +53,36 @@ class StepRecurrence:
 
     def __init__(self, cache: StateCache, batch: Batch) -> None:
         self._cache = cache
-        # Those that decode together, then each chunk of a prompt, as (sequences, tokens).
         decodes = batch.decodes
         shapes = [(decodes, 1)] if decodes else []
         shapes += [(1, count) for count in batch.counts[decodes:]]
-        self._shapes = shapes
-        sequences = [count for count, _ in shapes]
-        self._slots = torch.split(batch.state_slots, sequences)
-        self._begin = torch.split(batch.positions[batch.starts[:-1].long()] == 0, sequences)
+        self._parts, first = [], 0
+        for shape in shapes:
+            last = first + shape[0]
+            begins = [place for place, begins in enumerate(batch.begins[first:last]) if begins]
+            new = torch.tensor(begins, device=batch.ids.device) if begins else None
+            self._parts.append(_Part(shape, batch.state_slots[first:last], new))
+            first = last
 
     def __call__(self, layer: int, inputs: torch.Tensor, scan: Scan) -> torch.Tensor:
         """Scan (tokens, in) from the states of their sequences, and keep the next; return (tokens, out)."""
-        state = self._cache.layers[layer]
+        kept = self._cache.layers[layer]
         outs = []
-        parts = torch.split(inputs, [sequences * tokens for sequences, tokens in self._shapes])
-        for part, shape, slots, begin in zip(parts, self._shapes, self._slots, self._begin, strict=True):
-            before = DeltaState(_unless(begin, state.past[slots]), _unless(begin, state.memory[slots]))
-            out, after = scan(part.view(*shape, -1), before)
-            state.past[slots], state.memory[slots] = after.past, after.memory
-            outs.append(out.flatten(0, 1))
+        rows = torch.split(inputs, [sequences * tokens for sequences, tokens in (part.shape for part in self._parts)])
+        for part, own in zip(self._parts, rows, strict=True):
+            state = _taken(kept, part, self._cache.scratch[layer])
+            outs.append(scan(own.view(*part.shape, -1), state).flatten(0, 1))
+            kept.past.index_copy_(0, part.slots, state.past)
+            kept.memory.index_copy_(0, part.slots, state.memory)
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
-def _unless(begin: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-    """Return the state with zeros for those that begin, whatever was there."""
-    return state.masked_fill_(begin.view(-1, *[1] * (state.dim() - 1)), 0)
+def _taken(kept: DeltaState, part: _Part, scratch: DeltaState) -> DeltaState:
+    """Copy the states of a part's sequences, zeros for those that begin."""
+    count = part.shape[0]
+    past = torch.index_select(kept.past, 0, part.slots, out=scratch.past[:count])
+    memory = torch.index_select(kept.memory, 0, part.slots, out=scratch.memory[:count])
+    if part.begins is not None:
+        past.index_fill_(0, part.begins, 0)
+        memory.index_fill_(0, part.begins, 0)
+    return DeltaState(past, memory)
