@@ -1,7 +1,6 @@
 """The gated delta rule (arXiv:2412.06464), token by token and in chunks (arXiv:2406.06484)."""
 
 import torch
-import torch.nn.functional as F
 
 _CHUNK = 64
 _EPS = 1e-6
@@ -38,10 +37,10 @@ def gated_delta(
     value, decay, rate = value.float().transpose(1, 2), decay.transpose(1, 2), rate.float().transpose(1, 2)
     query = query * query.shape[-1] ** -0.5
     if value.shape[2] == 1:
-        out = _one(query, key, value, decay, rate, state)
-    else:
-        out = _many(query, key, value, decay, rate, state)
-    return out.transpose(1, 2)
+        return _one(query, key, value, decay, rate, state).transpose(1, 2)
+    chunks = zip(*(torch.split(x, _CHUNK, dim=2) for x in (query, key, value, decay, rate)), strict=True)
+    # One after the other, so that what a chunk needs stays in the processor's cache.
+    return torch.cat([_chunk(*chunk, state) for chunk in chunks], dim=2).transpose(1, 2)
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
@@ -63,7 +62,7 @@ def _one(
     return query @ state
 
 
-def _many(
+def _chunk(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -71,35 +70,18 @@ def _many(
     rate: torch.Tensor,
     state: torch.Tensor,
 ) -> torch.Tensor:
-    """Take (sequences, heads, tokens, ...) chunk by chunk.
+    """Take (sequences, heads, tokens, ...) at once.
 
-    What the tokens of a chunk write depends on what those before them wrote, which is a triangular system; solved, it
-    gives what they would write to an empty state, and which part of the state it came upon each of them replaces.
+    What each token writes depends on what those before it in the chunk wrote: a triangular system of equations.
     """
-    tokens = value.shape[2]
-    size = min(_CHUNK, tokens)
-    missing = -tokens % size
-    # Neither a decay nor a rate: what is added here leaves the state alone.
-    query, key, value = (F.pad(x, (0, 0, 0, missing)) for x in (query, key, value))
-    decay, rate = (F.pad(x, (0, missing)) for x in (decay, rate))
-    query, key, value = (x.reshape(*x.shape[:2], -1, size, x.shape[-1]) for x in (query, key, value))
-    decay, rate = (x.reshape(*x.shape[:2], -1, size) for x in (decay.float(), rate))
     decay, rate = decay.cumsum(-1), rate[..., None]
-
-    between = (decay[..., :, None] - decay[..., None, :]).tril().exp().tril()
-    system = (key * rate) @ key.transpose(-1, -2) * between
-    sides = torch.cat((value * rate, key * rate * decay.exp()[..., None]), dim=-1)
-    solved = torch.linalg.solve_triangular(system.tril(-1), sides, upper=False, unitriangular=True)
-    written, replaced = torch.split(solved, [value.shape[-1], key.shape[-1]], dim=-1)
-    seen = query @ key.transpose(-1, -2) * between
-    query = query * decay.exp()[..., None]
-    last = decay[..., -1:]
-    key = (key * (last - decay).exp()[..., None]).transpose(-1, -2)
-    kept = last.exp()[..., None]
-
-    outs = []
-    for chunk in range(value.shape[2]):
-        new = written[:, :, chunk] - replaced[:, :, chunk] @ state
-        outs.append(query[:, :, chunk] @ state + seen[:, :, chunk] @ new)
-        state.mul_(kept[:, :, chunk]).add_(key[:, :, chunk] @ new)
-    return torch.cat(outs, dim=2)[:, :, :tokens]
+    last, risen = decay[..., -1:], decay.exp()[..., None]
+    between = (decay[..., :, None] - decay[..., None, :]).tril().exp_().tril_()
+    system = ((key * rate) @ key.transpose(-1, -2)).mul_(between).tril_(-1)
+    wanted = value * rate - (key * (rate * risen)) @ state
+    written = torch.linalg.solve_triangular(system, wanted, upper=False, unitriangular=True)
+    seen = (query @ key.transpose(-1, -2)).mul_(between)
+    out = (seen @ written).add_((query * risen) @ state)
+    state.mul_(last.exp()[..., None])
+    state.add_((key * (last - decay).exp()[..., None]).transpose(-1, -2) @ written)
+    return out
