@@ -38,9 +38,12 @@ def gated_delta(
     query = query * query.shape[-1] ** -0.5
     if value.shape[2] == 1:
         return _one(query, key, value, decay, rate, state).transpose(1, 2)
-    chunks = zip(*(torch.split(x, _CHUNK, dim=2) for x in (query, key, value, decay, rate)), strict=True)
+    outs = []
     # One after the other, so that what a chunk needs stays in the processor's cache.
-    return torch.cat([_chunk(*chunk, state) for chunk in chunks], dim=2).transpose(1, 2)
+    for begin in range(0, value.shape[2], _CHUNK):
+        q, k, v, d, r = (x[:, :, begin : begin + _CHUNK] for x in (query, key, value, decay, rate))
+        outs.append(_chunk(q, k, v, d, r, state))
+    return torch.cat(outs, dim=2).transpose(1, 2)
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
@@ -79,7 +82,7 @@ def _chunk(
     between = (decay[..., :, None] - decay[..., None, :]).tril().exp_().tril_()
     system = ((key * rate) @ key.transpose(-1, -2)).mul_(between).tril_(-1)
     wanted = value * rate - (key * (rate * risen)) @ state
-    written = torch.linalg.solve_triangular(system, wanted, upper=False, unitriangular=True)
+    written: torch.Tensor = torch.linalg.solve_triangular(system, wanted, upper=False, unitriangular=True)
     seen = (query @ key.transpose(-1, -2)).mul_(between)
     out = (seen @ written).add_((query * risen) @ state)
     state.mul_(last.exp()[..., None])
