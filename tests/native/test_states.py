@@ -182,6 +182,13 @@ def test_a_state_that_cannot_be_taken_back_is_not_speculated_on(write: Callable[
         start(write(CARRYING), speculation=4)
 
 
+@pytest.mark.parametrize(("family", "reason"), [(CARRYING, "it has delta_net"), ("gemma4_text", "it has keys_from")])
+def test_the_compiled_step_is_refused_with_the_reason(family: str, reason: str, write: Callable[[str], Path]) -> None:
+    for options in ({"cpu_step": "compiled"}, {"weights": "int8"}):
+        with pytest.raises(InputError, match=reason):
+            start(write(family), **options)
+
+
 def test_states_that_memory_cannot_hold_are_refused_or_made_fewer(
     write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
