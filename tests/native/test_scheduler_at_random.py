@@ -112,7 +112,7 @@ class Engine(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         sequence = self.alive.pop(data.draw(st.sampled_from(sorted(self.alive))))
         self.scheduler.remove(sequence)
-        assert not sequence.blocks and sequence.slot == -1
+        assert not sequence.blocks and sequence.state_slot == -1
 
     @rule(fails=st.sampled_from([False] * 9 + [True]), data=st.data())
     def step(self, fails: bool, data: st.DataObject) -> None:
@@ -150,8 +150,8 @@ class Engine(RuleBasedStateMachine):
         others = {block for other in self.scheduler.running if other is not sequence for block in other.blocks}
         numbers = histories(sequence.request.adapter, sequence.past(len(sequence.draft)))
         if self.carries:
-            assert segment.start == 0 or self.states[sequence.slot] == numbers[segment.start - 1]
-            self.states[sequence.slot] = POISON if fails else numbers[segment.end - 1]
+            assert segment.start == 0 or self.states[sequence.state_slot] == numbers[segment.start - 1]
+            self.states[sequence.state_slot] = POISON if fails else numbers[segment.end - 1]
         for position in range(segment.end):
             block, offset = sequence.blocks[position // BLOCK_SIZE], position % BLOCK_SIZE
             if position < segment.start:

@@ -71,7 +71,7 @@ def make_batch(step: Step, device: torch.device, ahead: int = 0) -> Batch:
         lengths=tensor(lengths),
         block_tables=tensor(tables),
         scored_rows=tensor(np.array(scored, dtype=np.int64)),
-        state_slots=tensor(np.array([segment.sequence.slot for segment in segments], dtype=np.int64)),
+        state_slots=tensor(np.array([segment.sequence.state_slot for segment in segments], dtype=np.int64)),
         decodes=step.decodes,
         counts=tuple(segment.count for segment in segments),
         begins=tuple(segment.start == 0 for segment in segments),

@@ -67,7 +67,7 @@ class Scheduler:
         self.looked_up = 0
         self.found = 0
         self._arrivals = 0
-        self._slots = list(range(max_running - 1, -1, -1))
+        self._state_slots = list(range(max_running - 1, -1, -1))
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence."""
@@ -145,9 +145,9 @@ class Scheduler:
         for sequence in self.running:
             assert 0 <= sequence.computed < len(sequence.tokens)
             assert blocks_for(sequence.computed) <= len(sequence.blocks) <= blocks_for(len(sequence.tokens))
-        assert not any(sequence.blocks or sequence.computed or sequence.slot >= 0 for sequence in self.waiting)
-        held = [sequence.slot for sequence in self.running]
-        assert sorted([*self._slots, *held]) == list(range(self.max_running))
+        assert not any(sequence.blocks or sequence.computed or sequence.state_slot >= 0 for sequence in self.waiting)
+        held = [sequence.state_slot for sequence in self.running]
+        assert sorted([*self._state_slots, *held]) == list(range(self.max_running))
         self.pool.check([sequence.blocks for sequence in self.running])
 
     def _grow(self) -> None:
@@ -186,9 +186,9 @@ class Scheduler:
 
     def _free(self, sequence: Sequence) -> None:
         self.pool.release(sequence.blocks)
-        if sequence.slot >= 0:
-            self._slots.append(sequence.slot)
-            sequence.slot = -1
+        if sequence.state_slot >= 0:
+            self._state_slots.append(sequence.state_slot)
+            sequence.state_slot = -1
 
     def _admit(self, sequence: Sequence) -> bool:
         tokens, adapter = sequence.tokens, sequence.request.adapter
@@ -202,7 +202,7 @@ class Scheduler:
         sequence.computed = len(found) * BLOCK_SIZE
         self.looked_up += len(tokens)
         self.found += sequence.computed
-        sequence.slot = self._slots.pop()
+        sequence.state_slot = self._state_slots.pop()
         self.waiting.pop(0)
         insort(self.running, sequence, key=_rank)
         return True
