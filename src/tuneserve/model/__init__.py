@@ -1,7 +1,8 @@
 """One decoder that a spec configures, loaded from a stream of tensors."""
 
 from tuneserve.model._compiled import CompiledDecoder, PagedBatch, reasons_against
-from tuneserve.model._decoder import Attention, Decoder
+from tuneserve.model._decoder import Attention, Decoder, Recurrence, Scan
+from tuneserve.model._delta_net import DeltaNet, DeltaState
 from tuneserve.model._experts import Experts
 from tuneserve.model._linear import DenseLinear, Linear
 from tuneserve.model._lora import AdapterWeights, Delta, load_deltas
@@ -15,12 +16,16 @@ __all__ = [
     "CompiledDecoder",
     "Decoder",
     "Delta",
+    "DeltaNet",
+    "DeltaState",
     "DenseLinear",
     "Experts",
     "LayerWeights",
     "Linear",
     "LoraStack",
     "PagedBatch",
+    "Recurrence",
+    "Scan",
     "Weights",
     "load_deltas",
     "load_weights",

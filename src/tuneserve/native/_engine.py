@@ -22,6 +22,7 @@ from tuneserve.native._load import (
     cache_blocks,
     give_memory_back,
     load_decoder,
+    reuses_prefixes,
     running_limit,
 )
 from tuneserve.native._pooling import Pool, Pooling
@@ -71,14 +72,14 @@ class NativeCore:
         decoder = load_decoder(config)
         give_memory_back()
         blocks = cache_blocks(config, decoder)
-        max_running = running_limit(config, decoder.device, blocks)
+        max_running = running_limit(config, decoder, blocks)
         self._runner: Runner | TransformersRunner
-        step_tokens, reuse = _GPU_STEP_TOKENS if decoder.device.type == "cuda" else _STEP_TOKENS, config.prefix_cache
+        step_tokens = _GPU_STEP_TOKENS if decoder.device.type == "cuda" else _STEP_TOKENS
         if isinstance(decoder, TransformersDecoder):
             # Its caches cannot be shared, nor prompts be cut.
             self._runner, step_tokens, reuse = TransformersRunner(decoder), max_running * decoder.context_length, False
         else:
-            self._runner = Runner(decoder, blocks)
+            self._runner, reuse = Runner(decoder, blocks, max_running), reuses_prefixes(config, decoder.spec)
         self._pool = BlockPool(blocks, reuse=reuse)
         self._adapters = Adapters(config, decoder)
         self._scheduler = Scheduler(self._pool, max_running, max(step_tokens, max_running))
