@@ -124,7 +124,7 @@ def test_openai_client_raises_its_own_errors(client: openai.OpenAI, engine: Fake
         client.chat.completions.create(model="other", messages=messages)
     assert not_found.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(model="tuned", messages=messages, n=3)
+        client.chat.completions.create(model="tuned", messages=messages, n=129)
     assert refused.value.param == "n"
     engine.fail_after = 3
     with pytest.raises(openai.APIError, match="engine failed"):

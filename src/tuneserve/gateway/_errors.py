@@ -1,6 +1,7 @@
 """Everything a client can be told went wrong, in OpenAI's error form."""
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,15 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.headers = dict(headers or {})
+
+    def renamed(self, names: Mapping[str, str]) -> "ApiError":
+        """Return the same error of a request in which fields have other names: ``names`` maps ours to theirs."""
+        for ours, theirs in names.items():
+            if self.param is not None and re.fullmatch(rf"{ours}([.\[].*)?", self.param, re.DOTALL):
+                path = theirs + self.param[len(ours) :]
+                message = str(self).replace(f"'{self.param}'", f"'{path}'").replace(f"'{ours}'", f"'{theirs}'")
+                return ApiError(self.status, message, param=path, code=self.code, headers=self.headers)
+        return self
 
     def body(self) -> dict[str, Any]:
         """Return the object that clients expect."""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from tuneserve.gateway._errors import ApiError, quoted, unavailable
@@ -20,11 +21,14 @@ class Settings:
     """How the gateway treats requests.
 
     ``max_body_bytes`` bounds a request body. ``allowed_hosts``, where given, are the only names that a ``Host`` header
-    may carry, in lower case and without port.
+    may carry, in lower case and without port. With ``lenient``, fields that nobody knows are ignored instead of
+    refused. ``adapter_dirs`` are where adapters may be loaded from while the server runs.
     """
 
     max_body_bytes: int = 8 << 20
     allowed_hosts: frozenset[str] | None = None
+    lenient: bool = False
+    adapter_dirs: tuple[Path, ...] = ()
 
 
 class Gateway:
