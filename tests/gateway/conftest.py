@@ -204,3 +204,13 @@ def sse_events(text: str) -> list[Any]:
     assert text.endswith("\n\n")
     data = [line.removeprefix("data: ") for line in text.removesuffix("\n\n").split("\n\n")]
     return [each if each == "[DONE]" else json.loads(each) for each in data]
+
+
+def named_events(text: str) -> list[tuple[str, Any]]:
+    """Return the events of a stream with their names."""
+    assert text.endswith("\n\n")
+    found = []
+    for block in text.removesuffix("\n\n").split("\n\n"):
+        name, data = block.split("\n")
+        found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    return found

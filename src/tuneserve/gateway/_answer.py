@@ -84,6 +84,7 @@ class Answer(Response):
         async def pass_on(index: int, piece: Piece) -> None:
             sample = self._samples[index]
             parts = sample.take(piece)
+            await self._begin(send)
             await self._send(send, shape.events(index, sample, piece, parts))
 
         try:
@@ -109,13 +110,16 @@ class Answer(Response):
             sum(sample.reasoning_tokens for sample in self._samples),
         )
 
+    async def _begin(self, send: Send) -> None:
+        if self._started:
+            return
+        self._started = True
+        start = Response(headers=_STREAM_HEADERS, media_type="text/event-stream")
+        headers = [header for header in start.raw_headers if header[0] != b"content-length"]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._send(send, self._work.shape.start(self._usage()))
+
     async def _send(self, send: Send, events: Sequence[Event], ending: bytes = b"") -> None:
-        if not self._started:
-            self._started = True
-            events = [*self._work.shape.start(self._usage()), *events]
-            start = Response(headers=_STREAM_HEADERS, media_type="text/event-stream")
-            headers = [header for header in start.raw_headers if header[0] != b"content-length"]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
         data = b"".join(map(_encoded, events)) + ending
         if data:
             await send({"type": "http.response.body", "body": data, "more_body": True})

@@ -5,13 +5,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tuneserve.gateway._adapters import add_adapter_routes
 from tuneserve.gateway._edge import Edge
+from tuneserve.gateway._embeddings import add_embedding_route
 from tuneserve.gateway._errors import ApiError, quoted
 from tuneserve.gateway._operate import add_operator_routes
 from tuneserve.gateway._page import add_page
+from tuneserve.gateway._refusal import error_response
 from tuneserve.gateway._served import ServedModel
 from tuneserve.gateway._state import Gateway, Settings
+from tuneserve.gateway._tokens import add_token_routes
+from tuneserve.gateway.anthropic import add_message_routes
 from tuneserve.gateway.chat import add_chat_routes
+from tuneserve.gateway.responses import add_response_routes
 
 
 def create_app(served: ServedModel, settings: Settings | None = None) -> FastAPI:
@@ -29,6 +35,11 @@ def application(gateway: Gateway) -> FastAPI:
     add_page(app)
     add_operator_routes(app, gateway)
     add_chat_routes(app, gateway)
+    add_response_routes(app, gateway)
+    add_message_routes(app, gateway)
+    add_embedding_route(app, gateway)
+    add_token_routes(app, gateway)
+    add_adapter_routes(app, gateway)
     app.add_middleware(Edge, gateway=gateway, paths=frozenset(getattr(route, "path", "") for route in app.routes))
     return app
 
@@ -40,4 +51,5 @@ async def _http_error(request: Request, error: Exception) -> Response:
         message = f"{request.method} is not allowed on {path}; use {(error.headers or {}).get('Allow', 'another')}."
     else:
         message = f"There is nothing at {path}; the API is under /v1."
-    return ApiError(error.status_code, message, code="unknown_url", headers=error.headers).response()
+    refusal = ApiError(error.status_code, message, code="unknown_url", headers=error.headers)
+    return error_response(refusal, request.url.path)

@@ -7,7 +7,8 @@ from uuid import uuid4
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tuneserve.gateway._errors import ApiError, as_api_error, quoted
+from tuneserve.gateway._errors import ApiError, quoted
+from tuneserve.gateway._refusal import error_response
 from tuneserve.gateway._state import Gateway
 
 _CLIENT_LEFT = 499
@@ -47,7 +48,7 @@ class Edge:
                 except Exception as error:
                     if status != _CLIENT_LEFT:
                         raise
-                    await as_api_error(error).response()(scope, receive, send_marked)
+                    await error_response(error, scope["path"])(scope, receive, send_marked)
         finally:
             # Only known paths, for every label is kept forever.
             endpoint = scope["path"] if scope["path"] in self._paths else "other"

@@ -47,10 +47,6 @@ class ApiError(Exception):
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
-    def response(self) -> Response:
-        """Return the whole HTTP answer."""
-        return json_response(self.body(), self.status, self.headers)
-
 
 def json_response(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return ``content`` as a JSON answer."""

@@ -41,12 +41,14 @@ class Message(Schema):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextPart], Field(max_length=MAX_MESSAGES, fail_fast=True)] | None = Field(
-        None, description="Only a message with tool_calls goes without."
+        default=None, description="Only a message with tool_calls goes without."
     )
-    name: Hint | None = Field(None, description="Handed to the chat template.")
-    tool_call_id: Hint | None = Field(None, description="Which call a message of the role tool answers.")
+    name: Hint | None = Field(default=None, description="Handed to the chat template.")
+    tool_call_id: Hint | None = Field(default=None, description="Which call a message of the role tool answers.")
     tool_calls: Annotated[list[MessageToolCall], Field(max_length=_MAX_CALLS, fail_fast=True)] | None = None
-    reasoning_content: str | None = Field(None, description="What the assistant thought; handed to the chat template.")
+    reasoning_content: str | None = Field(
+        default=None, description="What the assistant thought; handed to the chat template."
+    )
 
     @property
     def text(self) -> str:
@@ -61,9 +63,9 @@ class Function(Schema):
 
     name: ToolName
     description: Annotated[str, Field(max_length=65536)] | None = None
-    parameters: JsonObject | None = Field(None, description="A JSON schema of the arguments.")
+    parameters: JsonObject | None = Field(default=None, description="A JSON schema of the arguments.")
     strict: bool | None = Field(
-        None, description="Arguments satisfy the schema whenever tool_choice is required or names a function."
+        default=None, description="Arguments satisfy the schema whenever tool_choice is required or names a function."
     )
 
 
@@ -95,34 +97,42 @@ class ChatPrompt(Schema):
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     tools: Annotated[list[Tool], Field(max_length=_MAX_TOOLS, fail_fast=True)] | None = Field(
-        None, description="Functions that the model may call."
+        default=None, description="Functions that the model may call."
     )
-    add_generation_prompt: bool | None = Field(None, description="End the prompt with the beginning of an answer.")
-    continue_final_message: bool | None = Field(None, description="Continue the last message instead of answering it.")
+    add_generation_prompt: bool | None = Field(
+        default=None, description="End the prompt with the beginning of an answer."
+    )
+    continue_final_message: bool | None = Field(
+        default=None, description="Continue the last message instead of answering it."
+    )
     chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(shallow)] | None = Field(
-        None, description="Variables of the chat template; only those that it reads."
+        default=None, description="Variables of the chat template; only those that it reads."
     )
 
 
 class ChatRequest(Generation, ChatPrompt):
     """The body of ``/v1/chat/completions``."""
 
-    max_completion_tokens: Count | None = Field(None, description="The same as max_tokens.")
-    logprobs: bool | None = Field(None, description="Tell the log-probability of each token.")
+    max_completion_tokens: Count | None = Field(default=None, description="The same as max_tokens.")
+    logprobs: bool | None = Field(default=None, description="Tell the log-probability of each token.")
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(
-        None, description="Tell those of so many of the likeliest tokens too; only with logprobs."
+        default=None, description="Tell those of so many of the likeliest tokens too; only with logprobs."
     )
     tool_choice: ToolChoice | None = Field(
-        None, description="auto unless said otherwise; required and a named function are enforced by a grammar."
+        default=None, description="auto unless said otherwise; required and a named function are enforced by a grammar."
     )
-    parallel_tool_calls: bool | None = Field(None, description="Whether there may be several calls at once; true.")
+    parallel_tool_calls: bool | None = Field(
+        default=None, description="Whether there may be several calls at once; true."
+    )
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
-        None, description="How much to think, where the chat template knows of it."
+        default=None, description="How much to think, where the chat template knows of it."
     )
-    metadata: Metadata | None = Field(None, description="No effect.")
-    prompt_cache_key: Hint | None = Field(None, description="No effect: equal beginnings of prompts are shared anyway.")
-    prompt_cache_retention: Hint | None = Field(None, description="No effect.")
-    safety_identifier: Hint | None = Field(None, description="No effect.")
+    metadata: Metadata | None = Field(default=None, description="No effect.")
+    prompt_cache_key: Hint | None = Field(
+        default=None, description="No effect: equal beginnings of prompts are shared anyway."
+    )
+    prompt_cache_retention: Hint | None = Field(default=None, description="No effect.")
+    safety_identifier: Hint | None = Field(default=None, description="No effect.")
 
 
 def parse_chat(body: dict[str, Any], lenient: bool = False) -> ChatRequest:
@@ -132,6 +142,12 @@ def parse_chat(body: dict[str, Any], lenient: bool = False) -> ChatRequest:
         ApiError: a field is wrong, named by ``param``.
     """
     request = parse(ChatRequest, {**body, **neutral_messages(body, lenient)}, _neutral.CHAT, lenient)
+    check_chat(request)
+    return request
+
+
+def check_chat(request: ChatRequest) -> None:
+    """Raise ApiError where fields contradict each other."""
     tokens, other = request.max_tokens, request.max_completion_tokens
     if tokens is not None and other is not None and tokens != other:
         message = "'max_tokens' and 'max_completion_tokens' differ; send one of them."
@@ -142,7 +158,6 @@ def parse_chat(body: dict[str, Any], lenient: bool = False) -> ChatRequest:
         message = "'top_logprobs' is only allowed with 'logprobs': true; send both or neither."
         raise ApiError(400, message, param="top_logprobs", code="invalid_value")
     _check_tool_choice(request)
-    return request
 
 
 def neutral_messages(body: dict[str, Any], lenient: bool) -> dict[str, Any]:

@@ -28,13 +28,13 @@ class CompletionRequest(Generation):
 
     prompt: Prompts = Field(description="A text, token ids, or a list of either.")
     max_tokens: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = Field(
-        None, description="At most so many tokens are generated; 16. 0 only with echo."
+        default=None, description="At most so many tokens are generated; 16. 0 only with echo."
     )
-    echo: bool | None = Field(None, description="Return the prompt before its continuation.")
+    echo: bool | None = Field(default=None, description="Return the prompt before its continuation.")
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(
-        None, description="Tell the log-probability of each token, and of so many of the likeliest."
+        default=None, description="Tell the log-probability of each token, and of so many of the likeliest."
     )
-    best_of: Literal[1] | None = Field(None, description="Only one sample is made of each that is returned.")
+    best_of: Literal[1] | None = Field(default=None, description="Only one sample is made of each that is returned.")
 
 
 def parse_completion(body: dict[str, Any], lenient: bool = False) -> CompletionRequest:

@@ -26,17 +26,21 @@ _MAX_ID_DIGITS = 10
 class StreamOptions(Schema):
     """What a stream carries beside its text."""
 
-    include_usage: bool | None = Field(None, description="End the stream with a chunk that has the usage.")
-    include_obfuscation: Literal[False] | None = Field(None, description="Padding against eavesdroppers is not made.")
+    include_usage: bool | None = Field(default=None, description="End the stream with a chunk that has the usage.")
+    include_obfuscation: Literal[False] | None = Field(
+        default=None, description="Padding against eavesdroppers is not made."
+    )
 
 
 class JsonSchemaFormat(Schema):
     """A JSON schema with a name."""
 
     name: Annotated[str, Field(max_length=256)] = Field(description="What the schema is called; no effect.")
-    description: Annotated[str, Field(max_length=65536)] | None = Field(None, description="No effect on the output.")
+    description: Annotated[str, Field(max_length=65536)] | None = Field(
+        default=None, description="No effect on the output."
+    )
     schema_: JsonObject = Field(alias="schema", description="The JSON schema that the output satisfies.")
-    strict: bool | None = Field(None, description="The schema is enforced either way.")
+    strict: bool | None = Field(default=None, description="The schema is enforced either way.")
 
 
 class TextFormat(Schema):
@@ -70,11 +74,11 @@ Choices = Annotated[
 class StructuredOutputs(Schema):
     """The form of the output as vLLM says it; exactly one of them."""
 
-    json_: Json | None = Field(None, alias="json", description="A JSON schema, as an object or as text.")
-    regex: Pattern | None = Field(None, description="A regular expression that the whole output matches.")
-    choice: Choices | None = Field(None, description="Texts, one of which the output is.")
-    grammar: Pattern | None = Field(None, description="A grammar in llguidance's Lark form.")
-    json_object: bool | None = Field(None, description="Any JSON object.")
+    json_: Json | None = Field(default=None, alias="json", description="A JSON schema, as an object or as text.")
+    regex: Pattern | None = Field(default=None, description="A regular expression that the whole output matches.")
+    choice: Choices | None = Field(default=None, description="Texts, one of which the output is.")
+    grammar: Pattern | None = Field(default=None, description="A grammar in llguidance's Lark form.")
+    json_object: bool | None = Field(default=None, description="Any JSON object.")
 
 
 def _token_biases(value: dict[str, float]) -> dict[str, float]:
@@ -87,29 +91,29 @@ def _token_biases(value: dict[str, float]) -> dict[str, float]:
 class Sampling(Schema):
     """How tokens are chosen and where they end. Null means absent; what is absent is as the model was published."""
 
-    max_tokens: Count | None = Field(None, description="At most so many tokens are generated.")
+    max_tokens: Count | None = Field(default=None, description="At most so many tokens are generated.")
     min_tokens: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = Field(
-        None, description="Nothing ends the output before it has so many tokens."
+        default=None, description="Nothing ends the output before it has so many tokens."
     )
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(None, description="0 is greedy.")
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(default=None, description="0 is greedy.")
     top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="Choose from the likeliest tokens that together have this probability."
+        default=None, description="Choose from the likeliest tokens that together have this probability."
     )
     top_k: Annotated[int, Field(ge=-1, le=MAX_COUNT)] | None = Field(
-        None, description="Choose from so many of the likeliest tokens; 0 or -1 from all."
+        default=None, description="Choose from so many of the likeliest tokens; 0 or -1 from all."
     )
     min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="Leave out tokens less likely than this share of the likeliest."
+        default=None, description="Leave out tokens less likely than this share of the likeliest."
     )
-    typical_p: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="Locally typical sampling.")
+    typical_p: Annotated[float, Field(gt=0, le=1)] | None = Field(default=None, description="Locally typical sampling.")
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = Field(
-        None, description="Divide the logits of tokens in prompt and output; 1 is off."
+        default=None, description="Divide the logits of tokens in prompt and output; 1 is off."
     )
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = Field(
-        None, description="Subtract from the logits of tokens in the output."
+        default=None, description="Subtract from the logits of tokens in the output."
     )
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = Field(
-        None, description="Subtract from the logits of tokens in the output, for each time they are in it."
+        default=None, description="Subtract from the logits of tokens in the output, for each time they are in it."
     )
     logit_bias: (
         Annotated[
@@ -118,11 +122,11 @@ class Sampling(Schema):
             AfterValidator(_token_biases),
         ]
         | None
-    ) = Field(None, description="Added to the logits of tokens, by token id.")
+    ) = Field(default=None, description="Added to the logits of tokens, by token id.")
     bad_words: Annotated[list[StopString], Field(max_length=1024, fail_fast=True)] | None = Field(
-        None, description="Texts that do not appear in the output."
+        default=None, description="Texts that do not appear in the output."
     )
-    seed: Seed | None = Field(None, description="The same seed gives the same output.")
+    seed: Seed | None = Field(default=None, description="The same seed gives the same output.")
     stop: (
         Annotated[
             list[StopString],
@@ -130,34 +134,40 @@ class Sampling(Schema):
             BeforeValidator(one_or_many, json_schema_input_type=StopString | list[StopString]),
         ]
         | None
-    ) = Field(None, description="Texts before which the output ends.")
+    ) = Field(default=None, description="Texts before which the output ends.")
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64, fail_fast=True)] | None = Field(
-        None, description="Tokens with which the output ends."
+        default=None, description="Tokens with which the output ends."
     )
-    ignore_eos: bool | None = Field(None, description="Go on where the model would end.")
+    ignore_eos: bool | None = Field(default=None, description="Go on where the model would end.")
 
 
 class Generation(Sampling):
     """What chat and plain completions share."""
 
     model: str = Field(description="The model, or one of its adapters, as /v1/models lists them.")
-    stream: bool | None = Field(None, description="Send the output as server-sent events while it is generated.")
-    stream_options: StreamOptions | None = Field(None, description="Only with stream.")
-    n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] | None = Field(
-        None, description="So many samples of each prompt, each with a seed of its own."
+    stream: bool | None = Field(
+        default=None, description="Send the output as server-sent events while it is generated."
     )
-    response_format: ResponseFormat | None = Field(None, description="The form of the output.")
-    structured_outputs: StructuredOutputs | None = Field(None, description="The form of the output, as in vLLM.")
-    guided_json: Json | None = Field(None, description="A JSON schema that the output satisfies.")
-    guided_regex: Pattern | None = Field(None, description="A regular expression that the whole output matches.")
-    guided_choice: Choices | None = Field(None, description="Texts, one of which the output is.")
-    guided_grammar: Pattern | None = Field(None, description="A grammar in llguidance's Lark form.")
-    user: Hint | None = Field(None, description="Who asks; no effect on the output.")
+    stream_options: StreamOptions | None = Field(default=None, description="Only with stream.")
+    n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] | None = Field(
+        default=None, description="So many samples of each prompt, each with a seed of its own."
+    )
+    response_format: ResponseFormat | None = Field(default=None, description="The form of the output.")
+    structured_outputs: StructuredOutputs | None = Field(
+        default=None, description="The form of the output, as in vLLM."
+    )
+    guided_json: Json | None = Field(default=None, description="A JSON schema that the output satisfies.")
+    guided_regex: Pattern | None = Field(
+        default=None, description="A regular expression that the whole output matches."
+    )
+    guided_choice: Choices | None = Field(default=None, description="Texts, one of which the output is.")
+    guided_grammar: Pattern | None = Field(default=None, description="A grammar in llguidance's Lark form.")
+    user: Hint | None = Field(default=None, description="Who asks; no effect on the output.")
     service_tier: Literal["auto", "default", "flex", "priority"] | None = Field(
-        None, description="Of those that wait, priority goes first and flex last."
+        default=None, description="Of those that wait, priority goes first and flex last."
     )
     return_tokens_as_token_ids: bool | None = Field(
-        None, description="Name tokens as token_id:N in logprobs, as in vLLM."
+        default=None, description="Name tokens as token_id:N in logprobs, as in vLLM."
     )
 
     def constraints(self) -> dict[str, Any]:

@@ -23,6 +23,9 @@ CHAT: Neutral = {
 COMPLETION: Neutral = {
     "suffix": ("",),
 }
+EMBEDDING: Neutral = {
+    "dimensions": (),
+}
 MESSAGE: Neutral = {
     "annotations": ([],),
     "audio": (),
