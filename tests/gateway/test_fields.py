@@ -77,7 +77,7 @@ def served_ids(text: str, engine: FakeEngine) -> tuple[int, ...]:
     [
         ({"response_format": {"type": "json_object"}}, Grammar(kind="json_object")),
         (
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}},
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}},
             Grammar(kind="json_schema", text=json.dumps(SCHEMA, separators=(",", ":"))),
         ),
         ({"guided_json": json.dumps(SCHEMA)}, Grammar(kind="json_schema", text=json.dumps(SCHEMA))),

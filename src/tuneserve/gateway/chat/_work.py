@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+from tuneserve.errors import InputError
 from tuneserve.gateway._answer import Work
 from tuneserve.gateway._constraint import Constraint, constraint
 from tuneserve.gateway._effort import effort_variables
-from tuneserve.gateway._errors import ApiError
+from tuneserve.gateway._errors import ApiError, as_api_error
 from tuneserve.gateway._generate import Job
 from tuneserve.gateway._logprobs import TokenNames
 from tuneserve.gateway._prompts import chat_max_tokens, chat_prompt, completion_max_tokens, the_template, token_ids
@@ -47,7 +48,33 @@ async def conversation_work(
     arrived: float,
     renamed: Mapping[str, str] | None = None,
 ) -> Work:
-    """Return the work of answering a conversation in any ``shape``; the arguments are as in :class:`Work`."""
+    """Return the work of answering a conversation in any ``shape``; the arguments are as in :class:`Work`.
+
+    Raises:
+        ApiError: the engine or the model cannot do what is asked, or the template does not take this conversation.
+    """
+    renamed = renamed or {}
+    try:
+        form, jobs = await _conversation_jobs(gateway, served, body)
+    except InputError as error:
+        raise as_api_error(error).renamed(renamed) from None
+    except ApiError as error:
+        raise error.renamed(renamed) from None
+    return Work(
+        served=served,
+        shape=shape,
+        jobs=jobs,
+        stream=bool(body.stream),
+        metrics=gateway.metrics,
+        arrived=arrived,
+        prompt_tokens=len(jobs[0].prompt_ids),
+        renamed={**_grammar_names(form, renamed), **renamed},
+    )
+
+
+async def _conversation_jobs(
+    gateway: Gateway, served: ServedModel, body: ChatRequest
+) -> tuple[Constraint | None, list[Job]]:
     form = constraint(body)
     calls = call_constraint(served, body)
     if form is not None and body.tools and body.tool_choice != "none":
@@ -61,17 +88,7 @@ async def conversation_work(
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = sampling(served, body, chat_max_tokens(served, body, len(ids)), form, logprobs)
     stop = tuple(body.stop or ())
-    jobs = [Job(ids, each, stop, priority(body)) for each in samples(params, body.n or 1)]
-    return Work(
-        served=served,
-        shape=shape,
-        jobs=jobs,
-        stream=bool(body.stream),
-        metrics=gateway.metrics,
-        arrived=arrived,
-        prompt_tokens=len(ids),
-        renamed={**_grammar_names(form), **(renamed or {})},
-    )
+    return form, [Job(ids, each, stop, priority(body)) for each in samples(params, body.n or 1)]
 
 
 async def completion_work(gateway: Gateway, served: ServedModel, body: CompletionRequest, arrived: float) -> Work:
@@ -111,12 +128,12 @@ async def completion_work(gateway: Gateway, served: ServedModel, body: Completio
         metrics=gateway.metrics,
         arrived=arrived,
         prompt_tokens=sum(map(len, prompts)),
-        renamed=_grammar_names(form),
+        renamed=_grammar_names(form, {}),
     )
 
 
-def _grammar_names(form: Constraint | None) -> dict[str, str]:
-    return {} if form is None else {"grammar": form.field}
+def _grammar_names(form: Constraint | None, renamed: Mapping[str, str]) -> dict[str, str]:
+    return {} if form is None else {"grammar": renamed.get(form.field, form.field)}
 
 
 def _echo(tokenizer: Tokenizer, prompt: str | list[int], ids: list[int]) -> Echo:
