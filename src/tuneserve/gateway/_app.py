@@ -17,6 +17,7 @@ from tuneserve.gateway._state import Gateway, Settings
 from tuneserve.gateway._tokens import add_token_routes
 from tuneserve.gateway.anthropic import add_message_routes
 from tuneserve.gateway.chat import add_chat_routes
+from tuneserve.gateway.openapi import add_document_route
 from tuneserve.gateway.responses import add_response_routes
 
 
@@ -29,12 +30,13 @@ def create_app(served: ServedModel, settings: Settings | None = None) -> FastAPI
 
 def application(gateway: Gateway) -> FastAPI:
     """Return the application over ``gateway``, which may still be starting."""
-    # The schema is checked by hand, since a body must be bounded before it is parsed; so there is none to show.
+    # The document is our own, because bodies are bounded before anything parses them.
     app = FastAPI(title="tuneserve", openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(HTTPException, _http_error)
     add_page(app)
     add_operator_routes(app, gateway)
     add_chat_routes(app, gateway)
+    add_document_route(app)
     add_response_routes(app, gateway)
     add_message_routes(app, gateway)
     add_embedding_route(app, gateway)
