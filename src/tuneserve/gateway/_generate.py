@@ -15,12 +15,13 @@ from tuneserve.text import Detokenizer, StopStrings, Tokenizer
 
 @dataclass(frozen=True)
 class Job:
-    """One sequence to generate."""
+    """One sequence to generate; ``visible`` are special tokens that have a text in it."""
 
     prompt_ids: list[int]
     params: SamplingParams
     stop: tuple[str, ...]
     priority: int = 0
+    visible: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class _Text:
 
     def __init__(self, tokenizer: Tokenizer, job: Job) -> None:
         self._end_ids = tokenizer.end_token_ids
-        self._detokenizer = Detokenizer(tokenizer)
+        self._detokenizer = Detokenizer(tokenizer, job.visible)
         self._stops = StopStrings(job.stop)
         self._unstoppable = job.params.min_tokens
         self._scored: list[ScoredToken] = []

@@ -7,20 +7,7 @@ from uuid import uuid4
 
 from tuneserve.engines.contract import TokenLogprob
 from tuneserve.gateway._generate import Piece, ScoredToken
-
-
-@dataclass(frozen=True)
-class Text:
-    """More of what the model says."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Reasoning:
-    """More of what the model thinks before it speaks."""
-
-    text: str
+from tuneserve.text.tools import CallArguments, Content, Reasoning
 
 
 @dataclass(frozen=True)
@@ -32,15 +19,7 @@ class CallStart:
     id: str
 
 
-@dataclass(frozen=True)
-class CallArguments:
-    """More of a call's arguments, which are JSON text."""
-
-    index: int
-    text: str
-
-
-Part = Text | Reasoning | CallStart | CallArguments
+Part = Content | Reasoning | CallStart | CallArguments
 
 
 class Reader(Protocol):
@@ -58,7 +37,7 @@ class PlainReader:
 
     def push(self, text: str) -> list[Part]:
         """Return the text."""
-        return [Text(text)] if text else []
+        return [Content(text)] if text else []
 
     def finish(self) -> list[Part]:
         """Return nothing."""
@@ -107,7 +86,7 @@ class Sample:
 
     def _add(self, part: Part) -> None:
         match part:
-            case Text(text):
+            case Content(text):
                 self.text += text
             case Reasoning(text):
                 self.reasoning += text
@@ -117,7 +96,7 @@ class Sample:
                 self.calls[index].arguments += text
 
 
-def joined(parts: Sequence[Part], kind: type[Text] | type[Reasoning]) -> str:
+def joined(parts: Sequence[Part], kind: type[Content] | type[Reasoning]) -> str:
     """Return the text of the parts of one kind."""
     return "".join(part.text for part in parts if isinstance(part, kind))
 

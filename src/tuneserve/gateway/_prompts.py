@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tuneserve.gateway._errors import ApiError, context_exceeded, quoted
 from tuneserve.gateway._served import ServedModel
 from tuneserve.gateway.schemas import ChatPrompt, ChatRequest, CompletionRequest, Message
 from tuneserve.text import ChatTemplate
+from tuneserve.text.tools import ToolDefinition, template_messages
 
 _COMPLETION_TOKENS = 16  # OpenAI's default
 _T = TypeVar("_T")
@@ -34,15 +36,26 @@ _RESERVED = frozenset(
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation as text and as token ids."""
+
+    text: str
+    ids: list[int]
+
+
 async def chat_prompt(
     served: ServedModel,
     body: ChatPrompt,
     workers: TextWorkers,
     variables: Mapping[str, Any] | None = None,
     *,
+    tools: Sequence[ToolDefinition] = (),
     fits: bool = True,
-) -> list[int]:
-    """Return the token ids of a conversation, ``variables`` being set for the template beside the request's own.
+) -> Prompt:
+    """Return a conversation as it is put to the model.
+
+    ``variables`` are set for the template beside the request's own; ``tools`` are those that the model sees.
 
     Raises:
         ApiError: the model has no chat template, or the conversation does not fit the context although it should.
@@ -57,22 +70,21 @@ async def chat_prompt(
     own = body.chat_template_kwargs or {}
     _check_variables(template, own)
     messages = [_for_template(template, message) for message in body.messages]
-    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()] or None
 
-    def encode() -> list[int]:
+    def encode() -> Prompt:
         text = template.render(
-            messages,
-            tools=tools,
+            template_messages(messages, template.tool_source or template.source),
+            tools=[tool.for_template() for tool in tools] or None,
             add_generation_prompt=generating,
             continue_final_message=continuing,
             variables={**(variables or {}), **own},
         )
-        return served.tokenizer.encode(text, add_special_tokens=False)
+        return Prompt(text, served.tokenizer.encode(text, add_special_tokens=False))
 
-    ids = await workers.run(encode)
+    prompt = await workers.run(encode)
     if fits:
-        check_fits(served, ids, "messages")
-    return ids
+        check_fits(served, prompt.ids, "messages")
+    return prompt
 
 
 def the_template(served: ServedModel) -> ChatTemplate:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tuneserve.gateway._errors import ApiError
 from tuneserve.gateway._generate import Piece
-from tuneserve.gateway._parts import Part, PlainReader, Reader, Sample
+from tuneserve.gateway._parts import Part, Sample
 
 Json = dict[str, Any]
 
@@ -33,10 +33,6 @@ class Shape(ABC):
     """One answer in the form of one API. Samples are known by their index."""
 
     ending = b""
-
-    def reader(self) -> Reader:
-        """Return what takes a sample's text apart."""
-        return PlainReader()
 
     def start(self, usage: Usage) -> Sequence[Event]:  # noqa: ARG002
         """Return the events before all others."""

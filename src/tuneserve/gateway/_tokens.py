@@ -10,6 +10,7 @@ from tuneserve.gateway._logprobs import TokenNames
 from tuneserve.gateway._prompts import chat_prompt, check_ids
 from tuneserve.gateway._served import ServedModel
 from tuneserve.gateway._state import Gateway
+from tuneserve.gateway.chat import offered
 from tuneserve.gateway.schemas import DetokenizeRequest, TokenizeTextRequest, parse, parse_tokenize
 
 
@@ -25,7 +26,8 @@ def add_token_routes(app: FastAPI, gateway: Gateway) -> None:
             text, special = body.prompt, body.add_special_tokens is not False
             ids = await gateway.workers.run(lambda: served.tokenizer.encode(text, add_special_tokens=special))
         else:
-            ids = await chat_prompt(served, body, gateway.workers, fits=False)
+            tools = offered(served, body.tools)
+            ids = (await chat_prompt(served, body, gateway.workers, tools=tools, fits=False)).ids
         names = TokenNames(served.tokenizer, as_ids=False)
         return json_response(
             {

@@ -8,14 +8,12 @@ from starlette.responses import Response
 
 from tuneserve.gateway._answer import Answer
 from tuneserve.gateway._body import read_object
-from tuneserve.gateway._effort import effort_variables
 from tuneserve.gateway._errors import json_response
-from tuneserve.gateway._prompts import chat_prompt, the_template
 from tuneserve.gateway._state import Gateway
 from tuneserve.gateway.anthropic._schema import parse_count, parse_messages
 from tuneserve.gateway.anthropic._shape import MessageShape
 from tuneserve.gateway.anthropic._translate import RENAMED, as_chat
-from tuneserve.gateway.chat import conversation_work, make_reader
+from tuneserve.gateway.chat import conversation_prompt, conversation_work
 
 
 def add_message_routes(app: FastAPI, gateway: Gateway) -> None:
@@ -28,7 +26,7 @@ def add_message_routes(app: FastAPI, gateway: Gateway) -> None:
         body = parse_messages(await read_object(request, settings.max_body_bytes), settings.lenient)
         served = gateway.find(body.model)
         chat = as_chat(body)
-        shape = MessageShape(served.name, make_reader(served, chat))
+        shape = MessageShape(served.name)
         return Answer(await conversation_work(gateway, served, chat, shape, arrived, RENAMED))
 
     async def count(request: Request) -> Response:
@@ -36,9 +34,8 @@ def add_message_routes(app: FastAPI, gateway: Gateway) -> None:
         body = parse_count(await read_object(request, settings.max_body_bytes), settings.lenient)
         served = gateway.find(body.model)
         chat = as_chat(body)
-        variables = effort_variables(the_template(served), chat.reasoning_effort)
-        ids = await chat_prompt(served, chat, gateway.workers, variables, fits=False)
-        return json_response({"input_tokens": len(ids)})
+        prompt = await conversation_prompt(gateway, served, chat, fits=False)
+        return json_response({"input_tokens": len(prompt.ids)})
 
     app.add_route("/v1/messages", messages, methods=["POST"])
     app.add_route("/v1/messages/count_tokens", count, methods=["POST"])

@@ -1,6 +1,6 @@
 """``/v1/messages``: a message of content blocks, whole or as events."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,9 +8,10 @@ import msgspec
 
 from tuneserve.gateway._errors import ApiError
 from tuneserve.gateway._generate import Piece
-from tuneserve.gateway._parts import CallArguments, CallStart, Part, Reader, Reasoning, Sample, Text, new_id
+from tuneserve.gateway._parts import CallStart, Part, Sample, new_id
 from tuneserve.gateway._shapes import Event, Json, Shape, Usage
 from tuneserve.gateway.anthropic._errors import error_body
+from tuneserve.text.tools import CallArguments, Content, Reasoning
 
 # What Anthropic requires to be there.
 _NO_MORE: Json = {"stop_details": None, "container": None}
@@ -22,14 +23,9 @@ class MessageShape(Shape):
     """One message."""
 
     model: str
-    make_reader: Callable[[], Reader]
     id: str = field(default_factory=lambda: new_id("msg"))
     _block: int = -1
     _kind: type[Part] | None = None
-
-    def reader(self) -> Reader:
-        """Return what takes the text apart."""
-        return self.make_reader()
 
     def start(self, usage: Usage) -> Sequence[Event]:
         """Return the message without content."""
@@ -41,8 +37,8 @@ class MessageShape(Shape):
 
     def _of(self, part: Part) -> list[Event]:
         match part:
-            case Text(text):
-                start = self._switch(Text, {"type": "text", "text": "", "citations": None})
+            case Content(text):
+                start = self._switch(Content, {"type": "text", "text": "", "citations": None})
                 return [*start, self._delta({"type": "text_delta", "text": text})]
             case Reasoning(text):
                 start = self._switch(Reasoning, {"type": "thinking", "thinking": "", "signature": ""})

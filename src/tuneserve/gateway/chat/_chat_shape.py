@@ -1,15 +1,16 @@
 """``/v1/chat/completions``."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import uuid4
 
 from tuneserve.gateway._generate import Piece, ScoredToken
 from tuneserve.gateway._logprobs import TokenNames, chat_logprobs
-from tuneserve.gateway._parts import CallArguments, CallStart, Part, Reader, Reasoning, Sample, Text
+from tuneserve.gateway._parts import CallStart, Part, Sample
 from tuneserve.gateway._shapes import Event, Json, Shape, Usage
 from tuneserve.gateway.chat._usage import usage_of
+from tuneserve.text.tools import CallArguments, Content, Reasoning
 
 
 @dataclass
@@ -17,7 +18,6 @@ class ChatShape(Shape):
     """One chat completion; all chunks share their id and time. ``top_logprobs`` None is without log-probabilities."""
 
     model: str
-    make_reader: Callable[[], Reader]
     names: TokenNames
     top_logprobs: int | None = None
     include_usage: bool = False
@@ -26,10 +26,6 @@ class ChatShape(Shape):
     created: int = field(default_factory=lambda: int(time.time()))
     ending = b"data: [DONE]\n\n"
     _opened: set[int] = field(default_factory=set)
-
-    def reader(self) -> Reader:
-        """Return what takes a sample's text apart."""
-        return self.make_reader()
 
     def events(self, index: int, sample: Sample, piece: Piece, parts: Sequence[Part]) -> Sequence[Event]:
         """Return the chunks with what is new, before the first one with the role."""
@@ -92,7 +88,7 @@ class ChatShape(Shape):
 
 def _delta(part: Part) -> Json:
     match part:
-        case Text(text):
+        case Content(text):
             return {"content": text}
         case Reasoning(text):
             return {"reasoning_content": text}

@@ -8,9 +8,10 @@ from uuid import uuid4
 from tuneserve.engines.contract import TokenLogprob
 from tuneserve.gateway._generate import Piece, ScoredToken
 from tuneserve.gateway._logprobs import TokenNames, completion_logprobs
-from tuneserve.gateway._parts import Part, Sample, Text, joined
+from tuneserve.gateway._parts import Part, Sample, joined
 from tuneserve.gateway._shapes import Event, Json, Shape, Usage
 from tuneserve.gateway.chat._usage import usage_of
+from tuneserve.text.tools import Content
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class CompletionShape(Shape):
 
     def events(self, index: int, sample: Sample, piece: Piece, parts: Sequence[Part]) -> Sequence[Event]:
         """Return the chunks with what is new, first the echo."""
-        text, scored, reason = joined(parts, Text), piece.scored, sample.reason
+        text, scored, reason = joined(parts, Content), piece.scored, sample.reason
         events = []
         if self.echoes is not None and index not in self._opened:
             self._opened.add(index)

@@ -9,16 +9,24 @@ from tuneserve.gateway._effort import effort_variables
 from tuneserve.gateway._errors import ApiError, as_api_error
 from tuneserve.gateway._generate import Job
 from tuneserve.gateway._logprobs import TokenNames
-from tuneserve.gateway._prompts import chat_max_tokens, chat_prompt, completion_max_tokens, the_template, token_ids
+from tuneserve.gateway._prompts import (
+    Prompt,
+    chat_max_tokens,
+    chat_prompt,
+    completion_max_tokens,
+    the_template,
+    token_ids,
+)
 from tuneserve.gateway._sampling import priority, samples, sampling
 from tuneserve.gateway._served import ServedModel
 from tuneserve.gateway._shapes import Shape
 from tuneserve.gateway._state import Gateway
-from tuneserve.gateway.chat._calls import call_constraint, make_reader
+from tuneserve.gateway.chat._calls import call_constraint, offered, reading
 from tuneserve.gateway.chat._chat_shape import ChatShape
 from tuneserve.gateway.chat._completion_shape import CompletionShape, Echo
 from tuneserve.gateway.schemas import ChatRequest, CompletionRequest
 from tuneserve.text import Detokenizer, Tokenizer
+from tuneserve.text.tools import ToolDefinition
 
 
 async def chat_work(gateway: Gateway, served: ServedModel, body: ChatRequest, arrived: float) -> Work:
@@ -31,7 +39,6 @@ async def chat_work(gateway: Gateway, served: ServedModel, body: ChatRequest, ar
     options = body.stream_options
     shape = ChatShape(
         model=served.name,
-        make_reader=make_reader(served, body),
         names=TokenNames(served.tokenizer, bool(body.return_tokens_as_token_ids)),
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         include_usage=options is not None and bool(options.include_usage),
@@ -55,40 +62,59 @@ async def conversation_work(
     """
     renamed = renamed or {}
     try:
-        form, jobs = await _conversation_jobs(gateway, served, body)
+        return await _conversation(gateway, served, body, shape, arrived, renamed)
     except InputError as error:
         raise as_api_error(error).renamed(renamed) from None
     except ApiError as error:
         raise error.renamed(renamed) from None
+
+
+async def conversation_prompt(gateway: Gateway, served: ServedModel, body: ChatRequest, *, fits: bool = True) -> Prompt:
+    """Return a conversation as it is put to the model, with the tools that it may call.
+
+    Raises:
+        ApiError: the model cannot do what is asked, or the conversation does not fit although it should.
+        RequestError: the template does not take this conversation.
+    """
+    variables = effort_variables(the_template(served), body.reasoning_effort)
+    return await chat_prompt(served, body, gateway.workers, variables, tools=_callable(served, body), fits=fits)
+
+
+def _callable(served: ServedModel, body: ChatRequest) -> list[ToolDefinition]:
+    return [] if body.tool_choice == "none" else offered(served, body.tools)
+
+
+async def _conversation(
+    gateway: Gateway,
+    served: ServedModel,
+    body: ChatRequest,
+    shape: Shape,
+    arrived: float,
+    renamed: Mapping[str, str],
+) -> Work:
+    form = constraint(body)
+    tools = _callable(served, body)
+    if form is not None and tools:
+        message = f"'{form.field}' and 'tools' cannot both say what the output is; send 'tool_choice': 'none'."
+        raise ApiError(400, message, param=form.field, code="unsupported_parameter")
+    prompt = await conversation_prompt(gateway, served, body)
+    # An output that has a form is all content, thoughts among it or not.
+    make_reader, visible = reading(served, tools, prompt.text, thinks=form is None)
+    form = form or call_constraint(served, body, tools, prompt.text)
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    params = sampling(served, body, chat_max_tokens(served, body, len(prompt.ids)), form, logprobs)
+    stop, place = tuple(body.stop or ()), priority(body)
     return Work(
         served=served,
         shape=shape,
-        jobs=jobs,
+        jobs=[Job(prompt.ids, each, stop, place, visible) for each in samples(params, body.n or 1)],
         stream=bool(body.stream),
         metrics=gateway.metrics,
         arrived=arrived,
-        prompt_tokens=len(jobs[0].prompt_ids),
+        prompt_tokens=len(prompt.ids),
         renamed={**_grammar_names(form, renamed), **renamed},
+        make_reader=make_reader,
     )
-
-
-async def _conversation_jobs(
-    gateway: Gateway, served: ServedModel, body: ChatRequest
-) -> tuple[Constraint | None, list[Job]]:
-    form = constraint(body)
-    calls = call_constraint(served, body)
-    if form is not None and body.tools and body.tool_choice != "none":
-        message = (
-            f"'{form.field}' and 'tools' cannot both decide what the output looks like; send 'tool_choice': 'none'."
-        )
-        raise ApiError(400, message, param=form.field, code="unsupported_parameter")
-    form = form or calls
-    variables = effort_variables(the_template(served), body.reasoning_effort)
-    ids = await chat_prompt(served, body, gateway.workers, variables)
-    logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    params = sampling(served, body, chat_max_tokens(served, body, len(ids)), form, logprobs)
-    stop = tuple(body.stop or ())
-    return form, [Job(ids, each, stop, priority(body)) for each in samples(params, body.n or 1)]
 
 
 async def completion_work(gateway: Gateway, served: ServedModel, body: CompletionRequest, arrived: float) -> Work:

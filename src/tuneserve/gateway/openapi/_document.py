@@ -104,5 +104,10 @@ def _contents(operation: Operation, names: dict[type[BaseModel], str]) -> _Json:
     if operation.events is not None:
         told = operation.events
         text = told if isinstance(told, str) else f"Events, each with a {told.__name__}, and [DONE] at the end."
-        contents["text/event-stream"] = {"schema": {"type": "string", "description": text}}
+        data: _Json = {"type": "string", "contentMediaType": "application/json"}
+        if not isinstance(told, str):
+            data["contentSchema"] = {"$ref": names[told]}
+        properties = {"data": data, "event": {"type": "string"}}
+        event = {"type": "object", "description": text, "properties": properties, "required": ["data"]}
+        contents["text/event-stream"] = {"schema": event}
     return contents

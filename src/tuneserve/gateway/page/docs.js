@@ -26,6 +26,7 @@ function typeOf(schema) {
 
 function references(schema, found) {
   if (schema.$ref) found.add(nameOf(schema));
+  if (schema.properties?.data?.contentSchema) references(schema.properties.data.contentSchema, found);
   for (const part of [...(schema.anyOf || []), ...(schema.oneOf || []), ...(schema.items ? [schema.items] : [])]) {
     references(part, found);
   }

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tuneserve.gateway._generate import ScoredToken
-from tuneserve.gateway._parts import CallArguments, CallStart, Part, Reasoning, Text, new_id
+from tuneserve.gateway._parts import CallStart, Part, new_id
 from tuneserve.gateway._shapes import Event, Json
+from tuneserve.text.tools import CallArguments, Content, Reasoning
 
 Logprobs = Callable[[Sequence[ScoredToken]], list[Json]]
 
@@ -23,7 +24,7 @@ class Items:
         events: list[Event] = []
         for part in parts:
             match part:
-                case Text(text):
+                case Content(text):
                     events += self._begin("message", {"id": new_id("msg"), "role": "assistant", "content": []})
                     logprobs = self._logprobs(scored)
                     scored = ()

@@ -14,7 +14,7 @@ from tuneserve.gateway._errors import ApiError, json_response, quoted
 from tuneserve.gateway._parts import Sample
 from tuneserve.gateway._shapes import Json
 from tuneserve.gateway._state import Gateway
-from tuneserve.gateway.chat import conversation_work, make_reader
+from tuneserve.gateway.chat import conversation_work
 from tuneserve.gateway.responses._schema import parse_response
 from tuneserve.gateway.responses._shape import ResponseShape
 from tuneserve.gateway.responses._store import ResponseStore, Stored
@@ -42,7 +42,7 @@ def add_response_routes(app: FastAPI, gateway: Gateway) -> None:
             messages = [*before.messages, *messages]
         chat = as_chat(body, messages)
         keeping = partial(keep, messages, owner) if body.store is not False else _forget
-        shape = ResponseShape(served, body, make_reader(served, chat), keeping)
+        shape = ResponseShape(served, body, keeping)
         return Answer(await conversation_work(gateway, served, chat, shape, arrived, RENAMED))
 
     async def read(request: Request) -> Response:

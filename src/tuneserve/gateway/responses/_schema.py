@@ -2,7 +2,8 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+import msgspec
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from tuneserve.gateway._errors import ApiError
 from tuneserve.gateway.schemas import JsonObject, Schema, ToolName, parse
@@ -49,13 +50,23 @@ class InputMessage(Schema):
     phase: Literal["commentary", "final_answer"] | None = Field(default=None, description="No effect.")
 
 
+def _json_object(value: str) -> str:
+    try:
+        decoded: Any = msgspec.json.decode(value or "{}")
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        decoded = None
+    if not isinstance(decoded, dict):
+        raise ValueError("it is not the text of a JSON object")
+    return value
+
+
 class FunctionCallItem(Schema):
     """A call that the assistant made."""
 
     type: Literal["function_call"]
     call_id: Hint
     name: ToolName
-    arguments: str
+    arguments: Annotated[str, AfterValidator(_json_object)]
     id: Hint | None = None
     status: ItemStatus | None = None
 

@@ -8,11 +8,12 @@ from typing import Any
 from tuneserve.gateway._errors import ApiError
 from tuneserve.gateway._generate import Piece, ScoredToken
 from tuneserve.gateway._logprobs import TokenNames, chat_logprobs
-from tuneserve.gateway._parts import CallArguments, CallStart, Part, Reader, Reasoning, Sample, Text, new_id
+from tuneserve.gateway._parts import CallStart, Part, Sample, new_id
 from tuneserve.gateway._served import ServedModel
 from tuneserve.gateway._shapes import Event, Json, Shape, Usage
 from tuneserve.gateway.responses._items import Items, event
 from tuneserve.gateway.responses._schema import ResponsesRequest
+from tuneserve.text.tools import CallArguments, Content, Reasoning
 
 Keep = Callable[[Json, Sample], None]
 
@@ -23,7 +24,6 @@ class ResponseShape(Shape):
 
     served: ServedModel
     body: ResponsesRequest
-    make_reader: Callable[[], Reader]
     keep: Keep
     id: str = field(default_factory=lambda: new_id("resp"))
     created_at: int = field(default_factory=lambda: int(time.time()))
@@ -33,10 +33,6 @@ class ResponseShape(Shape):
         self._names = TokenNames(self.served.tokenizer, as_ids=False)
         self._items = Items(self._logprobs)
         self._number = 0
-
-    def reader(self) -> Reader:
-        """Return what takes the text apart."""
-        return self.make_reader()
 
     def start(self, usage: Usage) -> Sequence[Event]:  # noqa: ARG002
         """Return the response without output, twice, as OpenAI does."""
@@ -59,7 +55,7 @@ class ResponseShape(Shape):
         """Return the response."""
         (sample,) = samples
         parts: list[Part] = [Reasoning(sample.reasoning)] if sample.reasoning else []
-        parts += [Text(sample.text)] if sample.text else []
+        parts += [Content(sample.text)] if sample.text else []
         for index, call in enumerate(sample.calls):
             parts += [CallStart(index, call.name, call.id), CallArguments(index, call.arguments)]
         self._items.take(parts, sample.scored)
