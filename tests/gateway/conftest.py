@@ -156,9 +156,9 @@ async def client(served: ServedModel) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @contextmanager
-def running_server(served: ServedModel) -> Iterator[str]:
+def running_server(served: ServedModel, settings: Settings | None = None) -> Iterator[str]:
     """Serve on a free port from a thread; the value is the URL."""
-    config = uvicorn.Config(create_app(served), lifespan="off", log_config=None, log_level="warning")
+    config = uvicorn.Config(create_app(served, settings), lifespan="off", log_config=None, log_level="warning")
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

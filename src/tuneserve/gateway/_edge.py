@@ -81,9 +81,9 @@ class Edge:
         if record.method in _SAFE_METHODS:
             return
         try:
+            self._gateway.queue(record)
             if callers is not None and record.key is not None:
                 record.allowance = callers.admit(record.key)
-            self._gateway.queue(record)
         except ApiError as error:
             self._gateway.metrics.refused(error.code or "other")
             raise

@@ -94,7 +94,7 @@ class RateLimits:
             raise _refusal(use, f"{use.limits.concurrent} requests at once", "concurrency_limit_exceeded", 1)
         if use.requests is not None and (wait := use.requests.seconds_until(1)) > 0:
             raise _refusal(use, f"{use.requests.size} requests per minute", "rate_limit_exceeded", wait)
-        if use.tokens is not None and (wait := use.tokens.seconds_until(min(1, use.tokens.size))) > 0:
+        if use.tokens is not None and (wait := use.tokens.seconds_until(1)) > 0:
             raise _refusal(use, f"{use.tokens.size} tokens per minute", "rate_limit_exceeded", wait)
         if use.requests is not None:
             use.requests.take(1)

@@ -1,7 +1,7 @@
 """What an operator watches, for Prometheus; where vLLM has a metric of the same meaning, under its name."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
@@ -128,7 +128,7 @@ class _SequenceMetrics:
         return _OfModel(
             prompt_tokens=self.prompt_tokens.labels(model),
             generation_tokens=self.generation_tokens.labels(model),
-            success={reason: self.success.labels(model, reason) for reason in ("stop", "length")},
+            success=lambda reason: self.success.labels(model, reason),
             prompt_length=self.prompt.labels(model),
             generation=self.generation.labels(model),
             first=self.first.labels(model),
@@ -142,7 +142,7 @@ class _SequenceMetrics:
 class _OfModel:
     prompt_tokens: Counter
     generation_tokens: Counter
-    success: dict[str, Counter]
+    success: Callable[[FinishReason], Counter]
     prompt_length: Histogram
     generation: Histogram
     first: Histogram
@@ -184,7 +184,7 @@ class SequenceTimer:
 
     def finish(self, reason: FinishReason) -> None:
         """Note that there will be no more, and why."""
-        self.metrics.success[reason].inc()
+        self.metrics.success(reason).inc()
         self.metrics.generation.observe(self._tokens)
         self.metrics.whole.observe(time.monotonic() - self.arrived)
         if self._tokens > 1:
