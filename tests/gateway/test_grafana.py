@@ -18,9 +18,7 @@ METRIC = re.compile(r"\b(?:vllm:|http_|tuneserve_|process_)\w+")
 
 def _queries(value: Any) -> list[str]:
     if isinstance(value, dict):
-        own = [
-            text for name, text in value.items() if name in ("expr", "query", "definition") and isinstance(text, str)
-        ]
+        own = [value[name] for name in ("expr", "definition") if name in value]
         return own + [each for item in value.values() for each in _queries(item)]
     return [each for item in value for each in _queries(item)] if isinstance(value, list) else []
 
