@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 
@@ -58,31 +58,33 @@ class Server:
         """
         began = time.monotonic()
         while time.monotonic() - began < seconds:
-            if httpx.get(f"http://{HOST}:{self.port}/ready", timeout=30, trust_env=False).status_code == 200:
-                return time.monotonic() - began
+            try:
+                if httpx.get(f"http://{HOST}:{self.port}/ready", timeout=30, trust_env=False).status_code == 200:
+                    return time.monotonic() - began
+            except httpx.TransportError:
+                if self.process.poll() is not None:
+                    raise
             time.sleep(0.05)
         raise TimeoutError(f"not ready after {seconds} seconds")
 
 
 @contextmanager
-def serving(source: str = "demo", *options: str) -> Iterator[Server]:
-    """Serve ``source`` on a free port; the process is ended, and must end well."""
+def serving(source: str = "demo", *options: str, full_disk: bool = False) -> Iterator[Server]:
+    """Serve ``source`` on a free port and end the process; its standard error can be a full disk from the start."""
     with socket.create_server((HOST, 0)) as listener:
         port = listener.getsockname()[1]
     command = [sys.executable, "-m", "tuneserve", "serve", source, "--port", str(port), "--no-verify", *options]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        assert process.stderr is not None
+    with (
+        Path("/dev/full").open("w") as full,
+        subprocess.Popen(command, stderr=full if full_disk else subprocess.PIPE, text=True, cwd=ROOT) as process,
+    ):
         try:
-            lines = []
-            for line in process.stderr:
-                lines.append(line)
-                if line.startswith("serving "):
-                    break
+            server = Server(process, port)
+            if process.stderr is None:
+                server.ready_after(120)
             else:
-                raise RuntimeError("".join(lines))
-            # So that the pipe never fills.
-            threading.Thread(target=process.stderr.read, daemon=True).start()
-            yield Server(process, port)
+                _wait_for_announcement(process.stderr)
+            yield server
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -90,6 +92,17 @@ def serving(source: str = "demo", *options: str) -> Iterator[Server]:
                     process.wait(60)
                 finally:
                     process.kill()
+
+
+def _wait_for_announcement(stderr: IO[str]) -> None:
+    lines = []
+    for line in stderr:
+        lines.append(line)
+        if line.startswith("serving "):
+            # So that the pipe never fills.
+            threading.Thread(target=stderr.read, daemon=True).start()
+            return
+    raise RuntimeError("".join(lines))
 
 
 def cpu_seconds(pid: int) -> float:
@@ -108,7 +121,7 @@ def footprint(pid: int) -> dict[str, int]:
 def record(script: str, **figures: Any) -> None:
     """Append one line to ``results.jsonl`` and show it."""
     commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
     line = {
         "script": script,
