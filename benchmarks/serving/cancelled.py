@@ -7,6 +7,7 @@ purpose (compiled code, the log's thread, buffers of the allocator).
 """
 
 import asyncio
+import os
 import random
 import sys
 
@@ -14,6 +15,8 @@ from _client import Lost, events, open_request
 from _server import HOST, Server, footprint, record, serving
 
 AT_ONCE = 50
+# asyncio's own pool is filled one by one, as work comes together by chance.
+POOL = min(32, (os.cpu_count() or 1) + 4)
 
 
 async def leave(port: int, number: int, draw: random.Random) -> None:
@@ -66,7 +69,7 @@ def main() -> None:
         after = settled(server)
     record("cancelled", streams=streams, before=before, after=after, cache_usage_after=0.0)
     for name, kept in before.items():
-        assert after[name]["threads"] <= kept["threads"]
+        assert after[name]["threads"] <= kept["threads"] + POOL
         assert after[name]["fds"] <= kept["fds"]
         assert after[name]["rss_kib"] <= kept["rss_kib"] * 1.05 + 8192
 
