@@ -3,7 +3,7 @@
 import typer
 
 from tuneserve._version import __version__
-from tuneserve.cli import engines
+from tuneserve.cli import engines, keys
 from tuneserve.cli._run import output, run
 from tuneserve.cli.chat import chat
 from tuneserve.cli.check import check
@@ -26,6 +26,7 @@ app = typer.Typer(
 for verb in (demo, inspect, plan, export, verify, serve, generate, chat, check):
     app.command()(verb)
 app.add_typer(engines.app, name="engines")
+app.add_typer(keys.app, name="keys")
 
 
 def _show_version(asked: bool) -> None:
