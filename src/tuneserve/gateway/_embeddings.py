@@ -32,7 +32,9 @@ def add_embedding_route(app: FastAPI, gateway: Gateway) -> None:
         served = gateway.find(body.model)
         engine = served.engine
         if not isinstance(engine, Embedder):
-            message = f"The engine {engine.info.engine} gives no embeddings of the 'model'; use the native engine."
+            message = (
+                f"The engine {engine.info.engine} gives no embeddings of the 'model'; serve it with one that does."
+            )
             raise ApiError(400, message, param="model", code="unsupported_parameter")
         prompts = await token_ids(served, body.input, gateway.workers, "input", room=0)
         return _Embeddings(served, engine, body, prompts)
