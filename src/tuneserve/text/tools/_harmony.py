@@ -32,12 +32,12 @@ class Harmony:
     bare: tuple[str, ...] = ()
     ends: tuple[str, ...] = ()
 
-    def read(self, start: str, tools: Mapping[str, ToolDefinition]) -> Reader:
+    def read(self, start: str, tools: Mapping[str, ToolDefinition]) -> Reader:  # noqa: ARG002
         """Return a reader of no call."""
         yield
         return None
 
-    def rules(self, tools: Sequence[ToolDefinition], parallel: bool) -> str:
+    def rules(self, tools: Sequence[ToolDefinition], parallel: bool) -> str:  # noqa: ARG002 - one call a turn
         """Return lark rules of ``calls``, which is one call, behind thoughts or not; a turn has no more."""
         start, channel, constrain, message, end, _, _ = (marker(text, self.tokens) for text in MARKERS)
         head = [literal(f"commentary to=functions.{tool.name} ") for tool in tools]

@@ -22,7 +22,7 @@ class TaggedJson:
     bare: tuple[str, ...] = ()
     ends: tuple[str, ...] = ("</tool_call>",)
 
-    def read(self, start: str, tools: Mapping[str, ToolDefinition]) -> Reader:
+    def read(self, start: str, tools: Mapping[str, ToolDefinition]) -> Reader:  # noqa: ARG002
         """Return a reader of an object, or an array of them."""
         text = yield from read_value((yield from read_space()))
         return None if text is None else calls_in(text)
@@ -44,7 +44,7 @@ class JsonList:
     bare: tuple[str, ...] = ()
     ends: tuple[str, ...] = ()
 
-    def read(self, start: str, tools: Mapping[str, ToolDefinition]) -> Reader:
+    def read(self, start: str, tools: Mapping[str, ToolDefinition]) -> Reader:  # noqa: ARG002
         """Return a reader of an array, or of one object."""
         text = yield from read_value((yield from read_space()))
         return None if text is None else calls_in(text)
@@ -92,7 +92,7 @@ class MistralNamed:
     bare: tuple[str, ...] = ()
     ends: tuple[str, ...] = ()
 
-    def read(self, start: str, tools: Mapping[str, ToolDefinition]) -> Reader:
+    def read(self, start: str, tools: Mapping[str, ToolDefinition]) -> Reader:  # noqa: ARG002
         """Return a reader of a name and an object; also of the array of calls of earlier models."""
         char = yield from read_space()
         if char == "[":

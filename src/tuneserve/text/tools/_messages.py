@@ -7,8 +7,9 @@ from typing import Any
 from tuneserve.errors import RequestError
 from tuneserve.text.tools._json import loads
 
-# Templates that write the arguments as they are need their text; the others go through an object or write it as JSON.
+# Some templates put the arguments between other texts as they are, and so need a text; the others read an object.
 _AS_OBJECT = re.compile(r"arguments[\"'\]]*\s*(\|\s*(tojson|items|dictsort)|\.items|is\s+(not\s+)?(string|mapping))")
+_AS_TEXT = re.compile(r"[+~]\s*[\w.\[\"'\]]{0,100}arguments[\"'\]]*\s*([+~)]|-?\}\})")
 
 
 def template_messages(messages: Sequence[Mapping[str, Any]], template_source: str) -> list[dict[str, Any]]:
@@ -17,7 +18,7 @@ def template_messages(messages: Sequence[Mapping[str, Any]], template_source: st
     Raises:
         RequestError: the arguments of a call are not the text of a JSON object.
     """
-    as_object = "arguments" not in template_source or _AS_OBJECT.search(template_source) is not None
+    as_object = _AS_OBJECT.search(template_source) is not None or _AS_TEXT.search(template_source) is None
     return [_message(message, f"messages[{index}]", as_object) for index, message in enumerate(messages)]
 
 

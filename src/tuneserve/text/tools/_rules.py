@@ -1,10 +1,13 @@
 """Pieces of llguidance's lark grammars."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 
+from tuneserve.errors import RequestError
 from tuneserve.text.tools._definitions import ToolDefinition
 
+_PARAMETER = re.compile(r"[A-Za-z_][\w.-]*")
 # As json.dumps and Jinja's tojson write, which is what models are trained on; free blanks could go on for ever.
 _LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -54,9 +57,18 @@ def in_order(prefix: str, tool: ToolDefinition, items: Mapping[str, str], separa
     """Return rules, the first named ``prefix``, of a tool's parameters in order, of which only some are required.
 
     ``items`` are rule bodies by parameter. A rule is named by how many are behind it and whether any was written.
+
+    Raises:
+        RequestError: a parameter's name cannot be written in this way, or one is required that has no schema.
     """
     required = tool.parameters.get("required", [])
-    required = required if isinstance(required, list) else []
+    unnamed = next((name for name in [*items, *required] if name not in items or not _PARAMETER.fullmatch(name)), None)
+    if unnamed is not None:
+        message = (
+            f"the parameter {unnamed[:64]!r} of {tool.name} has no schema among the properties, or a name that this "
+            "model's form of calls cannot hold; give it one, or send tool_choice auto."
+        )
+        raise RequestError(message, "tools")
     rules = [f"{prefix}: {prefix}_0_none\n"]
     for index, (name, body) in enumerate(items.items()):
         rules.append(f"{prefix}_{index}_item: {body}\n")

@@ -107,12 +107,11 @@ def _items(tool: ToolDefinition) -> dict[str, str]:
     for name, given in tool.properties.items():
         head = literal(f"{_OPEN}{name}>\n")
         tail = literal(f"\n{_CLOSE}\n")
+        values = given.get("enum", [given["const"]] if "const" in given else None) if isinstance(given, dict) else None
         if not _is_text(given):
             value = f"({schema({**given, **shared} if isinstance(given, dict) else given)}) {tail}"
-        elif isinstance(given, dict) and (
-            values := given.get("enum") or [given["const"]] if "const" in given else given.get("enum")
-        ):
-            value = "(" + " | ".join(literal(str(value)) for value in values) + f") {tail}"
+        elif isinstance(values, list) and values and all(isinstance(value, str) for value in values):
+            value = "(" + " | ".join(map(literal, values)) + f") {tail}"
         else:
             value = "text"
         items[name] = f"{head} {value}"
