@@ -61,8 +61,9 @@ async def run(server: Server, seconds: float) -> tuple[dict[str, int], float]:
 def main() -> None:
     """Measure and record."""
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 20
-    with serving("demo") as server:
-        asyncio.run(run(server, min(60, 6 * minutes)))
+    # A cache so small that it is full before measuring begins: memory of the prefix cache is touched as it fills.
+    with serving("demo", "--context", "512", "--max-running", str(AT_ONCE)) as server:
+        asyncio.run(run(server, min(120, 6 * minutes)))
         before = {"gateway": footprint(server.gateway), "engine": footprint(server.engine)}
         counts, worst = asyncio.run(run(server, 60 * minutes))
         while server.metrics()["vllm:num_requests_running"]:

@@ -68,6 +68,32 @@ async def test_both_headers_carry_a_key(client: httpx.AsyncClient, key: str) -> 
     assert (await client.get("/v1/models", headers={"Authorization": f"Basic {key}"})).status_code == 401
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("host", ["x/health?", "x/health#", "x:80/health?a=", "testserver/ready?"])
+async def test_the_path_that_is_checked_is_the_one_that_is_answered(
+    client: httpx.AsyncClient, engine: FakeEngine, host: str
+) -> None:
+    assert (await client.post(CHAT, json=chat_body(), headers={"Host": host})).status_code == 401
+    assert (await client.get("/v1/models?/health", headers={"Host": host})).status_code == 401
+    assert not engine.requests
+
+
+def test_every_key_is_compared_whole(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [add_key(file, f"k{number}", Limits()) for number in range(5)]
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return one == other
+
+    monkeypatch.setattr("hmac.compare_digest", compare)
+    found = KeyFile(file)
+    for presented in (keys[0], keys[4], "wrong"):
+        compared.clear()
+        found.find(presented)
+        assert [(len(one), len(other)) for one, other in compared] == [(32, 32)] * 5
+
+
 def test_the_file_has_hashes_and_no_keys(file: Path) -> None:
     keys = [add_key(file, name, Limits(requests_per_minute=3)) for name in ("alice", "bob.2")]
     text = file.read_text()
