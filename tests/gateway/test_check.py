@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tests.gateway.conftest import FakeEngine, running_server
-from tests.gateway.test_other_routes import HostingEngine, make_served
+from tests.gateway.conftest import FakeEngine, make_served, running_server
+from tests.gateway.test_other_routes import HostingEngine
 from tuneserve.client import OpenAIClient
 from tuneserve.client.checks import CheckResult, run_checks
 from tuneserve.client.checks._run import _FURTHER
