@@ -49,19 +49,12 @@ class CompletionDetails(Answer):
     reasoning_tokens: int
 
 
-class PromptDetails(Answer):
-    """Where a prompt's tokens came from."""
-
-    cached_tokens: int = Field(description="Those that did not have to be computed, where the engine tells.")
-
-
 class Usage(Answer):
     """Counts of tokens."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptDetails | None = None
     completion_tokens_details: CompletionDetails
 
 
