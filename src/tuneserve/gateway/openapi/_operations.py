@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from tuneserve.gateway.anthropic._schema import NEUTRAL as MESSAGES_NEUTRAL
 from tuneserve.gateway.anthropic._schema import CountTokensRequest, MessagesRequest
 from tuneserve.gateway.openapi import _answers as answers
+from tuneserve.gateway.openapi import _other_answers as others
 from tuneserve.gateway.responses._schema import NEUTRAL as RESPONSES_NEUTRAL
 from tuneserve.gateway.responses._schema import ResponsesRequest
 from tuneserve.gateway.schemas import (
@@ -65,40 +66,40 @@ OPERATIONS = (
         answers.Completion, (404,),
     ),
     Operation(
-        "post", "/v1/responses", "Answer, with items and a memory.", answers.ResponseObject, (ResponsesRequest,),
+        "post", "/v1/responses", "Answer, with items and a memory.", others.ResponseObject, (ResponsesRequest,),
         "Events of OpenAI's Responses API, numbered by sequence_number.", (404,),
     ),
     Operation(
-        "get", "/v1/responses/{id}", "Read a stored response.", answers.ResponseObject, errors=(404,),
+        "get", "/v1/responses/{id}", "Read a stored response.", others.ResponseObject, errors=(404,),
         parameters={"id": "The response's id."},
     ),
     Operation(
-        "delete", "/v1/responses/{id}", "Forget a stored response.", answers.DeletedResponse, errors=(404,),
+        "delete", "/v1/responses/{id}", "Forget a stored response.", others.DeletedResponse, errors=(404,),
         parameters={"id": "The response's id."},
     ),
     Operation(
-        "post", "/v1/embeddings", "Turn texts or token ids into vectors.", answers.Embeddings, (EmbeddingRequest,),
+        "post", "/v1/embeddings", "Turn texts or token ids into vectors.", others.Embeddings, (EmbeddingRequest,),
         errors=(404,),
     ),
     Operation(
-        "post", "/v1/messages", "Answer a conversation, in Anthropic's form.", answers.AnthropicMessage,
+        "post", "/v1/messages", "Answer a conversation, in Anthropic's form.", others.AnthropicMessage,
         (MessagesRequest,), "Events of Anthropic's Messages API.", (404,), is_anthropic=True,
     ),
     Operation(
         "post", "/v1/messages/count_tokens", "Count the tokens of a conversation, in Anthropic's form.",
-        answers.TokenCount, (CountTokensRequest,), errors=(404,), is_anthropic=True,
+        others.TokenCount, (CountTokensRequest,), errors=(404,), is_anthropic=True,
     ),
-    Operation("get", "/v1/models", "List the model and its adapters.", answers.Models),
+    Operation("get", "/v1/models", "List the model and its adapters.", others.Models),
     Operation(
-        "get", "/v1/models/{name}", "Read about one.", answers.Model, errors=(404,),
+        "get", "/v1/models/{name}", "Read about one.", others.Model, errors=(404,),
         parameters={"name": "What /v1/models calls it."},
     ),
     Operation(
-        "post", "/tokenize", "Turn a text or a conversation into token ids.", answers.Tokens,
+        "post", "/tokenize", "Turn a text or a conversation into token ids.", others.Tokens,
         (TokenizeTextRequest, TokenizeChatRequest), errors=(404,),
     ),
     Operation(
-        "post", "/detokenize", "Turn token ids into text.", answers.Detokenized, (DetokenizeRequest,), errors=(404,)
+        "post", "/detokenize", "Turn token ids into text.", others.Detokenized, (DetokenizeRequest,), errors=(404,)
     ),
     Operation(
         "post", "/v1/load_lora_adapter", "Serve one more adapter, from a directory allowed with --adapter-dir.",
@@ -108,8 +109,8 @@ OPERATIONS = (
         "post", "/v1/unload_lora_adapter", "Serve an adapter no longer.", "That it is gone.",
         (UnloadAdapterRequest,), errors=(404,),
     ),
-    Operation("get", "/health", "Whether the server lives.", answers.Status),
-    Operation("get", "/ready", "Whether it takes requests.", answers.Status),
-    Operation("get", "/version", "What runs.", answers.Version),
+    Operation("get", "/health", "Whether the server lives.", others.Status),
+    Operation("get", "/ready", "Whether it takes requests.", others.Status),
+    Operation("get", "/version", "What runs.", others.Version),
     Operation("get", "/metrics", "Counters for Prometheus.", "Prometheus' text format."),
 )  # fmt: skip
