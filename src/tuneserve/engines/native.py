@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import msgspec
 
+from tuneserve.engines._native_backlog import Answer, Backlog
 from tuneserve.engines._native_wire import (
     HEADER,
     Adapters,
@@ -43,7 +44,6 @@ from tuneserve.sources import ResolvedSource
 
 _CLOSE_SECONDS = 10.0
 _decoder = msgspec.msgpack.Decoder(FromEngine)
-_Answer = Tokens | Embedding | Refused | Failed
 
 
 class NativeEngine:
@@ -60,7 +60,7 @@ class NativeEngine:
         self._reader = reader
         self._writer = writer
         self._info = info
-        self._answers: dict[str, asyncio.Queue[_Answer]] = {}
+        self._answers: dict[str, asyncio.Queue[Answer]] = {}
         self._stats: list[asyncio.Future[EngineStats]] = []
         self._changes: dict[int, asyncio.Future[Adapters]] = {}
         self._numbers = itertools.count()
@@ -176,7 +176,7 @@ class NativeEngine:
 
     async def _ask(self, request_id: str, message: Generate | Embed) -> AsyncGenerator[Tokens | Embedding, None]:
         """Yield the answers to a request up to the last; it is cancelled if the generator is closed before."""
-        answers: asyncio.Queue[_Answer] = asyncio.Queue()
+        answers = Backlog()
         self._answers[request_id] = answers
         finished = False
         try:
