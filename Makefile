@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt scripts/install.sh
 
-.PHONY: demo test soak test-calibrated lint unit js example-train example-eval clean
+.PHONY: demo test soak fuzz clients test-calibrated lint unit js example-train example-eval clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/tuneserve demo --port $(PORT)
@@ -14,6 +14,14 @@ test: lint js unit
 # Half an hour of load and faults on the demo model; see benchmarks/serving.
 soak: $(VENV)/.installed-dev
 	for script in overhead streams cancelled faults soak; do $(BIN)/python benchmarks/serving/$$script.py || exit 1; done
+
+# Thousands of requests made from our own document and from what OpenAI and Anthropic publish.
+fuzz: $(VENV)/.installed-dev
+	TUNESERVE_CASES=500 $(BIN)/pytest tests/gateway/test_document.py tests/gateway/test_published_requests.py
+
+# Not part of `make test`: other people's clients, in an environment of their own; writes docs/clients.md.
+clients: $(VENV)/.installed-dev
+	PYTHONPATH=. $(BIN)/python -m tests.clients.run
 
 # Not part of `make test`: it downloads an environment of 1.5 GB.
 test-calibrated: $(VENV)/.installed-dev
