@@ -26,12 +26,15 @@ def server(source: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
         for line in process.stderr:
             seen.append(line)
             if "serving" in line:
-                yield next(word for word in line.split() if word.startswith("http")), process
+                try:
+                    yield next(word for word in line.split() if word.startswith("http")), process
+                finally:
+                    # Also where the test has failed, or it would wait for the process forever.
+                    if process.poll() is None:
+                        process.send_signal(signal.SIGTERM)
                 break
         else:
             pytest.fail("".join(seen))
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
         process.stderr.read()
         assert process.wait() == 0
 

@@ -2,7 +2,7 @@
 
 import base64
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.gateway.conftest import END, START, FakeEngine, chat_body, make_served, write_tokenizer
+from tuneserve.engines.contract import GenerationRequest, TokenChunk
 from tuneserve.errors import InputError
 from tuneserve.gateway import Limits, ServedModel, Settings, add_key, create_app
 
@@ -23,6 +24,15 @@ class HostingEngine(FakeEngine):
 
     loaded: dict[str, Path] = field(default_factory=dict)
     embedded: list[tuple[list[int], str, str | None]] = field(default_factory=list)
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenChunk, None]:
+        """End as at the context's length where nothing else ends the script, as with ``ignore_eos``."""
+        reason = None
+        async for chunk in super().generate(request):
+            reason = chunk.finish_reason
+            yield chunk
+        if reason is None:
+            yield TokenChunk(token_ids=[], finish_reason="length")
 
     async def embed(self, prompt_ids: list[int], pooling: str, adapter: str | None) -> list[float]:
         self.embedded.append((prompt_ids, pooling, adapter))
