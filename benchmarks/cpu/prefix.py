@@ -35,7 +35,7 @@ def first_token(core: NativeCore, name: str, prompt: list[int]) -> float:
 def main() -> None:
     """Measure, append the result, print it."""
     core = NativeCore(EngineConfig.of(resolve("demo"), context_length=2048))
-    rng = random.Random(0)  # noqa: S311
+    rng = random.Random(0)
 
     def tokens(count: int) -> list[int]:
         return [rng.randrange(100, core.info.vocab_size) for _ in range(count)]
