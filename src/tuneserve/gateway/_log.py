@@ -52,7 +52,9 @@ def log_request(record: Record, status: int) -> None:
     }
     if record.body is not None:
         fields["body"] = record.body.decode("utf-8", "replace")
-    _logger.log(level, "request", extra={"fields": {name: value for name, value in fields.items() if value is not None}})
+    _logger.log(
+        level, "request", extra={"fields": {name: value for name, value in fields.items() if value is not None}}
+    )
 
 
 @contextmanager
