@@ -62,7 +62,7 @@ def packed_skinny(
 
 
 def shape_of(count: int, gated: bool) -> tuple[int, int, int]:
-    """Return fragments of rows per program, blocks of columns at a time and warps; only those for 32 rows are measured."""
+    """Return fragments of rows per program, blocks of columns at a time and warps; those for 32 rows are measured."""
     if gated:
         return 1, 4, 4
     return (1, 8, 4) if count <= 8 else (2, 8, 8)
