@@ -6,7 +6,7 @@ from tuneserve.engines.contract import Engine
 from tuneserve.engines.kind import NamedAdapter, Preflight, ServeOptions
 from tuneserve.errors import InputError, SpecError
 from tuneserve.sources import ResolvedSource, read_config
-from tuneserve.spec import computation_of
+from tuneserve.spec import Computation, computation_of, reasons_against_split
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -30,16 +30,16 @@ class Native:
         if options.dtype not in _DTYPES:
             raise InputError(f"the dtype {options.dtype!r} is not known; choose {', '.join(_DTYPES)}.")
         problems = []
-        if options.tensor_parallel != 1:
-            problems.append("it runs on one device, without tensor parallelism")
         if adapters:
             problems.append("it does not serve several adapters of one base yet")
         config = read_config(source.model_dir / "config.json")
         try:
             # Quantised weights are dequantised as they are read.
-            computation_of({key: value for key, value in config.items() if key != "quantization_config"})
+            known = computation_of({key: value for key, value in config.items() if key != "quantization_config"})
         except SpecError as error:
             problems.append(str(error).rstrip("."))
+        else:
+            problems += _parallel_problems(known, options.tensor_parallel)
         return Preflight(tuple(problems))
 
     async def start(
@@ -66,6 +66,15 @@ class Native:
                 context_length=options.context_length,
                 max_running=options.max_running,
                 dtype=options.dtype,
+                tensor_parallel=options.tensor_parallel,
             )
 
         return await RestartedEngine.start(start)
+
+
+def _parallel_problems(known: Computation, size: int) -> list[str]:
+    if size == 1:
+        return []
+    if known.spec is None:
+        return [f"what runs through Transformers runs on one device ({known.reason})"]
+    return reasons_against_split(known.spec, size)

@@ -58,6 +58,7 @@ class NativeEngine:
         max_running: int | None = None,
         dtype: str = "auto",
         speculation: int = 0,
+        tensor_parallel: int = 1,
     ) -> "NativeEngine":
         """Start the process and wait until it has loaded the model; see :class:`~tuneserve.native.EngineConfig`.
 
@@ -74,6 +75,7 @@ class NativeEngine:
             "max_running": max_running,
             "dtype": dtype,
             "speculation": speculation,
+            "tensor_parallel": tensor_parallel,
         }
         ours, theirs = socket.socketpair()
         with theirs:

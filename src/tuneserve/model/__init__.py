@@ -4,6 +4,8 @@ from tuneserve.model._compiled import CompiledDecoder, PagedBatch, reasons_again
 from tuneserve.model._decoder import Attention, Decoder
 from tuneserve.model._experts import Experts
 from tuneserve.model._linear import DenseLinear, Linear
+from tuneserve.model._parallel import join
+from tuneserve.model._shard import load_shard
 from tuneserve.model._weights import LayerWeights, Weights, load_weights
 
 __all__ = [
@@ -16,6 +18,8 @@ __all__ = [
     "Linear",
     "PagedBatch",
     "Weights",
+    "join",
+    "load_shard",
     "load_weights",
     "reasons_against",
 ]

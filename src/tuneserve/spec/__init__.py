@@ -14,6 +14,7 @@ from tuneserve.spec._positions import (
 )
 from tuneserve.spec._read import FAMILIES, read_spec
 from tuneserve.spec._spec import Activation, ClampedSwiglu, ExpertsSpec, LayerSpec, ModelSpec
+from tuneserve.spec._split import Share, kv_heads_of, reasons_against_split, split_spec
 from tuneserve.spec._tensors import (
     EMBEDDING,
     HEAD,
@@ -47,12 +48,16 @@ __all__ = [
     "QueryScaling",
     "RopeScaling",
     "RopeSpec",
+    "Share",
     "YarnScaling",
     "computation_of",
     "gguf_parts",
     "hf_name",
+    "kv_heads_of",
     "layer_names",
     "plain_name",
     "read_spec",
+    "reasons_against_split",
+    "split_spec",
     "tensor_shapes",
 ]
