@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
 from tuneserve.errors import TuneserveError
+from tuneserve.native._batch import to_device
 from tuneserve.native._decoders import LoadedDecoder
 from tuneserve.native._load import EngineConfig, free_memory, give_memory_back, load_decoder
 from tuneserve.native._rank_wire import (
@@ -109,7 +110,7 @@ def _run(runner: Runner, message: object) -> None:
         case DecodeGreedily(batch, steps):
             runner.decode_greedily(batch.batch().to(device), steps)
         case GoOnGreedily(tables, steps):
-            runner.go_on_greedily(tables.tensor().to(device), steps)
+            runner.go_on_greedily(to_device(tables.tensor(), device), steps)
 
 
 if __name__ == "__main__":
