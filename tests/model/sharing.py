@@ -27,7 +27,7 @@ from tuneserve.spec import Share, read_spec
 from .paged import Paged
 from .test_families import compute, prompt
 
-SECONDS = 120
+SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Job:
 
     name: str
     directory: str
-    lengths: tuple[int, ...] = (30, 5, 17)
-    chunk: int = 7
+    lengths: tuple[int, ...] = (19, 5, 11)
+    chunk: int = 8
     context: int | None = None
     kernels: bool = False
     kept: bool = False
@@ -56,17 +56,12 @@ def run_together(jobs: list[Job], size: int, out: Path) -> dict[str, list[torch.
     """Return the logits of the prompts of each job, computed by ``size`` processes."""
     listener = socket.create_server(("127.0.0.1", 0))
     port, given = listener.getsockname()[1], json.dumps([vars(job) for job in jobs])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, sys.path)])}
+    path = os.pathsep.join(filter(None, [str(Path("src").absolute()), *sys.path]))
+    command, environment = [sys.executable, "-m", "tests.model.sharing"], {**os.environ, "PYTHONPATH": path}
     with listener:
         processes = [
             subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "tests.model.sharing",
-                    *map(str, (rank, size, port, listener.fileno(), out)),
-                    given,
-                ],
+                [*command, *map(str, (rank, size, port, listener.fileno(), out)), given],
                 pass_fds=[listener.fileno()] if rank == 0 else [],
                 env=environment,
                 cwd=Path(__file__).parents[2],

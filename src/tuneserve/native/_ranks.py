@@ -163,8 +163,5 @@ def _close(
         assert process.stdin is not None
         process.stdin.close()
     for process in processes:
-        try:
-            process.wait(_CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.kill()
+        process.wait()
