@@ -14,15 +14,17 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 import triton
 
-from tuneserve.adapters import merge_model
+from tuneserve.adapters import LinearName, linear_shapes, merge_model
 from tuneserve.engines.contract import GenerationRequest, SamplingParams
 from tuneserve.model import Decoder, Weights, load_weights
 from tuneserve.model._gpu import GpuDecoder
+from tuneserve.model._lora import Delta
 from tuneserve.native import EngineConfig, NativeCore
 from tuneserve.native._batch import make_batch
 from tuneserve.native._cache import PagedCache, StepAttention
@@ -103,7 +105,9 @@ def generate(core: NativeCore, batch: int, prompt: int, new: int) -> float:
     started = time.perf_counter()
     for index in range(batch):
         prompt_ids = torch.randint(10, 40000, (prompt,)).tolist()
-        core.add(GenerationRequest(id=str(index), prompt_ids=prompt_ids, params=params))
+        names = core.info.adapters
+        adapter = names[index % len(names)] if names else None
+        core.add(GenerationRequest(id=str(index), prompt_ids=prompt_ids, params=params, adapter=adapter))
     while not core.idle:
         for output in core.step():
             assert output.failed is None
@@ -111,6 +115,23 @@ def generate(core: NativeCore, batch: int, prompt: int, new: int) -> float:
     seconds = time.perf_counter() - started
     assert produced == batch * new
     return seconds
+
+
+def put_adapters(core: NativeCore, spec: ModelSpec, count: int, rank: int) -> None:
+    """Serve so many random adapters of all linear layers, unmerged; sequences take them in turn."""
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device="cuda", dtype=torch.bfloat16) * 0.01
+
+    for index in range(count):
+        deltas: dict[tuple[int, LinearName], tuple[Delta, ...]] = {}
+        for (layer, name), (outputs, inputs) in linear_shapes(spec).items():
+            ends = {"qkv": (spec.q_size, (spec.q_size + outputs) // 2, outputs), "gate_up": (outputs // 2, outputs)}
+            bounds = (0, *ends.get(name, (outputs,)))
+            deltas[layer, name] = tuple(
+                Delta(first, random(rank, inputs), random(last - first, rank)) for first, last in pairwise(bounds)
+            )
+        core.put_adapter(str(index), deltas)
 
 
 def main() -> None:
@@ -124,6 +145,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--weights", default="auto", help="auto, dequantised, int8 or int4, of EngineConfig")
+    parser.add_argument("--adapters", type=int, default=0, help="how many are served unmerged, in turn")
+    parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--no-check", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".jsonl"))
     options = parser.parse_args()
@@ -137,16 +160,18 @@ def main() -> None:
     core = NativeCore(config)
     generate(core, 1, options.prompt, 2)
     cold = time.perf_counter() - started
+    shape = json.loads((options.model / "config.json").read_text())
+    put_adapters(core, read_spec(shape), options.adapters, options.rank)
     lines = []
     for batch in options.batch:
         generate(core, batch, options.prompt, 16)
         seconds = [generate(core, batch, options.prompt, options.new) for _ in range(options.runs)]
         lines.append({"batch": batch, "tok_per_s": round(batch * options.new / statistics.median(seconds), 1)})
         print(json.dumps(lines[-1]), flush=True)
-    shape = json.loads((options.model / "config.json").read_text())
     facts = {
         "engine": "tuneserve", "hidden": shape["hidden_size"], "layers": shape["num_hidden_layers"],
         "stored": shape.get("quantization_config", {}).get("quant_method", "16-bit"), "weights": options.weights,
+        "adapters": options.adapters, "rank": options.rank if options.adapters else None,
         "prompt": options.prompt, "new": options.new, "imports_to_first_token_s": round(cold, 1),
         "weight_gb": round(core.info.weight_bytes / 1e9, 2), "commit": _said("git", "rev-parse", "HEAD"),
         "gpu": torch.cuda.get_device_name(),

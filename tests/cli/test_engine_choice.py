@@ -10,7 +10,7 @@ from tests.engines.model_engine import ModelEngine
 from tuneserve.cli._engine import check_program, parse_adapters, prepare
 from tuneserve.engines import registry
 from tuneserve.engines.contract import Engine
-from tuneserve.engines.kind import EngineKind, NamedAdapter, Preflight, ServeOptions
+from tuneserve.engines.kind import EngineKind, NamedAdapter, NativeOptions, Preflight, ServeOptions
 from tuneserve.errors import EngineError, InputError
 from tuneserve.sources import ResolvedSource, resolve
 
@@ -174,3 +174,21 @@ def test_a_program_is_for_the_engines_that_have_one() -> None:
     for engine, options in (("llama.cpp", (python, None)), ("native", (python, None)), ("vllm", (None, binary))):
         with pytest.raises(InputError, match=f"not for --engine {engine}"):
             check_program(engine, *options)
+
+
+@pytest.mark.parametrize("engine", ["auto", "vllm"])
+def test_options_of_the_native_engine_are_refused_for_others_by_name(engine: str, make_llama: Make) -> None:
+    options = ServeOptions(native=NativeOptions(weights="int4", prefix_cache=False))
+    with pytest.raises(InputError, match=f"--no-prefix-cache, --weights .* not for --engine {engine}"):
+        prepare(engine, resolve(make_llama()), (), options, verify=False)
+
+
+def test_the_native_engine_takes_its_own_options_and_refuses_values_that_it_does_not_know(make_llama: Make) -> None:
+    source = resolve(make_llama())
+    options = NativeOptions(
+        cache_tokens=512, prefix_cache=False, speculation=3, cpu_step="eager", weights="dequantised"
+    )
+    assert prepare("native", source, (), ServeOptions(native=options), verify=False).options.native == options
+    for wrong in (NativeOptions(weights="int3"), NativeOptions(cpu_step="fast")):
+        with pytest.raises(InputError, match="is not known; choose auto"):
+            prepare("native", source, (), ServeOptions(native=wrong), verify=False)

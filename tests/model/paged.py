@@ -30,6 +30,7 @@ class HandMadeBatch:
     lengths: torch.Tensor
     counts: list[int]
     block_tables: torch.Tensor
+    adapters: torch.Tensor | None = None
 
 
 @dataclass

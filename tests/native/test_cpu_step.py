@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tuneserve.engines.contract import GenerationRequest, SamplingParams
 from tuneserve.errors import EngineError, InputError
@@ -73,6 +74,17 @@ def test_weights_are_quantised_at_load(bits: str, make_llama: Make) -> None:
     )
     assert core.info.weight_bytes < 0.75 * whole.info.weight_bytes
     assert all(len(tokens) == 12 for tokens in greedy(core, PROMPTS).values())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_cannot_be_quantised_is_refused(value: float, make_llama: Make) -> None:
+    directory = make_llama(head_dim=32, intermediate_size=128, hidden_size=128)
+    tensors = load_file(directory / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = value
+    save_file(tensors, directory / "model.safetensors")
+    for bits in ("int8", "int4"):
+        with pytest.raises(InputError, match=f"weights that {bits} cannot"):
+            open_core(str(directory), weights=bits)
 
 
 @pytest.mark.parametrize(

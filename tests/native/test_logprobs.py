@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tuneserve.engines.contract import GenerationRequest, SamplingParams, TokenLogprob
+from tuneserve.engines.kind import NativeOptions
 from tuneserve.engines.native import NativeEngine
 from tuneserve.native import LLM, EngineConfig, NativeCore
 from tuneserve.sources import resolve
@@ -92,7 +93,7 @@ def test_more_than_the_vocabulary_are_the_vocabulary(make_llama: Callable[..., P
 
 def test_they_cross_the_wire(talker: Path, reference_logprobs: Reference) -> None:
     async def scenario() -> None:
-        engine = await NativeEngine.start(resolve(talker), dtype="float32", speculation=3)
+        engine = await NativeEngine.start(resolve(talker), dtype="float32", native=NativeOptions(speculation=3))
         try:
             params = SamplingParams(
                 temperature=0, max_tokens=4, logprobs=2, prompt_logprobs=1, logit_bias={5: 50.0}, bad_words=((5, 5),)

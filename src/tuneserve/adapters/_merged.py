@@ -76,6 +76,11 @@ class MergedModel:
             done += block.numel()
         return result
 
+    def storage(self, name: str) -> str | None:
+        """Return what the base's way of storing one tensor is called; see :class:`~tuneserve.checkpoint.CodeReader`."""
+        recipe = self.recipes[name]
+        return recipe.reader.storage(recipe.name) if isinstance(recipe.reader, CodeReader) else None
+
     def codes(self, name: str) -> StoredCodes | None:
         """Read one tensor as the base stores it; None where that is in full, or an adapter has a hand in it."""
         recipe = self.recipes[name]

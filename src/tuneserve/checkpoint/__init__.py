@@ -1,6 +1,6 @@
 """Weights as streams: read one tensor at a time from hostile files, write them so that nothing is ever half-written."""
 
-from tuneserve.checkpoint._codes import CodeKind, CodeReader, StoredCodes
+from tuneserve.checkpoint._codes import CodeReader, StoredCodes, checked
 from tuneserve.checkpoint._digest import ALGORITHM, file_digest, new_digest
 from tuneserve.checkpoint._gguf import GgufFile, GgufTensor, open_gguf
 from tuneserve.checkpoint._gguf_blocks import read_rows
@@ -29,6 +29,7 @@ __all__ = [
     "TensorHeader",
     "TensorSpec",
     "WeightReader",
+    "checked",
     "compile_pattern",
     "file_digest",
     "new_digest",

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from tuneserve.checkpoint._tensor import WeightReader
+from tuneserve.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
 
-CodeKind = Literal["int8", "int4", "nf4", "fp8"]
+CodeKind = Literal["int8", "int4", "nf4", "fp4", "e2m1", "fp8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,34 +17,64 @@ class StoredCodes:
     """A matrix as ``value(code) * scale + minimum``; nothing was rounded, but products of scales to float32.
 
     Attributes:
-        kind: ``int8`` (the value is code - 128), ``int4`` (codes 0 to 15), ``nf4`` (codes of bitsandbytes' table) or
-            ``fp8`` (bits of e4m3, none of them NaN).
-        codes: uint8 (rows, columns), one code a byte.
-        scales: float32 (rows, columns / group), finite; a group is 32 columns, or 16 of int8.
-        minima: float32, of the same shape; int4 alone has them.
+        kind: integers of 8 or 4 bits; ``nf4`` and ``fp4`` (tables of bitsandbytes), ``e2m1`` (OCP Microscaling Formats
+            1.0); ``fp8`` (bits of e4m3, none of them NaN).
+        codes: uint8 (rows, columns), one code a byte; the value of ``int8`` without minima is code - 128.
+        scales: float32 (rows, columns / group), finite; a group is 32 columns, or 16 of ``int8`` without minima.
+        minima: float32, of the same shape; ``int4`` always has them, ``int8`` may.
+        outer_scales, outer_minima: where scales are nested, float32 (rows, columns / 256), exact in float16; scales and
+            minima are then integers of 8 signed bits to be multiplied with these.
     """
 
     kind: CodeKind
     codes: "torch.Tensor"
     scales: "torch.Tensor"
     minima: "torch.Tensor | None" = None
+    outer_scales: "torch.Tensor | None" = None
+    outer_minima: "torch.Tensor | None" = None
 
     @property
     def group(self) -> int:
         """How many columns share a scale."""
         return int(self.codes.shape[1] // self.scales.shape[1])
 
+    def reordered(self, rows: "torch.Tensor") -> "StoredCodes":
+        """Return the same with its rows in another order: which one stands at each place, int64 (rows)."""
+        others = (self.minima, self.outer_scales, self.outer_minima)
+        minima, outer_scales, outer_minima = (None if one is None else one[rows] for one in others)
+        return StoredCodes(self.kind, self.codes[rows], self.scales[rows], minima, outer_scales, outer_minima)
+
+    def factors(self) -> "tuple[torch.Tensor, ...]":
+        """Return scales, minima and outer ones, those that there are."""
+        found = (self.scales, self.minima, self.outer_scales, self.outer_minima)
+        return tuple(factor for factor in found if factor is not None)
+
 
 @runtime_checkable
 class CodeReader(WeightReader, Protocol):
     """A reader of weights of which some are stored in few bits."""
 
+    def storage(self, name: str) -> str | None:
+        """Return what one tensor's way of being stored is called, None where that is in full."""
+
     def codes(self, name: str) -> StoredCodes | None:
         """Read one weight as it is stored; None where it is stored in no way that :class:`StoredCodes` can say.
 
         Raises:
+            CheckpointError: a scale is not finite.
             InputError: as of :meth:`read`.
         """
+
+
+def checked(name: str, found: StoredCodes | None) -> StoredCodes | None:
+    """Return the codes of the weight ``name``.
+
+    Raises:
+        CheckpointError: a scale is not finite.
+    """
+    if found is not None and not all(factor.isfinite().all() for factor in found.factors()):
+        raise CheckpointError(f"{name} has scales that are not finite; download the model again.")
+    return found
 
 
 def by_groups(grid: "torch.Tensor", shape: tuple[int, int], block: tuple[int, int]) -> "torch.Tensor | None":

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
     Bytes = npt.NDArray[np.uint8]
     Floats = npt.NDArray[np.float32]
-    Parts = tuple[Bytes, Floats, Floats | None]
+    # Codes, scales, minima, outer scales, outer minima.
+    Parts = tuple[Bytes, Floats, Floats | None, Floats | None, Floats | None]
 
 
 def read_codes(tensor: "GgufTensor") -> StoredCodes | None:
-    """Read a matrix of the type Q8_0, Q4_0, Q4_1, Q5_0, Q4_K or Q6_K; None if it is of another.
+    """Read a matrix of a type that stores integers of 4 to 8 bits in blocks of 32; None if it is of another.
 
     Raises:
         CheckpointError: the file has become shorter than its header said.
@@ -25,7 +26,8 @@ def read_codes(tensor: "GgufTensor") -> StoredCodes | None:
     import numpy as np
     import torch
 
-    readers = {"Q8_0": _q8_0, "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q4_K": _q4_k, "Q6_K": _q6_k}
+    readers = {"Q8_0": _q8_0, "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q4_K": _q4_k, "Q5_K": _q5_k,
+               "Q6_K": _q6_k}  # fmt: skip
     reader = readers.get(tensor.kind)
     if reader is None or len(tensor.shape) != 2:
         return None
@@ -33,15 +35,14 @@ def read_codes(tensor: "GgufTensor") -> StoredCodes | None:
     blocks = raw_rows(tensor, 0, rows)
     # Scales of a stranger's may be infinite or not a number; whoever asks checks that.
     with np.errstate(all="ignore"):
-        codes, scales, minima = reader(blocks)
+        codes, scales, *others = reader(blocks)
 
     def shaped(part: "npt.NDArray[np.generic]") -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(part)).view(rows, -1)
 
-    codes_of = shaped(codes)
-    assert codes_of.shape == (rows, columns)
-    kind: CodeKind = "int8" if minima is None else "int4"
-    return StoredCodes(kind, codes_of, shaped(scales), None if minima is None else shaped(minima))
+    kind: CodeKind = "int4" if tensor.kind.startswith("Q4") else "int8"
+    minima, outer_scales, outer_minima = (None if one is None else shaped(one) for one in others)
+    return StoredCodes(kind, shaped(codes).view(rows, columns), shaped(scales), minima, outer_scales, outer_minima)
 
 
 def _halves(raw: "Bytes") -> "Floats":
@@ -62,36 +63,61 @@ def _q8_0(blocks: "Bytes") -> "Parts":
     import numpy as np
 
     raw = blocks.reshape(-1, 34)
-    return raw[:, 2:] ^ np.uint8(128), _halves(raw[:, :2]), None
+    return raw[:, 2:] ^ np.uint8(128), _halves(raw[:, :2]), None, None, None
 
 
 def _q4_0(blocks: "Bytes") -> "Parts":
     raw = blocks.reshape(-1, 18)
     scales = _halves(raw[:, :2])
-    return _nibbles(raw[:, 2:], 16), scales, -8 * scales
+    return _nibbles(raw[:, 2:], 16), scales, -8 * scales, None, None
 
 
 def _q4_1(blocks: "Bytes") -> "Parts":
     raw = blocks.reshape(-1, 20)
-    return _nibbles(raw[:, 4:], 16), _halves(raw[:, :2]), _halves(raw[:, 2:4])
+    return _nibbles(raw[:, 4:], 16), _halves(raw[:, :2]), _halves(raw[:, 2:4]), None, None
+
+
+def _fives(raw: "Bytes") -> "Bytes":
+    """Return codes of a block's 4 bytes of fifth bits and 16 of the lower four."""
+    import numpy as np
+
+    fifth = np.unpackbits(raw[:, :4], axis=1, bitorder="little")
+    return _nibbles(raw[:, 4:], 16) | fifth << np.uint8(4)
 
 
 def _q5_0(blocks: "Bytes") -> "Parts":
     import numpy as np
 
     raw = blocks.reshape(-1, 22)
-    fifth = np.unpackbits(raw[:, 2:6], axis=1, bitorder="little")
-    codes = _nibbles(raw[:, 6:], 16) | fifth << np.uint8(4)
-    return codes + np.uint8(112), _halves(raw[:, :2]), None
+    return _fives(raw[:, 2:]) + np.uint8(112), _halves(raw[:, :2]), None, None, None
+
+
+def _q5_1(blocks: "Bytes") -> "Parts":
+    raw = blocks.reshape(-1, 24)
+    return _fives(raw[:, 4:]), _halves(raw[:, :2]), _halves(raw[:, 2:4]), None, None
+
+
+def _nested(raw: "Bytes") -> "tuple[Floats, Floats, Floats, Floats]":
+    """Return scales and minima of a block's first 16 bytes; minima are stored with the other sign."""
+    import numpy as np
+    from gguf.quants import Q4_K
+
+    scales, minima = (part.astype(np.float32) for part in Q4_K.get_scale_min(raw[:, 4:16]))
+    return scales, minima, _halves(raw[:, :2]), -_halves(raw[:, 2:4])
 
 
 def _q4_k(blocks: "Bytes") -> "Parts":
-    from gguf.quants import Q4_K
-
     raw = blocks.reshape(-1, 144)
-    # Mins are subtracted.
-    scales, minima = Q4_K.get_scale_min(raw[:, 4:16])
-    return _nibbles(raw[:, 16:], 32), _halves(raw[:, :2]) * scales, -(_halves(raw[:, 2:4]) * minima)
+    return _nibbles(raw[:, 16:], 32), *_nested(raw)
+
+
+def _q5_k(blocks: "Bytes") -> "Parts":
+    import numpy as np
+
+    raw = blocks.reshape(-1, 176)
+    # One bit of each of 32 bytes for each group of 32.
+    fifth = np.unpackbits(raw[:, 16:48, None], axis=2, bitorder="little").transpose(0, 2, 1).reshape(len(raw), -1)
+    return _nibbles(raw[:, 48:], 32) | fifth << np.uint8(4), *_nested(raw)
 
 
 def _q6_k(blocks: "Bytes") -> "Parts":
@@ -100,6 +126,8 @@ def _q6_k(blocks: "Bytes") -> "Parts":
     raw = blocks.reshape(-1, 210)
     low = _nibbles(raw[:, :128], 64)
     shifts = np.array([0, 2, 4, 6], dtype=np.uint8).reshape(1, 1, 4, 1)
-    high = (raw[:, 128:192].reshape(len(raw), 2, 1, 32) >> shifts) & 3
-    codes = low | high.reshape(len(raw), -1) << np.uint8(4)
-    return codes + np.uint8(96), _halves(raw[:, 208:]) * np.ascontiguousarray(raw[:, 192:208]).view(np.int8), None
+    high = (raw[:, 128:192].reshape(len(raw), 2, 1, 32) >> shifts) & np.uint8(3)
+    codes: Bytes = low | high.reshape(len(raw), -1) << np.uint8(4)
+    scales = np.ascontiguousarray(raw[:, 192:208]).view(np.int8).astype(np.float32)
+    codes += np.uint8(96)
+    return codes, scales, None, _halves(raw[:, 208:]), None

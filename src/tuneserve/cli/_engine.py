@@ -12,6 +12,8 @@ from tuneserve.errors import EngineError, InputError, SourceError, TuneserveErro
 from tuneserve.sources import ResolvedSource
 
 AUTO = "auto"
+_NATIVE = "native"
+_NATIVE_FLAGS = {"prefix_cache": "--no-prefix-cache"}
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _BINARY_ENGINES = ("llama.cpp",)
 _PYTHON_ENGINES = ("vllm", "sglang", "unsloth")
@@ -106,6 +108,9 @@ def choose(
     from tuneserve.engines.registry import ENGINES, find_engine
 
     named = [adapter.named for adapter in adapters]
+    if engine != _NATIVE and (given := options.native.given()):
+        flags = ", ".join(_NATIVE_FLAGS.get(name, f"--{name.replace('_', '-')}") for name in given)
+        raise InputError(f"{flags} is for the native engine, not for --engine {engine}; name it with --engine native.")
     if engine != AUTO:
         kind = find_engine(engine)
         return kind, kind.check(source, named, options)

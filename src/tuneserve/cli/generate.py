@@ -21,13 +21,21 @@ def generate(
     repetition_penalty: Annotated[float, typer.Option(min=0, help="Above 1, repeat less.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    weights: Annotated[
+        str,
+        typer.Option(help="auto keeps quantised weights in their bits where it can; dequantised; int8 or int4."),
+    ] = "auto",
+    cpu_step: Annotated[str, typer.Option(help="auto, compiled (C++) or eager (PyTorch).")] = "auto",
+    speculation: Annotated[
+        int, typer.Option(min=0, max=15, help="Tokens guessed at most from what an answer repeats.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the completion as JSON.")] = False,
 ) -> None:
     """Run a model here, on one prompt; the text goes to stdout as it comes.
 
     [dim]tuneserve generate outputs/my-adapter "Where is my parcel?"[/dim]
     """
-    from tuneserve.cli._run import console, print_json
+    from tuneserve.cli._run import console, log_to_console, print_json
     from tuneserve.engines.contract import SamplingParams
     from tuneserve.errors import InputError
     from tuneserve.native import LLM
@@ -45,7 +53,8 @@ def generate(
     )
     params.check()
     text = sys.stdin.read() if prompt == "-" else prompt
-    llm = LLM(source, base=base, dtype=dtype)
+    log_to_console()
+    llm = LLM(source, base=base, dtype=dtype, weights=weights, cpu_step=cpu_step, speculation=speculation)
     messages = [{"role": "system", "content": system}] if system is not None else []
     whole = text if raw else llm.prompt_of([*messages, {"role": "user", "content": text}])
     if as_json:

@@ -33,24 +33,75 @@ def serve(
     context: Annotated[int | None, typer.Option(help="Tokens per sequence; the model's, up to 8192.")] = None,
     max_running: Annotated[int | None, typer.Option(help="Sequences computed together; what fits, up to 64.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="auto keeps quantised weights in their bits where it can; dequantised; int8 or int4. Native engine."
+        ),
+    ] = "auto",
+    cpu_step: Annotated[str, typer.Option(help="auto, compiled (C++) or eager (PyTorch). Native engine.")] = "auto",
+    cache_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens that the cache holds; what fits in memory. Native engine.")
+    ] = None,
+    no_prefix_cache: Annotated[
+        bool, typer.Option("--no-prefix-cache", help="Compute equal beginnings of prompts anew. Native engine.")
+    ] = False,
+    speculation: Annotated[
+        int, typer.Option(min=0, max=15, help="Tokens guessed at most from what an answer repeats. Native engine.")
+    ] = 0,
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="On a loopback address, another host name that requests may use.")
     ] = None,
-    drain_seconds: Annotated[float, typer.Option(min=0, help="How long running requests may go on at the end.")] = 30,
+    drain_timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds that running requests may go on once the server is told to stop.")
+    ] = 30,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="A file of API keys, one of which each request needs; see 'tuneserve keys'.")
+    ] = None,
+    max_queue: Annotated[int, typer.Option(min=0, help="Sequences that may wait; requests past it get a 429.")] = 1024,
+    max_body_mib: Annotated[int, typer.Option(min=1, max=1024, help="The largest request body in MiB.")] = 8,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="A web page's origin that may use the API, * for all; repeatable.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="A certificate with its chain (PEM), to serve HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
+    log_format: Annotated[str, typer.Option(help="text or json: how each request is logged to stderr.")] = "text",
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Put the requests' bodies into the log.")] = False,
+    otlp_endpoint: Annotated[
+        str | None, typer.Option(help="Where traces go (OTLP over HTTP); needs 'pip install tuneserve[otel]'.")
+    ] = None,
+    adapter_dir: Annotated[
+        list[Path] | None, typer.Option(help="Where adapters may be loaded from while the server runs; repeatable.")
+    ] = None,
+    lenient: Annotated[bool, typer.Option("--lenient", help="Ignore fields that nobody knows.")] = False,
 ) -> None:
     """Serve a model behind the OpenAI API, with a chat page at /.
 
     [dim]tuneserve serve outputs/my-adapter --port 8000[/dim]
 
     [dim]tuneserve serve outputs/my-adapter --engine vllm[/dim]
+
+    [dim]tuneserve serve outputs/my-adapter --host 0.0.0.0 --api-key-file keys.toml --log-format json[/dim]
     """
     from tuneserve.cli._engine import check_program, parse_adapters, prepare
+    from tuneserve.cli._operation import operation
     from tuneserve.cli._run import console
     from tuneserve.cli._serving import log_directory, run_server
-    from tuneserve.engines.kind import ServeOptions
-    from tuneserve.gateway import listen
+    from tuneserve.engines.kind import NativeOptions, ServeOptions
+    from tuneserve.gateway import Settings, listen
     from tuneserve.sources import resolve
 
+    settings = Settings(
+        max_body_bytes=max_body_mib << 20,
+        api_keys=api_key_file,
+        max_queue=max_queue,
+        cors_origins=tuple(cors_origin or ()),
+        log_prompts=log_prompts,
+        otlp_endpoint=otlp_endpoint,
+        lenient=lenient,
+        adapter_dirs=tuple(adapter_dir or ()),
+    )
+    running = operation(settings, tls_cert, tls_key, log_format, drain_timeout)
     program = check_program(engine, engine_python, engine_binary)
     resolved = resolve(source, base=base)
     called = name or resolved.name
@@ -68,6 +119,13 @@ def serve(
             program=program,
             arguments=tuple(engine_arg or ()),
             logs=log_directory(port),
+            native=NativeOptions(
+                cache_tokens=cache_tokens,
+                prefix_cache=not no_prefix_cache,
+                speculation=speculation,
+                cpu_step=cpu_step,
+                weights=weights,
+            ),
         ),
         verify=not no_verify,
     )
@@ -87,6 +145,6 @@ def serve(
         port=port,
         on_ready=announce,
         verify=not no_verify,
-        drain_seconds=drain_seconds,
+        operation=running,
         allowed_hosts=tuple(allowed_host or ()),
     )

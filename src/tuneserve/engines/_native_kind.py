@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+from tuneserve.adapters import read_deltas
 from tuneserve.engines.contract import Engine
-from tuneserve.engines.kind import NamedAdapter, Preflight, ServeOptions
+from tuneserve.engines.kind import CPU_STEPS, WEIGHTS, NamedAdapter, NativeOptions, Preflight, ServeOptions
 from tuneserve.errors import InputError, SpecError
-from tuneserve.sources import ResolvedSource, read_config
-from tuneserve.spec import Computation, computation_of, reasons_against_split
+from tuneserve.sources import ResolvedSource, open_files, read_config
+from tuneserve.spec import Computation, ModelSpec, computation_of, reasons_against_split
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -17,7 +18,7 @@ class Native:
     name = "native"
 
     def check(self, source: ResolvedSource, adapters: Sequence[NamedAdapter], options: ServeOptions) -> Preflight:
-        """Say whether it can serve ``source``; an adapter that is part of it is folded in while it loads.
+        """Say whether it can serve ``source``, with an adapter that is part of it folded in, or ``adapters`` unmerged.
 
         Raises:
             InputError: it does not have an option.
@@ -29,17 +30,18 @@ class Native:
             )
         if options.dtype not in _DTYPES:
             raise InputError(f"the dtype {options.dtype!r} is not known; choose {', '.join(_DTYPES)}.")
+        _check(options.native)
         problems = []
-        if adapters:
-            problems.append("it does not serve several adapters of one base yet")
         config = read_config(source.model_dir / "config.json")
         try:
-            # Quantised weights are dequantised as they are read.
-            known = computation_of({key: value for key, value in config.items() if key != "quantization_config"})
+            # However weights are stored, the engine reads them.
+            computation = computation_of({key: value for key, value in config.items() if key != "quantization_config"})
         except SpecError as error:
             problems.append(str(error).rstrip("."))
         else:
-            problems += _parallel_problems(known, options.tensor_parallel)
+            problems += _adapter_problems(source, adapters, computation.spec)
+            if options.tensor_parallel != 1:
+                problems += _parallel_problems(computation, adapters, options.tensor_parallel)
         return Preflight(tuple(problems))
 
     async def start(
@@ -58,8 +60,6 @@ class Native:
         from tuneserve.engines._restarted import RestartedEngine
         from tuneserve.engines.native import NativeEngine
 
-        assert not adapters, "refused by the check"
-
         async def start() -> NativeEngine:
             return await NativeEngine.start(
                 source,
@@ -67,14 +67,44 @@ class Native:
                 max_running=options.max_running,
                 dtype=options.dtype,
                 tensor_parallel=options.tensor_parallel,
+                native=options.native,
             )
 
-        return await RestartedEngine.start(start)
+        engine = await RestartedEngine.start(start)
+        try:
+            for adapter in adapters:
+                await engine.load_adapter(adapter.name, adapter.directory)
+        except BaseException:
+            await engine.close()
+            raise
+        return engine
 
 
-def _parallel_problems(known: Computation, size: int) -> list[str]:
-    if size == 1:
+def _parallel_problems(computation: Computation, adapters: Sequence[NamedAdapter], size: int) -> list[str]:
+    """Return why devices cannot divide a model."""
+    problems = ["with tensor parallelism it does not compute adapters unmerged"] if adapters else []
+    if computation.spec is None:
+        return [*problems, f"what runs through Transformers runs on one device ({computation.reason})"]
+    return problems + reasons_against_split(computation.spec, size)
+
+
+def _adapter_problems(source: ResolvedSource, adapters: Sequence[NamedAdapter], spec: ModelSpec | None) -> list[str]:
+    """Return why adapters cannot run unmerged, from headers."""
+    if not adapters:
         return []
-    if known.spec is None:
-        return [f"what runs through Transformers runs on one device ({known.reason})"]
-    return reasons_against_split(known.spec, size)
+    if spec is None:
+        return ["what runs through Transformers does not compute adapters unmerged"]
+    base, config = open_files(source.model_dir, source.weights_file)
+    problems = []
+    for adapter in adapters:
+        try:
+            read_deltas(adapter.directory, base, config, spec)
+        except InputError as error:
+            problems.append(f"the adapter {adapter.name} cannot be served ({str(error).rstrip('.')})")
+    return problems
+
+
+def _check(options: NativeOptions) -> None:
+    for name, given, known in (("CPU step", options.cpu_step, CPU_STEPS), ("weights", options.weights, WEIGHTS)):
+        if given not in known:
+            raise InputError(f"the {name} {given!r} is not known; choose {', '.join(known)}.")

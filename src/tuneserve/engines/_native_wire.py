@@ -4,7 +4,14 @@ import struct
 
 import msgspec
 
-from tuneserve.engines.contract import EngineInfo, EngineStats, FinishReason, GenerationRequest, TokenLogprob
+from tuneserve.engines.contract import (
+    EngineInfo,
+    EngineStats,
+    FinishReason,
+    GenerationRequest,
+    Pooling,
+    TokenLogprob,
+)
 
 HEADER = struct.Struct(">I")
 
@@ -13,6 +20,30 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
     """Continue a sequence."""
 
     request: GenerationRequest
+
+
+class Embed(msgspec.Struct, frozen=True, tag=True):
+    """Send the pooled hidden states of a prompt; see :class:`~tuneserve.engines.contract.Embedder`."""
+
+    id: str
+    prompt_ids: list[int]
+    pooling: Pooling
+    adapter: str | None
+
+
+class LoadAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Serve an adapter; ``number`` is the answer's too."""
+
+    number: int
+    name: str
+    path: str
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Drop an adapter when its sequences have ended; ``number`` is the answer's too."""
+
+    number: int
+    name: str
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -48,6 +79,21 @@ class Tokens(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     prompt_logprobs: list[TokenLogprob] | None = None
 
 
+class Embedding(msgspec.Struct, frozen=True, tag=True):
+    """The vector of a prompt."""
+
+    id: str
+    vector: list[float]
+
+
+class Adapters(msgspec.Struct, frozen=True, tag=True):
+    """An adapter was loaded or dropped, or could not be, for a reason; ``names`` are those that there are now."""
+
+    number: int
+    names: tuple[str, ...]
+    problem: str | None = None
+
+
 class Refused(msgspec.Struct, frozen=True, tag=True):
     """A request that can never be served."""
 
@@ -69,8 +115,8 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
     stats: EngineStats
 
 
-ToEngine = Generate | Cancel | AskStats
-FromEngine = Ready | NotStarted | Tokens | Refused | Failed | Stats
+ToEngine = Generate | Embed | Cancel | AskStats | LoadAdapter | UnloadAdapter
+FromEngine = Ready | NotStarted | Tokens | Embedding | Refused | Failed | Stats | Adapters
 
 _encoder = msgspec.msgpack.Encoder()
 

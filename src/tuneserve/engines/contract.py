@@ -5,13 +5,15 @@ templates, detokenises, and cuts at stop strings, so that a conversation is the 
 """
 
 from collections.abc import AsyncGenerator, Mapping
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
 from tuneserve.errors import RequestError
 
 FinishReason = Literal["stop", "length"]
+Pooling = Literal["mean", "last"]
 
 
 class Grammar(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -195,3 +197,37 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Stop the engine and wait until it is gone; running sequences end with an error."""
+
+
+@runtime_checkable
+class AdapterHost(Protocol):
+    """An :class:`Engine` that takes and drops adapters while it serves; ``info.adapters`` says which it has."""
+
+    async def load_adapter(self, name: str, path: Path) -> None:
+        """Serve the adapter in the directory ``path`` to requests that give ``name``; other sequences go on.
+
+        Raises:
+            InputError: the name is taken, or the adapter cannot run unmerged on this base.
+            EngineError: the engine failed.
+        """
+
+    async def unload_adapter(self, name: str) -> None:
+        """Take no more requests for an adapter, and return when its running sequences have ended and it is gone.
+
+        Raises:
+            InputError: there is none of that name.
+            EngineError: the engine failed.
+        """
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """An :class:`Engine` that gives embeddings."""
+
+    async def embed(self, prompt_ids: list[int], pooling: Pooling, adapter: str | None) -> list[float]:
+        """Return the hidden states of a prompt after the last norm, pooled: one vector of the model's hidden size.
+
+        Raises:
+            RequestError: the prompt can never be computed (no tokens or too many, ids out of range, no such adapter).
+            EngineError: the engine failed.
+        """

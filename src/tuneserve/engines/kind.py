@@ -1,7 +1,7 @@
 """What is known of an engine before it runs: whether it can serve a source, what would help, and how it is started."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
@@ -17,12 +17,34 @@ class NamedAdapter:
     directory: Path
 
 
+CPU_STEPS = ("auto", "compiled", "eager")
+WEIGHTS = ("auto", "dequantised", "int8", "int4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeOptions:
+    """What only the native engine can be asked for; see :class:`tuneserve.native.EngineConfig` for what each means.
+
+    ``cpu_step`` is one of :data:`CPU_STEPS`, ``weights`` of :data:`WEIGHTS`.
+    """
+
+    cache_tokens: int | None = None
+    prefix_cache: bool = True
+    speculation: int = 0
+    cpu_step: str = "auto"
+    weights: str = "auto"
+
+    def given(self) -> list[str]:
+        """Return the names of those that are not at their default."""
+        return [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
     """What the user asked of an engine; None and ``auto`` leave it to the engine.
 
     ``program`` is the engine's own interpreter or binary, ``arguments`` go to it as they are. ``logs`` is the directory
-    that keeps what it says.
+    that keeps what it says. ``native`` is for the native engine; whoever chooses the engine refuses it for others.
     """
 
     context_length: int | None = None
@@ -32,6 +54,7 @@ class ServeOptions:
     program: Path | None = None
     arguments: tuple[str, ...] = ()
     logs: Path | None = None
+    native: NativeOptions = NativeOptions()
 
 
 @dataclass(frozen=True)

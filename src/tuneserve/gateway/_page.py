@@ -1,4 +1,4 @@
-"""The chat page: three files, and headers that let a browser load nothing else."""
+"""The chat page and the page of the API: their files, and headers that let a browser load nothing else."""
 
 from importlib.resources import files
 
@@ -9,8 +9,11 @@ from starlette.responses import Response
 _FILES = {
     "/": ("index.html", "text/html"),
     "/chat.js": ("chat.js", "text/javascript"),
+    "/docs": ("docs.html", "text/html"),
+    "/docs.js": ("docs.js", "text/javascript"),
     "/style.css": ("style.css", "text/css"),
 }
+PAGE_PATHS = tuple(_FILES)
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -25,7 +28,7 @@ _HEADERS = {
 
 
 def add_page(app: FastAPI) -> None:
-    """Serve the page at ``/``."""
+    """Serve the chat page at ``/`` and the API's at ``/docs``."""
     folder = files("tuneserve.gateway") / "page"
     for path, (name, media_type) in _FILES.items():
         _add_file(app, path, (folder / name).read_bytes(), media_type)

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import msgspec
 from tuneserve.engines.contract import Engine, SamplingParams
 from tuneserve.errors import InputError, RequestError
 from tuneserve.text import ChatTemplate, Tokenizer
+from tuneserve.text.tools import ReasoningFormat, ToolFormat, reasoning_format, tool_format
 
 _FILE = "generation_config.json"
 _MAX_BYTES = 1 << 20
@@ -35,10 +37,24 @@ class ServedModel:
     adapter: str | None = None
     adapters: tuple["ServedModel", ...] = ()
 
+    @cached_property
+    def tool_format(self) -> ToolFormat | None:
+        """How the model writes calls; None where its template shows no way that is known."""
+        return None if self.template is None else tool_format(_source(self.template), self.tokenizer)
+
+    @cached_property
+    def reasoning_format(self) -> ReasoningFormat | None:
+        """How the model sets its thoughts apart; None where its template shows no way that is known."""
+        return None if self.template is None else reasoning_format(_source(self.template), self.tokenizer)
+
     @property
     def context_length(self) -> int:
         """How many tokens prompt and answer may have together."""
         return self.engine.info.context_length
+
+
+def _source(template: ChatTemplate) -> str:
+    return template.tool_source or template.source
 
 
 def read_sampling_defaults(model_dir: Path) -> SamplingParams:

@@ -2,17 +2,21 @@
 
 import ctypes
 import weakref
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Protocol
 
 import torch
 
+from tuneserve.adapters import linear_shapes
 from tuneserve.errors import EngineError
 from tuneserve.kernels import cpu
 from tuneserve.kernels.cpu import Activation, Kind
+from tuneserve.model._compiled_lora import AdapterTable, PackedAdapter
 from tuneserve.model._deferred import DeferredLinear
 from tuneserve.model._linear import DenseLinear, Linear
+from tuneserve.model._lora import AdapterWeights
 from tuneserve.model._pack import KINDS, Packed, pack_codes, pack_dense
 from tuneserve.model._rope import query_scales, rope_tables
 from tuneserve.model._weights import LayerWeights, Weights
@@ -38,6 +42,7 @@ class PagedBatch(Protocol):
         ids, positions, slots: int64 (tokens); a slot is block * block size + offset.
         starts: the first row of each sequence, then the number of rows, int32 (sequences + 1).
         block_tables: the blocks of each sequence in order, int32 (sequences, blocks).
+        adapters: the slot of each token's adapter, -1 for the base, int32 (tokens); None if all are of the base.
     """
 
     @property
@@ -50,6 +55,8 @@ class PagedBatch(Protocol):
     def starts(self) -> torch.Tensor: ...
     @property
     def block_tables(self) -> torch.Tensor: ...
+    @property
+    def adapters(self) -> torch.Tensor | None: ...
 
 
 def reasons_against(spec: ModelSpec, weights: Weights, bits: Kind | None = None) -> list[str]:
@@ -85,6 +92,9 @@ class CompiledDecoder:
     """A decoder whose weights were packed for the compiled step; runs one step at a time.
 
     A row's results do not depend on what else is in the batch, nor on how its prompt was cut into chunks, to the bit.
+
+    ``kept`` and ``dequantised`` count weights that are stored in few bits, by how they are stored: those that stayed in
+    these bits, and those that did not.
     """
 
     def __init__(
@@ -118,11 +128,12 @@ class CompiledDecoder:
         self.spec, self.context_length = spec, context_length
         self.dtype, self.device = weights.embedding.dtype, weights.embedding.device
         self._library = library or cpu.load(cpu.build())
-        self._kept: list[torch.Tensor] = []
+        self._held: list[torch.Tensor] = []
         self._bits, self._keep = bits, keep
-        self.kept, self.dequantised = 0, 0
+        self.kept, self.dequantised = Counter[str](), Counter[str]()
         self._model = self._describe(weights)
         self._logits = torch.empty(0, spec.vocab_size)
+        self._adapters = AdapterTable(linear_shapes(spec))
         self.threads = threads or torch.get_num_threads()
         session = self._library.open(self.threads)
         if session is None:
@@ -133,7 +144,19 @@ class CompiledDecoder:
     @property
     def weight_bytes(self) -> int:
         """Bytes of memory that the weights take."""
-        return sum(tensor.nbytes for tensor in self._kept)
+        return sum(tensor.nbytes for tensor in self._held)
+
+    def prepare_adapter(self, adapter: AdapterWeights) -> PackedAdapter:
+        """Pack an adapter for :meth:`put_adapter`; also while a step runs."""
+        return self._adapters.pack(adapter)
+
+    def put_adapter(self, slot: int, adapter: PackedAdapter) -> None:
+        """Let rows with ``slot`` be computed with this adapter."""
+        self._adapters.put(slot, adapter)
+
+    def drop_adapter(self, slot: int) -> None:
+        """Free what is in a slot."""
+        self._adapters.put(slot, self._adapters.pack({}))
 
     def forward(self, batch: PagedBatch, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """Store the keys and values of a batch's tokens and return their hidden states after the last norm.
@@ -152,8 +175,9 @@ class CompiledDecoder:
         assert keys.shape == values.shape and keys.dtype == values.dtype == self.dtype
         assert keys.shape[0] == spec.layers and keys.shape[2:] == (spec.kv_heads, cpu.BLOCK_SIZE, spec.head_dim)
         assert len(batch.positions) == len(batch.slots) == tokens and len(batch.block_tables) == sequences
+        slots = () if batch.adapters is None else (batch.adapters,)
         by_dtype = {torch.int64: (batch.ids, batch.positions, batch.slots),
-                    torch.int32: (batch.starts, batch.block_tables), self.dtype: (keys, values)}  # fmt: skip
+                    torch.int32: (batch.starts, batch.block_tables, *slots), self.dtype: (keys, values)}  # fmt: skip
         for dtype, tensors in by_dtype.items():
             assert all(tensor.dtype == dtype and tensor.is_contiguous() for tensor in tensors)
         hidden = torch.empty(tokens, spec.hidden_size)
@@ -162,6 +186,8 @@ class CompiledDecoder:
             ids=batch.ids.data_ptr(), positions=batch.positions.data_ptr(), slots=batch.slots.data_ptr(),
             starts=batch.starts.data_ptr(), block_tables=batch.block_tables.data_ptr(),
             keys=keys.data_ptr(), values=values.data_ptr(), layer_stride=keys.stride(0), hidden=hidden.data_ptr(),
+            slots_of_adapters=None if batch.adapters is None else batch.adapters.data_ptr(),
+            deltas=self._adapters.pointer,
         )  # fmt: skip
         if self._library.step(self._session, ctypes.byref(self._model), ctypes.byref(given)) != 0:
             raise EngineError(f"there is no memory for a step of {tokens} tokens; free some on this machine.")
@@ -235,12 +261,12 @@ class CompiledDecoder:
     def _packed(self, linear: Linear | None, paired: bool, bits: Kind | None) -> tuple[Packed, torch.Tensor | None]:
         if isinstance(linear, DeferredLinear):
             # Groups of activations may not reach over heads.
-            fits = self.spec.head_dim % cpu.GROUP_SIZE == 0
-            if bits is None and self._keep and (codes := linear.codes()) is not None:
-                if fits and (packed := pack_codes(self._library, codes, paired)) is not None:
-                    self.kept += 1
-                    return packed, linear.read_bias()
-                self.dequantised += 1
+            keep = bits is None and self._keep and self.spec.head_dim % cpu.GROUP_SIZE == 0
+            codes = linear.codes() if keep and linear.stored_as else None
+            if codes is not None and (packed := pack_codes(self._library, codes, paired)) is not None:
+                self.kept.update(linear.stored_as)
+                return packed, linear.read_bias()
+            self.dequantised.update(linear.stored_as)
             linear = linear.load()
         assert isinstance(linear, DenseLinear)
         return pack_dense(self._library, linear.weight, paired, bits), linear.bias
@@ -250,5 +276,5 @@ class CompiledDecoder:
 
     def _pointer(self, tensor: torch.Tensor) -> int:
         kept = tensor.contiguous()
-        self._kept.append(kept)
+        self._held.append(kept)
         return kept.data_ptr()

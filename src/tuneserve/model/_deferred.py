@@ -17,12 +17,15 @@ class DeferredLinear:
         names: of the weights that stand on each other.
         load: reads them, dequantised.
         read_codes: reads one of them as it is stored, None where that is in full.
+        read_bias: reads the bias, if the layer has one.
+        stored_as: how those that are stored in few bits are.
     """
 
     names: tuple[str, ...]
     load: Callable[[], DenseLinear]
     read_codes: Callable[[str], StoredCodes | None]
     read_bias: Callable[[], torch.Tensor | None]
+    stored_as: tuple[str, ...]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Read the layer and multiply; only for a layer that is used once."""

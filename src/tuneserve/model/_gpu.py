@@ -20,9 +20,11 @@ from tuneserve.kernels.gpu.prefill_attention import prefill_attention
 from tuneserve.kernels.gpu.rope_store import rope_store
 from tuneserve.model._gpu_bucket import Bucket, Graphs, Rows
 from tuneserve.model._gpu_linear import Norm
+from tuneserve.model._gpu_lora import GpuAdapters, adapted
 from tuneserve.model._gpu_packed import Bits
 from tuneserve.model._gpu_prompts import DeviceBatch, Prompts, PromptStep
 from tuneserve.model._gpu_weights import GpuLayer, gpu_weights
+from tuneserve.model._lora import AdapterWeights
 from tuneserve.model._rope import rope_tables
 from tuneserve.model._weights import Weights
 from tuneserve.spec import LayerSpec, ModelSpec, RopeSpec
@@ -57,8 +59,9 @@ class GpuDecoder:
         keep: bool = True,
     ) -> None:
         self.spec, self.context_length = spec, context_length
-        self.weights = gpu_weights(weights, bits, keep=keep)
         self.dtype, self.device = weights.embedding.dtype, weights.embedding.device
+        self._adapters = GpuAdapters(spec, self.dtype, self.device)
+        self.weights = adapted(gpu_weights(weights, bits, keep=keep), self._adapters)
         self._keys = self._values = torch.empty(0)
         ropes = {layer.rope for layer in spec.per_layer if layer.rope}
         self._tables = {rope: _angles(rope, context_length, self.device) for rope in ropes}
@@ -93,6 +96,25 @@ class GpuDecoder:
             self._run(bucket, choose=False)
             return bucket.rows.normed[: len(batch.counts)]
         return self._prefill(batch)
+
+    def prepare_adapter(self, adapter: AdapterWeights) -> AdapterWeights:
+        """Return what :meth:`put_adapter` takes."""
+        return adapter
+
+    @torch.inference_mode()
+    def put_adapter(self, slot: int, adapter: AdapterWeights) -> None:
+        """Let rows with ``slot`` be computed with this adapter.
+
+        Raises:
+            AdapterError: there is not enough memory.
+        """
+        if self._adapters.put(slot, adapter):
+            self._graphs.forget()
+
+    def drop_adapter(self, slot: int) -> None:
+        """Free what is in a slot."""
+        if self._adapters.drop(slot):
+            self._graphs.forget()
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -142,6 +164,7 @@ class GpuDecoder:
     def _enter(self, batch: DeviceBatch) -> Bucket:
         count = len(batch.counts)
         bucket = self._bucket(count)
+        self._adapters.enter(batch.adapters, bucket.count)
         self._ids[:count] = batch.ids
         self._lengths[:count] = batch.lengths
         self._lengths[count : bucket.count] = 0
@@ -163,10 +186,12 @@ class GpuDecoder:
         return chosen
 
     def _run(self, bucket: Bucket, *, choose: bool) -> None:
-        self._graphs.run(("decode", bucket.count, choose), lambda: self._step(bucket, choose=choose))
+        key = ("decode", bucket.count, choose, self._adapters.rows is not None)
+        self._graphs.run(key, lambda: self._step(bucket, choose=choose))
 
     def _step(self, bucket: Bucket, *, choose: bool) -> None:
         count = bucket.count
+        self._adapters.start()
         torch.index_select(self.weights.embedding, 0, self._ids[:count].clamp(min=0), out=bucket.rows.hidden)
         self._scale_embedding(bucket.rows.hidden)
         for index, layer in enumerate(self.weights.layers):
@@ -186,13 +211,15 @@ class GpuDecoder:
 
     def _prefill(self, batch: DeviceBatch) -> torch.Tensor:
         step = self._prompts.step(batch)
+        self._adapters.enter(batch.adapters, len(step.ids))
         if step.key is None:
             self._prompt_step(step)
         else:
-            self._graphs.run(step.key, lambda: self._prompt_step(step))
+            self._graphs.run((*step.key, self._adapters.rows is not None), lambda: self._prompt_step(step))
         return step.rows.normed[: len(batch.ids)]
 
     def _prompt_step(self, step: PromptStep) -> None:
+        self._adapters.start()
         torch.index_select(self.weights.embedding, 0, step.ids, out=step.rows.hidden)
         self._scale_embedding(step.rows.hidden)
         for index, layer in enumerate(self.weights.layers):

@@ -78,6 +78,11 @@ class Graphs:
             self._graphs[key] = self._capture(step)
         self._graphs[key].replay()
 
+    def forget(self) -> None:
+        """Let each step be captured anew, for what they are over has moved."""
+        self._graphs.clear()
+        self._pool = None
+
     def _capture(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph:
         kept = [one.clone() for one in self._state]
         # Without sequences nothing is written; it compiles the kernels and lets cuBLAS set itself up.

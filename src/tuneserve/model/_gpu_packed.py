@@ -8,7 +8,7 @@ import torch
 from tuneserve.checkpoint import StoredCodes
 from tuneserve.kernels.gpu.dequantise import dequantise
 from tuneserve.kernels.gpu.gate import gate
-from tuneserve.kernels.gpu.packed import ROWS, PackedWeight, pack, packable
+from tuneserve.kernels.gpu.packed import ROWS, PackedWeight, pack, packed_kind
 from tuneserve.kernels.gpu.packed_skinny import packed_skinny
 from tuneserve.kernels.gpu.packed_wide import packed_wide
 from tuneserve.model._gpu_linear import FEW, Norm, write_product
@@ -98,13 +98,19 @@ def pack_stored(
     """
     first = parts[0]
     rows = sum(len(part.codes) for part in parts)
-    ways = {(part.kind, part.group, part.minima is None) for part in parts}
-    fits = packable(first.kind, first.codes.shape[1], first.group) and not (gated and rows % (2 * ROWS))
+    ways = {(part.kind, part.group, len(part.factors())) for part in parts}
+    fits = packed_kind(first) is not None and not (gated and rows % (2 * ROWS))
     if len(ways) > 1 or not fits or (device.type == "cuda" and dtype != torch.bfloat16):
         return None
-    minima = [part.minima.to(device) for part in parts if part.minima is not None]
-    codes, scales = (torch.cat([getattr(part, name).to(device) for part in parts]) for name in ("codes", "scales"))
-    return pack(StoredCodes(first.kind, codes, scales, torch.cat(minima) if minima else None))
+
+    def stacked(name: str) -> torch.Tensor | None:
+        found = [getattr(part, name) for part in parts]
+        return None if found[0] is None else torch.cat([one.to(device) for one in found])
+
+    codes, scales = stacked("codes"), stacked("scales")
+    assert codes is not None and scales is not None
+    others = (stacked(name) for name in ("minima", "outer_scales", "outer_minima"))
+    return pack(StoredCodes(first.kind, codes, scales, *others))
 
 
 def quantise(weight: torch.Tensor, bits: Bits) -> StoredCodes:

@@ -25,6 +25,7 @@ class DeviceBatch(Protocol):
         starts: the first row of each sequence, then the number of rows, int32 (sequences + 1).
         lengths: tokens of each sequence with these, int32 (sequences).
         block_tables: the blocks of each sequence in order, int32 (sequences, blocks).
+        adapters: the slot of each token's adapter, -1 for the base, int32 (tokens); None if all are of the base.
     """
 
     @property
@@ -41,6 +42,8 @@ class DeviceBatch(Protocol):
     def block_tables(self) -> torch.Tensor: ...
     @property
     def counts(self) -> Sequence[int]: ...
+    @property
+    def adapters(self) -> torch.Tensor | None: ...
 
 
 @dataclass(frozen=True)

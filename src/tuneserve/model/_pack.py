@@ -1,17 +1,20 @@
 """Packs linear weights for the compiled step: as they are, quantised, or in the bits of their checkpoint."""
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from tuneserve.checkpoint import StoredCodes
+from tuneserve.errors import CheckpointError
 from tuneserve.kernels import cpu
 from tuneserve.kernels.cpu import Kind
 
 KINDS = {torch.float32: Kind.FLOAT32, torch.float16: Kind.FLOAT16, torch.bfloat16: Kind.BFLOAT16}
-# Of linear.h.
+# Of panels.h.
 _PANEL = 32
+_HALF_MAX = 65504.0
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,16 @@ class Packed:
 
 
 def pack_dense(library: cpu.Library, weight: torch.Tensor, paired: bool, bits: Kind | None) -> Packed:
-    """Pack a weight in its dtype, or quantised to ``bits``."""
+    """Pack a weight in its dtype, or quantised to ``bits``.
+
+    Raises:
+        CheckpointError: a value is not finite, or too large for scales in float16.
+    """
     rows, cols = weight.shape
+    if bits is not None and not weight.abs().max() <= _HALF_MAX:
+        raise CheckpointError(
+            f"the model holds weights that {bits.name.lower()} cannot, too large or not numbers; leave weights at auto."
+        )
     kind = bits or KINDS[weight.dtype]
     source = (weight if bits is None else weight.float()).contiguous()
     panels = torch.empty(library.packed_bytes(kind, rows, cols), dtype=torch.uint8)
@@ -63,17 +74,13 @@ def pack_codes(library: cpu.Library, parts: Sequence[StoredCodes], paired: bool)
 
 
 def _kind(part: StoredCodes) -> Kind:
-    match part.kind:
-        case "nf4":
-            return Kind.NF4
-        case "fp8":
-            return Kind.FP8
-        case "int4":
-            assert part.minima is not None
-            return Kind.INT4 if _is_half(part.scales) and _is_half(part.minima) else Kind.INT4_WIDE
-    if part.group == cpu.GROUP_SIZE // 2:
-        return Kind.INT8_BY_16
-    return Kind.INT8 if _is_half(part.scales) else Kind.INT8_WIDE
+    if part.kind not in ("int8", "int4"):
+        return Kind[part.kind.upper()]
+    by_16 = "_BY_16" if part.group == cpu.GROUP_SIZE // 2 else ""
+    minima = "_MINIMA" if part.kind == "int8" and part.minima is not None else ""
+    narrow = not by_16 and not minima and all(_is_half(factor) for factor in part.factors())
+    scales = "_NESTED" if part.outer_scales is not None else "" if narrow else "_WIDE"
+    return Kind[f"{part.kind.upper()}{minima}{by_16}{scales}"]
 
 
 def _is_half(scales: torch.Tensor) -> bool:
@@ -81,27 +88,30 @@ def _is_half(scales: torch.Tensor) -> bool:
 
 
 def _stacked(parts: Sequence[StoredCodes]) -> StoredCodes:
+    def stack(name: str) -> torch.Tensor | None:
+        tensors = [getattr(part, name) for part in parts]
+        return None if tensors[0] is None else torch.cat(tensors)
+
     if len(parts) == 1:
         return parts[0]
-    minima = [part.minima for part in parts if part.minima is not None]
-    return StoredCodes(
-        parts[0].kind,
-        torch.cat([part.codes for part in parts]),
-        torch.cat([part.scales for part in parts]),
-        torch.cat(minima) if minima else None,
-    )
+    codes, scales = stack("codes"), stack("scales")
+    assert codes is not None and scales is not None
+    return StoredCodes(parts[0].kind, codes, scales, stack("minima"), stack("outer_scales"), stack("outer_minima"))
 
 
 def _packed(library: cpu.Library, kind: Kind, part: StoredCodes, paired: bool) -> Packed:
     rows, cols = part.codes.shape
-    codes, scales = part.codes.contiguous(), part.scales.contiguous()
-    minima = None if part.minima is None else part.minima.contiguous()
-    groups = cols // (cpu.GROUP_SIZE // 2 if kind == Kind.INT8_BY_16 else cpu.GROUP_SIZE)
-    assert codes.dtype == torch.uint8 and scales.dtype == torch.float32 and scales.shape == (rows, groups)
-    assert minima is None or (minima.dtype == torch.float32 and minima.shape == scales.shape)
+    codes, factors = part.codes.contiguous(), [factor.contiguous() for factor in part.factors()]
+    group = cpu.GROUP_SIZE // 2 if kind == Kind.INT8_BY_16_NESTED else cpu.GROUP_SIZE
+    assert codes.dtype == torch.uint8 and part.scales.shape == (rows, cols // group) and cols % group == 0
+    assert part.minima is None or part.minima.shape == part.scales.shape
+    assert all(factor.dtype == torch.float32 for factor in factors)
+    outer = [one for one in (part.outer_scales, part.outer_minima) if one is not None]
+    assert all(one.shape == (rows, cols // cpu.OUTER_SIZE) for one in outer)
+    given = cpu.Codes(codes=codes.data_ptr())
+    names = ("scales", "minima", "outer_scales", "outer_minima")
+    for name, factor in zip((name for name in names if getattr(part, name) is not None), factors, strict=True):
+        setattr(given, name, factor.data_ptr())
     panels = torch.empty(library.packed_bytes(kind, rows, cols), dtype=torch.uint8)
-    library.pack_codes(
-        kind, paired, codes.data_ptr(), scales.data_ptr(), None if minima is None else minima.data_ptr(), rows, cols,
-        panels.data_ptr(),
-    )  # fmt: skip
+    library.pack_codes(kind, paired, ctypes.byref(given), rows, cols, panels.data_ptr())
     return Packed(kind, rows, cols, panels)

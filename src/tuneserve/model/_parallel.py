@@ -10,7 +10,7 @@ import torch.distributed as dist
 from tuneserve.model._decoder import Decoder
 from tuneserve.model._experts import Experts
 from tuneserve.model._linear import Linear
-from tuneserve.model._weights import LayerWeights, Weights
+from tuneserve.model._weights import LayerWeights
 
 # Called all_gather_into_tensor before PyTorch 2.13.
 _gather_on_gpus: Callable[..., object] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -90,7 +90,7 @@ def join(decoder: Decoder) -> Decoder:
     """Let a decoder of a device's share compute with those of the others; needs the default process group to run."""
     weights, spec = decoder.weights, decoder.spec
     layers = tuple(_joined(layer) for layer in weights.layers)
-    decoder.weights = Weights(weights.embedding, layers, weights.norm, GatheredLinear(weights.head, spec.vocab_size))
+    decoder.weights = replace(weights, layers=layers, head=GatheredLinear(weights.head, spec.vocab_size))
     return decoder
 
 

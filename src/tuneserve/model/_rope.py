@@ -4,7 +4,15 @@ import math
 
 import torch
 
-from tuneserve.spec import LinearScaling, Llama3Scaling, LongRopeScaling, QueryScaling, RopeSpec, YarnScaling
+from tuneserve.spec import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    ProportionalScaling,
+    QueryScaling,
+    RopeSpec,
+    YarnScaling,
+)
 
 
 def rope_tables(
@@ -44,6 +52,8 @@ def frequencies(rope: RopeSpec, length: int) -> torch.Tensor:
         case LongRopeScaling() as scaling:
             factors = scaling.long if length > scaling.original_length else scaling.short
             return 1.0 / (torch.tensor(factors, dtype=torch.float32) * powers)
+        case ProportionalScaling(pairs=pairs, factor=factor):
+            return torch.where(torch.arange(rope.dim // 2) < pairs, 1.0 / powers / factor, 0.0)
 
 
 def _llama3(plain: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:

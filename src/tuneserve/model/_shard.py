@@ -84,23 +84,24 @@ class ShardReader:
             return tensor.zero_()
         return tensor if cut is None else cut.take(tensor)
 
+    def storage(self, name: str) -> str | None:
+        """Return what a tensor's way of being stored is called; see :class:`~tuneserve.checkpoint.CodeReader`."""
+        return self._whole.storage(name) if isinstance(self._whole, CodeReader) else None
+
     def codes(self, name: str) -> StoredCodes | None:
         """Return the share of a weight as it is stored; None where that is in full, or where a group would be cut."""
         stored = self._whole.codes(name) if isinstance(self._whole, CodeReader) else None
         cut = self._cuts.get(name)
         if stored is None or cut is None:
             return stored
-        of_groups = cut if cut.dim == 0 else cut.scaled(stored.group)
-        if of_groups is None:
-            if not self._warned:
-                _logger.warning(
-                    "weights are dequantised whose groups of %d do not divide over %d devices, %s first",
-                    stored.group, self._share.size, name,
-                )  # fmt: skip
+        taken = _cut_codes(stored, cut)
+        if taken is None and not self._warned:
+            _logger.warning(
+                "weights are dequantised where groups that share a scale do not divide over %d devices, %s first",
+                self._share.size, name,
+            )  # fmt: skip
             self._warned = True
-            return None
-        minima = None if stored.minima is None else of_groups.take(stored.minima)
-        return StoredCodes(stored.kind, cut.take(stored.codes), of_groups.take(stored.scales), minima)
+        return taken
 
     def _spec_of(self, whole: TensorSpec) -> TensorSpec:
         cut = self._cuts.get(whole.name)
@@ -137,13 +138,11 @@ def load_shard(
 
     def codes(name: str) -> StoredCodes | None:
         stored = whole.codes(name) if isinstance(whole, CodeReader) and len(rows) == each else None
-        if stored is None:
-            return None
-        cut = Cut(0, (rows,))
-        minima = None if stored.minima is None else cut.take(stored.minima)
-        return StoredCodes(stored.kind, cut.take(stored.codes), cut.take(stored.scales), minima)
+        return None if stored is None else _cut_codes(stored, Cut(0, (rows,)))
 
-    head = DeferredLinear((EMBEDDING if spec.tied else HEAD,), load, codes, lambda: None)
+    name = EMBEDDING if spec.tied else HEAD
+    how = whole.storage(name) if isinstance(whole, CodeReader) else None
+    head = DeferredLinear((name,), load, codes, lambda: None, () if how is None else (how,))
     return own, replace(weights, head=head)
 
 
@@ -155,6 +154,20 @@ def read_rows(reader: WeightReader, name: str, rows: range) -> torch.Tensor:
     if dims == 2 and isinstance(reader, RowReader):
         return reader.read_rows(name, rows.start, rows.stop)
     return reader.read(name)[rows.start : rows.stop]
+
+
+def _cut_codes(stored: StoredCodes, cut: Cut) -> StoredCodes | None:
+    """Return a part of a weight as it is stored, None where it goes through what shares a scale."""
+    columns = stored.codes.shape[1]
+    taken: list[torch.Tensor | None] = []
+    for part in (stored.codes, stored.scales, stored.minima, stored.outer_scales, stored.outer_minima):
+        own = None if part is None else cut.scaled(columns // part.shape[1] if cut.dim else 1)
+        if part is not None and own is None:
+            return None
+        taken.append(None if part is None or own is None else own.take(part))
+    codes, scales, *others = taken
+    assert codes is not None and scales is not None
+    return StoredCodes(stored.kind, codes, scales, *others)
 
 
 def _cuts(spec: ModelSpec, share: Share, stacked: bool) -> tuple[dict[str, Cut], set[str]]:

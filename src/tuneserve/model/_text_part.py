@@ -32,6 +32,10 @@ class TextPart:
         """Return one of its tensors."""
         return self._whole.read(self._names[name])
 
+    def storage(self, name: str) -> str | None:
+        """Return what one tensor's way of being stored is called; see :class:`~tuneserve.checkpoint.CodeReader`."""
+        return self._whole.storage(self._names[name]) if isinstance(self._whole, CodeReader) else None
+
     def codes(self, name: str) -> StoredCodes | None:
         """Return one of its weights as it is stored."""
         return self._whole.codes(self._names[name]) if isinstance(self._whole, CodeReader) else None

@@ -26,8 +26,11 @@ class Batch:
         lengths: tokens of each sequence that the cache holds after the step, int32 (sequences).
         block_tables: the blocks that hold them, padded with block 0, int32 (sequences, blocks).
         scored_rows: the rows that the sequences want logits of, int64.
+        state_slots: where each sequence keeps what it carries beside the cache, int64 (sequences).
         decodes: how many sequences have a single row.
         counts: how many rows each has, on the host.
+        begins: which begin with their first token, on the host.
+        adapters: the slot of each token's adapter, -1 for the base, int32 (tokens); None if all are of the base.
     """
 
     ids: torch.Tensor
@@ -37,8 +40,11 @@ class Batch:
     lengths: torch.Tensor
     block_tables: torch.Tensor
     scored_rows: torch.Tensor
+    state_slots: torch.Tensor
     decodes: int
     counts: tuple[int, ...]
+    begins: tuple[bool, ...]
+    adapters: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Return the same with its tensors, which are on the CPU, on ``device``."""
@@ -64,6 +70,7 @@ def make_batch(step: Step, device: torch.device, ahead: int = 0) -> Batch:
         positions[start:end] = np.arange(segment.start, segment.end)
     rows = np.repeat(np.arange(len(segments)), np.diff(starts))
     slots = tables[rows, positions // BLOCK_SIZE] * np.int64(BLOCK_SIZE) + positions % BLOCK_SIZE
+    adapters = np.array([segment.sequence.slot for segment in segments], dtype=np.int32)
     scored: list[int] = []
     for segment, end in zip(segments, starts[1:].tolist(), strict=True):
         scored += range(end - segment.sequence.scored_rows(segment.start, segment.count), end)
@@ -75,8 +82,11 @@ def make_batch(step: Step, device: torch.device, ahead: int = 0) -> Batch:
         lengths=_tensor(lengths, device),
         block_tables=_tensor(tables, device),
         scored_rows=_tensor(np.array(scored, dtype=np.int64), device),
+        state_slots=_tensor(np.array([segment.sequence.state_slot for segment in segments], dtype=np.int64), device),
         decodes=step.decodes,
         counts=tuple(segment.count for segment in segments),
+        begins=tuple(segment.start == 0 for segment in segments),
+        adapters=_tensor(adapters[rows], device) if (adapters >= 0).any() else None,
     )
 
 

@@ -95,8 +95,10 @@ class _Search:
         return self.rules.early_stopping or self._score(*self.running[0]) <= self.finished[-1].score
 
 
-def search(core: NativeCore, prompts: Iterable[list[int]], rules: BeamRules) -> list[list[Beam]]:
-    """Return the finished beams of each prompt, best first.
+def search(
+    core: NativeCore, prompts: Iterable[list[int]], rules: BeamRules, adapter: str | None = None
+) -> list[list[Beam]]:
+    """Return the finished beams of each prompt, computed with ``adapter``, best first.
 
     Raises:
         RequestError: a prompt or a rule cannot be served.
@@ -115,7 +117,9 @@ def search(core: NativeCore, prompts: Iterable[list[int]], rules: BeamRules) -> 
     params = SamplingParams(temperature=0, max_tokens=1, logprobs=rules.candidates)
     while active := [each for each in searches if each.running]:
         requests = [
-            GenerationRequest(id=f"{number} {place}", prompt_ids=each.prompt_ids + tokens, params=params)
+            GenerationRequest(
+                id=f"{number} {place}", prompt_ids=each.prompt_ids + tokens, params=params, adapter=adapter
+            )
             for number, each in enumerate(active)
             for place, (tokens, _) in enumerate(each.running)
         ]

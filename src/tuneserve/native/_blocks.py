@@ -125,6 +125,12 @@ class BlockPool:
                 self.replace(table, index, node.block)
             parent = node
 
+    def forget(self, adapter: str) -> None:
+        """Free what was computed with an adapter, which no sequence may use any more."""
+        for key, node in list(self._root.children.items()):
+            if key[0] == adapter:
+                self._unpublish(node, tainted=False)
+
     def idle_among(self, blocks: Iterable[int]) -> int:
         """Return how many of these nobody holds."""
         return sum(not self._holders[block] for block in blocks)
@@ -189,7 +195,7 @@ class BlockPool:
         del node.parent.children[node.key]
         return block
 
-    def _unpublish(self, node: _Node) -> None:
+    def _unpublish(self, node: _Node, *, tainted: bool = True) -> None:
         assert node.parent
         del node.parent.children[node.key]
         below = [node]
@@ -197,7 +203,8 @@ class BlockPool:
             node = below.pop()
             below += node.children.values()
             del self._nodes[node.block]
-            self._tainted.add(node.block)
+            if tainted:
+                self._tainted.add(node.block)
             if node.block in self._idle:
                 del self._idle[node.block]
                 self._recycle(node.block)

@@ -1,10 +1,10 @@
 """What a decoder over the paged cache offers the runner, whichever way it computes."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from tuneserve.model import Decoder
+from tuneserve.model import AdapterWeights, Decoder
 from tuneserve.native._batch import Batch
 from tuneserve.native._transformers import TransformersDecoder
 from tuneserve.spec import ModelSpec
@@ -40,6 +40,20 @@ class AheadDecoder(PagedDecoder, Protocol):
         self, block_tables: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, steps: int
     ) -> torch.Tensor:
         """Return the same of the steps after them, whose blocks are in new tables, int32 (sequences, blocks)."""
+
+
+@runtime_checkable
+class AdaptedDecoder(Protocol):
+    """Computes each row with the adapter of its own that is in a slot, beside weights that stay as they are."""
+
+    def prepare_adapter(self, adapter: AdapterWeights) -> Any:
+        """Return what :meth:`put_adapter` takes; on any thread."""
+
+    def put_adapter(self, slot: int, adapter: Any) -> None:
+        """Let rows with ``slot`` be computed with this adapter."""
+
+    def drop_adapter(self, slot: int) -> None:
+        """Free what is in a slot."""
 
 
 AnyDecoder = Decoder | PagedDecoder

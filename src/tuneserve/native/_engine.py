@@ -3,12 +3,14 @@
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from tuneserve._version import __version__
 from tuneserve.engines.contract import EngineInfo, EngineStats, FinishReason, GenerationRequest, TokenLogprob
 from tuneserve.errors import InputError, RequestError
+from tuneserve.native._adapters import Adapters
 from tuneserve.native._blocks import BlockPool
 from tuneserve.native._choose import Choice
 from tuneserve.native._draft import Drafter
@@ -19,9 +21,9 @@ from tuneserve.native._load import (
     MOST_SPECULATION,
     EngineConfig,
     cache_blocks,
-    free_memory,
     give_memory_back,
     load_decoder,
+    reuses_prefixes,
     running_limit,
 )
 from tuneserve.native._pooling import Pool, Pooling
@@ -70,16 +72,21 @@ class NativeCore:
             raise InputError(f"speculation is {config.speculation}; choose from 0 (off) to {MOST_SPECULATION}.")
         decoder, ranks = (load_decoder(config), None) if config.tensor_parallel == 1 else lead(config)
         give_memory_back()
-        blocks = cache_blocks(config, decoder, free_memory(decoder.device) if ranks is None else ranks.free)
-        max_running = running_limit(config, decoder.device, blocks)
+        blocks = cache_blocks(config, decoder, None if ranks is None else ranks.free)
+        max_running = running_limit(config, decoder, blocks)
         self._runner: Runner | TransformersRunner
-        step_tokens, reuse = _GPU_STEP_TOKENS if decoder.device.type == "cuda" else _STEP_TOKENS, config.prefix_cache
+        step_tokens = _GPU_STEP_TOKENS if decoder.device.type == "cuda" else _STEP_TOKENS
         if isinstance(decoder, TransformersDecoder):
             # Its caches cannot be shared, nor prompts be cut.
             self._runner, step_tokens, reuse = TransformersRunner(decoder), max_running * decoder.context_length, False
         else:
-            self._runner = Runner(decoder, blocks) if ranks is None else LeadingRunner(decoder, blocks, ranks)
+            reuse = reuses_prefixes(config, decoder.spec)
+            if ranks is None:
+                self._runner = Runner(decoder, blocks, max_running)
+            else:
+                self._runner = LeadingRunner(decoder, blocks, max_running, ranks)
         self._pool = BlockPool(blocks, reuse=reuse)
+        self._adapters = Adapters(config, decoder)
         self._scheduler = Scheduler(self._pool, max_running, max(step_tokens, max_running))
         self._speculation = config.speculation
         self._sequences: dict[str, Sequence] = {}
@@ -122,6 +129,8 @@ class NativeCore:
         """
         self._check(request)
         sequence = Sequence(request)
+        if request.adapter is not None:
+            sequence.slot = self._adapters.slots[request.adapter]
         if pool is not None:
             assert request.params.prompt_logprobs is None
             sequence.pooling = Pooling(pool)
@@ -134,11 +143,51 @@ class NativeCore:
         else:
             self._compiling[sequence] = self._grammars.start(request.params.grammar)
 
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Serve the adapter in a directory, unmerged, to requests that give ``name``.
+
+        Raises:
+            InputError: the name is taken, or the adapter cannot run unmerged on this base.
+        """
+        self.put_adapter(name, self.read_adapter(path))
+
+    def read_adapter(self, path: Path) -> Any:
+        """Read an adapter for :meth:`put_adapter`, on any thread, also while a step runs.
+
+        Raises:
+            InputError: it cannot run unmerged on this base.
+        """
+        return self._adapters.read(path)
+
+    def put_adapter(self, name: str, adapter: Any) -> None:
+        """Serve an adapter that was read.
+
+        Raises:
+            InputError: the name is taken.
+        """
+        self._adapters.put(name, adapter)
+        self._note_adapters()
+
+    def unload_adapter(self, name: str) -> None:
+        """Take no more requests for an adapter; it goes when its last sequence has ended.
+
+        Raises:
+            InputError: there is none of that name.
+        """
+        self._adapters.leave(name)
+        self._note_adapters()
+        self._drop_adapters()
+
+    def is_unloading(self, name: str) -> bool:
+        """Whether an adapter was asked to go and still has sequences."""
+        return name in self._adapters.leaving
+
     def cancel(self, request_id: str) -> None:
         """Forget a request; one that is finished or unknown is left alone."""
         sequence = self._sequences.pop(request_id, None)
         if sequence is not None and self._compiling.pop(sequence, None) is None:
             self._scheduler.remove(sequence)
+        self._drop_adapters()
 
     def step(self) -> list[Output]:
         """Run one batch and return what it produced."""
@@ -195,7 +244,7 @@ class NativeCore:
             try:
                 sequence.grammar = future.result()
             except RequestError as error:
-                del self._sequences[sequence.request.id]
+                self.cancel(sequence.request.id)
                 refused.append(Output(sequence.request.id, None, refused=str(error)))
             else:
                 self._scheduler.add(sequence)
@@ -224,11 +273,20 @@ class NativeCore:
                 self.cancel(request_id)
                 return
 
+    def _note_adapters(self) -> None:
+        self.info = msgspec.structs.replace(self.info, adapters=tuple(self._adapters.slots))
+
+    def _drop_adapters(self) -> None:
+        """Drop the adapters that were asked to go and that no sequence uses, and what the cache has of them."""
+        if self._adapters.leaving:
+            for name in self._adapters.drop({sequence.slot for sequence in self._sequences.values()}):
+                self._pool.forget(name)
+
     def _check(self, request: GenerationRequest) -> None:
         ids, params = request.prompt_ids, request.params
         if request.id in self._sequences:
             raise RequestError(f"a request with the id {request.id!r} is running already; use another id.")
-        if request.adapter is not None:
+        if request.adapter is not None and request.adapter not in self._adapters.slots:
             raise RequestError(f"the adapter {request.adapter!r} is not being served; leave it out.", "adapter")
         if not ids:
             raise RequestError("the prompt has no tokens; send at least one.", "prompt")

@@ -66,10 +66,10 @@ def _check(config: EngineConfig) -> None:
 class LeadingRunner(Runner):
     """Runs the first share of a decoder, and has the other ranks run theirs."""
 
-    def __init__(self, decoder: AnyDecoder, blocks: int, ranks: Ranks) -> None:
-        super().__init__(decoder, blocks)
+    def __init__(self, decoder: AnyDecoder, blocks: int, sequences: int, ranks: Ranks) -> None:
+        super().__init__(decoder, blocks, sequences)
         self._ranks = ranks
-        ranks.send(UseCache(blocks))
+        ranks.send(UseCache(blocks, sequences))
 
     @property
     def host(self) -> torch.device:

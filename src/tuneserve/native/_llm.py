@@ -9,34 +9,20 @@ from typing import Any
 import msgspec
 import torch
 
-from tuneserve.engines.contract import FinishReason, GenerationRequest, SamplingParams, TokenLogprob
+from tuneserve.engines.contract import GenerationRequest, SamplingParams
 from tuneserve.errors import RequestError, TextError
 from tuneserve.native._beam import Beam, BeamRules, search
 from tuneserve.native._engine import NativeCore, Output
 from tuneserve.native._load import EngineConfig
 from tuneserve.native._offline import MOST_SAMPLES, outputs
 from tuneserve.native._pooling import POOLS, Pool
+from tuneserve.native._run import Completion, Run
 from tuneserve.sources import ResolvedSource, resolve
 from tuneserve.text import Detokenizer, StopStrings, open_chat_template, open_tokenizer
 
 Prompt = str | Sequence[int]
 Conversation = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What followed one prompt; the text is cut before a stop string and leaves special tokens out.
-
-    ``logprobs`` has an entry per token, ``prompt_logprobs`` one per token of the prompt but the first, where they were
-    asked for.
-    """
-
-    prompt_ids: list[int]
-    token_ids: list[int]
-    text: str
-    finish_reason: FinishReason
-    logprobs: list[TokenLogprob] | None = None
-    prompt_logprobs: list[TokenLogprob] | None = None
+Adapter = str | Sequence[str | None] | None
 
 
 @dataclass(frozen=True)
@@ -64,9 +50,12 @@ class LLM:
         cache_tokens: tokens that the cache holds; None takes what fits in memory, up to ``max_running`` full contexts.
         prefix_cache: whether a prompt uses what was computed for an equal beginning of another one.
         speculation: tokens guessed at most from what a sequence repeats; the output is the same.
+        cpu_step: auto, compiled or eager.
+        weights: auto keeps what is stored in few bits so, where it can; dequantised, int8 or int4 make it so at load.
+        adapters: directories of LoRA adapters over the source, which stays as it is, by the names that calls give.
 
     Raises:
-        InputError: the source cannot be run as it is.
+        InputError: the source cannot be run as it is, or an adapter not unmerged.
     """
 
     def __init__(
@@ -80,6 +69,9 @@ class LLM:
         cache_tokens: int | None = None,
         prefix_cache: bool = True,
         speculation: int = 0,
+        cpu_step: str = "auto",
+        weights: str = "auto",
+        adapters: Mapping[str, str | Path] | None = None,
     ) -> None:
         self.source = source if isinstance(source, ResolvedSource) else resolve(source, base=base)
         self.tokenizer = open_tokenizer(self.source.tokenizer_dir, self.source.model_dir)
@@ -92,8 +84,28 @@ class LLM:
             cache_tokens=cache_tokens,
             prefix_cache=prefix_cache,
             speculation=speculation,
+            cpu_step=cpu_step,
+            weights=weights,
         )
         self.core = NativeCore(settings)
+        for name, directory in (adapters or {}).items():
+            self.load_adapter(name, directory)
+
+    def load_adapter(self, name: str, directory: str | Path) -> None:
+        """Let calls give ``name`` for the LoRA adapter in ``directory``, which stays beside the weights.
+
+        Raises:
+            InputError: the name is taken, or the adapter cannot run unmerged on this source.
+        """
+        self.core.load_adapter(name, Path(directory))
+
+    def unload_adapter(self, name: str) -> None:
+        """Drop an adapter and free its memory.
+
+        Raises:
+            InputError: there is none of that name.
+        """
+        self.core.unload_adapter(name)
 
     def generate(
         self,
@@ -103,8 +115,11 @@ class LLM:
         stop: Sequence[str] = (),
         n: int = 1,
         ignore_eos: bool = False,
+        adapter: Adapter = None,
     ) -> list[Completion]:
         """Continue each prompt, a text or token ids, ``n`` times; the results are in the order of the prompts.
+
+        ``adapter`` is the name of the adapter for all, or one for each prompt; None is the source as it is.
 
         Generation ends with the model's end tokens, unless ``ignore_eos``, and with ``stop_token_ids``, or when a text
         of ``stop`` appears. The samples of a prompt share its cache; where there is a seed, each has the one after the
@@ -121,15 +136,15 @@ class LLM:
             raise RequestError(f"n is {n}; choose from 1 to {MOST_SAMPLES}.", "n")
         if n > 1 and params.temperature == 0:
             raise RequestError("n above 1 would repeat the greedy answer; raise the temperature.", "n")
-        runs: list[_Run] = []
+        runs: list[Run] = []
         requests: list[GenerationRequest] = []
-        for prompt in prompts:
+        for prompt, name in zip(prompts, _each(adapter, len(prompts)), strict=True):
             ids = self._ids(prompt)
             for sample in range(n):
                 seed = None if params.seed is None else params.seed + sample
                 own = msgspec.structs.replace(params, seed=seed)
-                requests.append(GenerationRequest(id=str(len(runs)), prompt_ids=ids, params=own))
-                runs.append(_Run(ids, Detokenizer(self.tokenizer), StopStrings(stop)))
+                requests.append(GenerationRequest(id=str(len(runs)), prompt_ids=ids, params=own, adapter=name))
+                runs.append(Run(ids, Detokenizer(self.tokenizer), StopStrings(stop)))
         for output in outputs(self.core, requests):
             run = runs[int(output.id)]
             if run.stopped:
@@ -148,6 +163,7 @@ class LLM:
         length_penalty: float = 1.0,
         early_stopping: bool = False,
         ignore_eos: bool = False,
+        adapter: str | None = None,
     ) -> list[list[Beam]]:
         """Return the likeliest ways to continue each prompt, up to ``beam_width``, best first, as Transformers does.
 
@@ -160,9 +176,9 @@ class LLM:
         """
         ends = frozenset() if ignore_eos else frozenset(self._end_tokens())
         rules = BeamRules(beam_width, max_tokens, length_penalty, early_stopping, ends)
-        return search(self.core, [self._ids(prompt) for prompt in prompts], rules)
+        return search(self.core, [self._ids(prompt) for prompt in prompts], rules, adapter)
 
-    def score(self, texts: Sequence[Prompt]) -> list[Score]:
+    def score(self, texts: Sequence[Prompt], *, adapter: Adapter = None) -> list[Score]:
         """Return how likely the model finds each text, given its first token.
 
         Raises:
@@ -171,15 +187,15 @@ class LLM:
         """
         params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
         requests: list[GenerationRequest] = []
-        for text in texts:
+        for text, name in zip(texts, _each(adapter, len(texts)), strict=True):
             ids = self._ids(text)
             if len(ids) < 2:
                 raise RequestError("a text of fewer than two tokens has no probability; give a longer one.", "prompt")
-            requests.append(GenerationRequest(id=str(len(requests)), prompt_ids=ids, params=params))
+            requests.append(GenerationRequest(id=str(len(requests)), prompt_ids=ids, params=params, adapter=name))
         found = {output.id: output.prompt_logprobs or [] for output in outputs(self.core, requests)}
         return [Score(request.prompt_ids, [entry.logprob for entry in found[request.id]]) for request in requests]
 
-    def embed(self, texts: Sequence[Prompt], *, pooling: Pool = "mean") -> torch.Tensor:
+    def embed(self, texts: Sequence[Prompt], *, pooling: Pool = "mean", adapter: Adapter = None) -> torch.Tensor:
         """Return the hidden states of each text after the last norm: their mean, or the last; float32 (texts, hidden).
 
         Raises:
@@ -190,27 +206,35 @@ class LLM:
             raise RequestError(f"the pooling {pooling!r} is not known; choose {' or '.join(POOLS)}.", "pooling")
         params = SamplingParams(temperature=0, max_tokens=1)
         requests = [
-            GenerationRequest(id=str(index), prompt_ids=self._ids(text), params=params)
-            for index, text in enumerate(texts)
+            GenerationRequest(id=str(index), prompt_ids=self._ids(text), params=params, adapter=name)
+            for index, (text, name) in enumerate(zip(texts, _each(adapter, len(texts)), strict=True))
         ]
         states = {output.id: output.pooled for output in outputs(self.core, requests, pooling)}
         return torch.tensor([states[request.id] for request in requests], dtype=torch.float32)
 
     def chat(
-        self, conversations: Sequence[Conversation], params: SamplingParams | None = None, *, stop: Sequence[str] = ()
+        self,
+        conversations: Sequence[Conversation],
+        params: SamplingParams | None = None,
+        *,
+        stop: Sequence[str] = (),
+        adapter: Adapter = None,
     ) -> list[Completion]:
         """Answer each conversation, a list of messages with ``role`` and ``content``; see :meth:`generate`.
 
         Raises:
             TextError: the model has no chat template, or its template fails.
         """
-        return self.generate([self.prompt_of(messages) for messages in conversations], params, stop=stop)
+        prompts = [self.prompt_of(messages) for messages in conversations]
+        return self.generate(prompts, params, stop=stop, adapter=adapter)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None
+    ) -> Iterator[str]:
         """Continue one prompt, yielding text as soon as it is final; see :meth:`generate`."""
         params = self._with_end_tokens(params or SamplingParams())
         detokenizer = Detokenizer(self.tokenizer)
-        request = GenerationRequest(id="stream", prompt_ids=self._ids(prompt), params=params)
+        request = GenerationRequest(id="stream", prompt_ids=self._ids(prompt), params=params, adapter=adapter)
         for output in outputs(self.core, [request]):
             yield detokenizer.push(_kept(output, params))
         yield detokenizer.finish()
@@ -239,44 +263,13 @@ class LLM:
         return {token for token in self.tokenizer.end_token_ids if token < self.core.info.vocab_size}
 
 
-class _Run:
-    """One prompt on its way: its tokens, and its text as far as it is final."""
-
-    def __init__(self, prompt_ids: list[int], detokenizer: Detokenizer, stops: StopStrings) -> None:
-        self.prompt_ids = prompt_ids
-        self.finish_reason: FinishReason = "stop"
-        self.stopped = False
-        self._detokenizer = detokenizer
-        self._stops = stops
-        self._tokens: list[int] = []
-        self._logprobs: list[TokenLogprob] = []
-        self._prompt_logprobs: list[TokenLogprob] | None = None
-        self._text = ""
-
-    def add(self, output: Output, shown: list[int]) -> None:
-        assert output.token is not None
-        self._tokens.append(output.token)
-        self.finish_reason = output.finish_reason or self.finish_reason
-        if output.logprob is not None:
-            self._logprobs.append(output.logprob)
-        if output.prompt_logprobs is not None:
-            self._prompt_logprobs = output.prompt_logprobs
-        self._push(self._detokenizer.push(shown))
-
-    def completion(self) -> Completion:
-        if not self.stopped:
-            self._push(self._detokenizer.finish())
-        if not self.stopped:
-            self._text += self._stops.finish()
-        return Completion(
-            self.prompt_ids, self._tokens, self._text, self.finish_reason, self._logprobs or None, self._prompt_logprobs
-        )
-
-    def _push(self, text: str) -> None:
-        safe, match = self._stops.push(text)
-        self._text += safe
-        if match is not None:
-            self.stopped, self.finish_reason = True, "stop"
+def _each(adapter: Adapter, count: int) -> Sequence[str | None]:
+    """Return the adapter of each of ``count`` prompts."""
+    if adapter is None or isinstance(adapter, str):
+        return [adapter] * count
+    if len(adapter) != count:
+        raise RequestError(f"there are {count} prompts and {len(adapter)} adapters; give one for each.", "adapter")
+    return adapter
 
 
 def _kept(output: Output, params: SamplingParams) -> list[int]:

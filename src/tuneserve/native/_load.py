@@ -18,6 +18,7 @@ from tuneserve.native._cache import bytes_per_block
 from tuneserve.native._cpu_step import prepare_step
 from tuneserve.native._decoders import AnyDecoder, LoadedDecoder
 from tuneserve.native._gpu_step import prepare_gpu_step
+from tuneserve.native._states import bytes_per_slot
 from tuneserve.native._transformers import TransformersDecoder, context_limit
 from tuneserve.sources import ResolvedSource, open_files
 from tuneserve.spec import ModelSpec, Share, computation_of, reasons_against_split
@@ -42,8 +43,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ``tokenizer_dir`` is only needed for grammars.
     ``dtype`` is auto, float32, bfloat16 or float16. ``context_length`` counts tokens per sequence, ``max_running``
     sequences computed together, ``cache_tokens`` tokens that the cache holds. ``prefix_cache`` says whether a prompt
-    uses what was computed for an equal beginning of another one. ``speculation`` is how many tokens are guessed at most
-    from what a sequence repeats, to be computed in one step with the last; it changes how fast tokens come, not which.
+    uses what was computed for an equal beginning of another one; with a model that has a state beside the cache none
+    does. ``speculation`` is how many tokens are guessed at most from what a sequence repeats, to be computed in one
+    step with the last; it changes how fast tokens come, not which.
 
     ``cpu_step`` is ``compiled`` (C++ built on this machine), ``eager`` (PyTorch) or auto, which is the first where it
     can be. ``weights`` is auto, ``dequantised``, ``int8`` or ``int4``. ``auto`` keeps what is stored in few bits so,
@@ -121,6 +123,11 @@ def load_decoder(config: EngineConfig, share: Share | None = None) -> LoadedDeco
                 f"the model runs through Transformers on one device ({computation.reason}); leave tensor_parallel at 1."
             )
         return _through_transformers(config, model, _DTYPES[dtype], device, computation.reason)
+    if spec.has_state and config.speculation:
+        raise InputError(
+            f"speculation cannot be had with {spec.family}, whose state cannot be taken back to before a wrong guess; "
+            "set it to 0."
+        )
     context = _context(config, spec.short_context_length, spec.context_length)
     if share is not None:
         return _load_share(config, spec, model, _DTYPES[dtype], device, context, share)
@@ -208,19 +215,24 @@ def free_memory(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else available_memory()
 
 
-def cache_blocks(config: EngineConfig, decoder: LoadedDecoder, free: int) -> int:
-    """Return how many blocks the cache has, the one included that is never used; ``free`` bytes of memory are left.
+def cache_blocks(config: EngineConfig, decoder: LoadedDecoder, free: int | None = None) -> int:
+    """Return how many blocks the cache has, the one included that is never used.
+
+    ``free`` bytes of memory are left on each device of several, None is those of the only one.
 
     Raises:
         InputError: what was asked for does not fit in memory, or does not hold one sequence of full length.
     """
-    usable, context = int(free * _CACHE_SHARE), decoder.context_length
-    running = config.max_running or default_running(decoder.device)
-    if isinstance(decoder, TransformersDecoder):
-        each = max(1, BLOCK_SIZE * decoder.token_bytes)
-        usable -= running * decoder.state_bytes
-    else:
-        each = bytes_per_block(decoder.spec, decoder.dtype)
+    each, state = _block_and_state_bytes(decoder)
+    running, context = _meant_to_run(config, decoder), decoder.context_length
+    states = running * state
+    usable = _usable_bytes(decoder.device) if free is None else int(free * _CACHE_SHARE)
+    if states > usable:
+        raise InputError(
+            f"the states of {running} sequences take {states / 1e9:.1f} GB and {usable / 1e9:.1f} GB can be used; "
+            "choose a smaller max_running."
+        )
+    usable -= states
     fitting = usable // each - 1
     wanted = min(fitting, running * blocks_for(context))
     if config.cache_tokens is not None:
@@ -241,25 +253,52 @@ def cache_blocks(config: EngineConfig, decoder: LoadedDecoder, free: int) -> int
     return wanted + 1
 
 
+def reuses_prefixes(config: EngineConfig, spec: ModelSpec) -> bool:
+    """Say whether a prompt uses what was computed for an equal beginning of another one."""
+    if config.prefix_cache and spec.has_state:
+        _logger.info("prefixes are not reused: a sequence of %s carries a state, which blocks do not hold", spec.family)
+    return config.prefix_cache and not spec.has_state
+
+
 def default_running(device: torch.device) -> int:
     """Return how many sequences are computed together unless something else is asked for."""
     return _DEFAULT_GPU_RUNNING if device.type == "cuda" else _DEFAULT_RUNNING
 
 
-def running_limit(config: EngineConfig, device: torch.device, blocks: int) -> int:
+def running_limit(config: EngineConfig, decoder: LoadedDecoder, blocks: int) -> int:
     """Return how many sequences are computed together.
 
     Raises:
         InputError: it is none, or more than the cache has blocks for.
     """
     usable = blocks - 1
-    wanted = min(default_running(device), usable) if config.max_running is None else config.max_running
+    wanted = min(_meant_to_run(config, decoder), usable) if config.max_running is None else config.max_running
     if not 1 <= wanted <= usable:
         raise InputError(
             f"max_running is {wanted} and the cache has {usable} blocks, of which each sequence takes one or more; "
             f"choose from 1 to {usable}."
         )
     return wanted
+
+
+def _meant_to_run(config: EngineConfig, decoder: LoadedDecoder) -> int:
+    """Return how many sequences run if the cache holds them; as many as usual if half the memory has their states."""
+    if config.max_running:
+        return config.max_running
+    each = _block_and_state_bytes(decoder)[1]
+    usual = default_running(decoder.device)
+    return min(usual, max(1, _usable_bytes(decoder.device) // (2 * each))) if each else usual
+
+
+def _block_and_state_bytes(decoder: LoadedDecoder) -> tuple[int, int]:
+    """Return what a block of the cache takes, and what a sequence keeps beside it."""
+    if isinstance(decoder, TransformersDecoder):
+        return max(1, BLOCK_SIZE * decoder.token_bytes), decoder.state_bytes
+    return max(1, bytes_per_block(decoder.spec, decoder.dtype)), bytes_per_slot(decoder.spec, decoder.dtype)
+
+
+def _usable_bytes(device: torch.device) -> int:
+    return int(free_memory(device) * _CACHE_SHARE)
 
 
 def _dtype(name: str, device: torch.device) -> DtypeName:

@@ -1,10 +1,12 @@
 """The hidden states of a prompt as one vector."""
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
-Pool = Literal["mean", "last"]
+from tuneserve.engines import contract
+
+Pool = contract.Pooling
 POOLS: tuple[Pool, ...] = get_args(Pool)
 
 

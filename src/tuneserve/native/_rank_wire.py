@@ -54,9 +54,10 @@ class PackedBatch(msgspec.Struct, frozen=True):
 
 
 class UseCache(msgspec.Struct, frozen=True, tag=True):
-    """Make a cache of so many blocks; the first message."""
+    """Make a cache of so many blocks, for so many sequences at once; the first message."""
 
     blocks: int
+    sequences: int
 
 
 class Wipe(msgspec.Struct, frozen=True, tag=True):

@@ -12,14 +12,16 @@ from tuneserve.native._flight import Flight
 from tuneserve.native._sampler import NOT_FINITE
 from tuneserve.native._scheduler import Step
 from tuneserve.native._sequence import Sequence
+from tuneserve.native._states import StateCache, StepRecurrence
 
 
 class Runner:
-    """A decoder with its cache."""
+    """A decoder with its cache of so many blocks, and ``slots`` for the states of sequences."""
 
-    def __init__(self, decoder: AnyDecoder, blocks: int) -> None:
+    def __init__(self, decoder: AnyDecoder, blocks: int, slots: int) -> None:
         self.decoder = decoder
         self.cache = PagedCache(decoder.spec, blocks, decoder.dtype, decoder.device)
+        self.states = StateCache(decoder.spec, slots, decoder.dtype, decoder.device)
 
     @torch.inference_mode()
     def run(self, step: Step) -> dict[Sequence, list[Choice] | str]:
@@ -89,7 +91,9 @@ class Runner:
         """Run a batch over the cache and return its hidden states after the last norm, (tokens, hidden)."""
         if not isinstance(self.decoder, Decoder):
             return self.decoder.forward(batch, self.cache.keys, self.cache.values)
-        return self.decoder.forward(batch.ids, batch.positions, StepAttention(self.cache, batch))
+        attention, recurrence = StepAttention(self.cache, batch), StepRecurrence(self.states, batch)
+        with self.decoder.rows_of(batch.adapters):
+            return self.decoder.forward(batch.ids, batch.positions, attention, recurrence)
 
 
 def _broken(step: Step, hidden: torch.Tensor) -> dict[Sequence, list[Choice] | str]:

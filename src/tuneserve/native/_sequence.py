@@ -17,17 +17,19 @@ from tuneserve.native._pooling import Pooling
 class Sequence:
     """The tokens of a request, and where the cache holds the first ``computed`` of them.
 
-    ``blocks`` are the cache blocks of its tokens in order, and ``arrival`` its number among the requests; the scheduler
-    keeps both, as it does ``computed``. ``prompt_logprobs`` are those of the prompt's tokens from the second on, as far
-    as they are known. ``draft`` is the ``drafter``'s guess at the tokens to come, while a step computes it. Where
-    parameters need it, ``seen`` counts all tokens and ``new`` those produced; ``edited`` says whether any parameter
-    changes logits.
+    ``blocks`` are the cache blocks of its tokens in order, ``state_slot`` is where what it carries beside them is while
+    it runs, -1 while it waits, and ``arrival`` its number among the requests; the scheduler keeps all three, as it does
+    ``computed``. ``prompt_logprobs`` are those of the prompt's tokens from the second on, as far as they are known.
+    ``draft`` is the ``drafter``'s guess at the tokens to come, while a step computes it. Where parameters need it,
+    ``seen`` counts all tokens and ``new`` those produced; ``edited`` says whether any parameter changes logits.
+    ``slot`` is that of the request's adapter, -1 for the base.
     """
 
     request: GenerationRequest
     tokens: list[int] = field(init=False)
     computed: int = 0
     arrival: int = 0
+    state_slot: int = -1
     blocks: "array[int]" = field(default_factory=lambda: array("i"))
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     pooling: Pooling | None = None
@@ -38,6 +40,7 @@ class Sequence:
     bad_words: BadWords | None = None
     grammar: GrammarState | None = None
     edited: bool = False
+    slot: int = -1
     random: Random = field(init=False)
     _uniforms: deque[float] = field(default_factory=deque)
 

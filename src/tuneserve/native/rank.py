@@ -91,7 +91,7 @@ def _follow(connection: socket.socket, decoder: LoadedDecoder) -> None:
     assert not isinstance(decoder, TransformersDecoder), "refused at load"
     first = receive(connection)
     assert isinstance(first, UseCache)
-    runner = Runner(decoder, first.blocks)
+    runner = Runner(decoder, first.blocks, first.sequences)
     while True:
         _run(runner, receive(connection))
 

@@ -178,6 +178,8 @@ class Weigher:
         if method == "int4" and (capability is None or capability < AMPERE):
             has = f"the GPU has {_dotted(capability)}" if capability else "there is no NVIDIA GPU"
             yield f"its kernels in vLLM (Marlin) need compute capability 8.0, and {has}"
+        if method == "lora" and engine == "native" and machine.gpus:
+            yield "its kernels for NVIDIA GPUs do not compute adapters unmerged"
         if method == "lora":
             yield from (f"the adapter cannot stay unmerged: {reason}" for reason in model.unmerged_problems)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuneserve.checkpoint import GgufFile, GgufTensor, StoredCodes, TensorSpec, read_codes, read_rows
+from tuneserve.checkpoint import GgufFile, GgufTensor, StoredCodes, TensorSpec, checked, read_codes, read_rows
 from tuneserve.errors import CheckpointError
 from tuneserve.spec import GgufPart, gguf_parts, hf_name
 
@@ -55,6 +55,11 @@ class GgufWeights:
         result = flat.view(shape)
         return result.transpose(-1, -2).contiguous() if parts[0].transposed else result
 
+    def storage(self, name: str) -> str | None:
+        """Return the type of one tensor in the file, None if that is a float; see ``CodeReader``."""
+        kind = self.file.tensors[gguf_parts(self.family, name)[0].name].kind
+        return None if kind in ("F32", "F16", "BF16") else kind
+
     def codes(self, name: str) -> StoredCodes | None:
         """Read one weight as it is stored; see :class:`~tuneserve.checkpoint.CodeReader`.
 
@@ -64,15 +69,14 @@ class GgufWeights:
         parts = gguf_parts(self.family, name)
         part = parts[0]
         plain = part.expert is None and part.rows == "all" and not part.plus_one and not part.transposed
-        if len(parts) > 1 or not plain or (found := read_codes(tensor := self.file.tensors[part.name])) is None:
+        if len(parts) > 1 or not plain:
             return None
-        if not found.scales.isfinite().all() or not (found.minima is None or found.minima.isfinite().all()):
-            raise CheckpointError(f"{part.name} in {tensor.path} has scales that are not finite; download it again.")
-        if part.heads is None:
+        tensor = self.file.tensors[part.name]
+        found = checked(f"{part.name} in {tensor.path}", read_codes(tensor))
+        if found is None or part.heads is None:
             return found
         order = self._destination(part, _Rows.of(tensor).axis, 0, len(found.codes)).argsort()
-        minima = None if found.minima is None else found.minima[order]
-        return StoredCodes(found.kind, found.codes[order], found.scales[order], minima)
+        return found.reordered(order)
 
     def _read_part(self, part: GgufPart, flat: "torch.Tensor") -> None:
         import torch

@@ -17,10 +17,14 @@ class Detokenizer:
     its own way, so new tokens are decoded behind a window of those before them, of which ``_shown`` characters have
     been returned. Two things are held back: an unfinished character, which shows as one replacement character at the
     end; and a run of byte tokens (``<0xE4>``), which the decoder takes as a whole, until a token of another kind.
+
+    Special tokens have no text, but for those of ``visible``, whose text comes between that of the others; it ends
+    what is held back.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, visible: frozenset[int] = frozenset()) -> None:
         self._tokenizer = tokenizer
+        self._visible = visible
         self._window: list[int] = []
         self._shown = 0
 
@@ -28,6 +32,11 @@ class Detokenizer:
         """Take new tokens and return the text that is final with them."""
         text = ""
         for index in ids:
+            if index in self._visible:
+                decoded = self._tokenizer.decode(self._window)
+                text += decoded[self._shown :] + (self._tokenizer.backend.id_to_token(index) or "")
+                self._shown = max(self._shown, len(decoded))
+                continue
             if index in self._tokenizer.special_ids or index >= self._tokenizer.vocab_size:
                 continue
             self._window.append(index)

@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 import torch
 
-from tuneserve.checkpoint import CodeKind, StoredCodes
+from tuneserve.checkpoint import StoredCodes
 from tuneserve.kernels.gpu.dequantise import dequantise
-from tuneserve.kernels.gpu.packed import NF4, PackedWeight, pack, unpacked
+from tuneserve.kernels.gpu.packed import NF4, PackedKind, PackedWeight, pack, unpacked
 from tuneserve.kernels.gpu.packed_skinny import packed_skinny, packed_skinny_reference
 from tuneserve.kernels.gpu.packed_wide import packed_wide, packed_wide_reference
 
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
-KINDS: list[CodeKind] = ["int4", "nf4", "int8", "fp8"]
+KINDS: list[PackedKind] = ["int4", "nf4", "int8", "fp8"]
 # The table is in bfloat16, times a factor with which it loses the least.
 ROUNDED = {"nf4": 1.6e-3}
 # Of the largest numbers, for the products to be small.
@@ -20,7 +20,7 @@ SIZES = {"int4": 80, "nf4": 10, "int8": 1280, "fp8": 4480}
 ROWS, COLUMNS = 72, 384
 
 
-def codes(kind: CodeKind, group: int = 64, rows: int = ROWS, *, minima: bool = False) -> StoredCodes:
+def codes(kind: PackedKind, group: int = 64, rows: int = ROWS, *, minima: bool = False) -> StoredCodes:
     """Return random codes, each ``group`` columns of which have one scale."""
     generator = torch.Generator().manual_seed(rows + group)
     drawn = torch.randint(16 if kind in ("int4", "nf4") else 256, (rows, COLUMNS), generator=generator).byte()
@@ -49,7 +49,7 @@ def values(stored: StoredCodes) -> torch.Tensor:
 
 @pytest.mark.parametrize("group", [32, 64, 128, COLUMNS])
 @pytest.mark.parametrize("kind", KINDS)
-def test_packing_keeps_the_weight(kind: CodeKind, group: int) -> None:
+def test_packing_keeps_the_weight(kind: PackedKind, group: int) -> None:
     stored = codes(kind, group)
     packed = pack(stored)
     assert packed.scales.shape[1] == COLUMNS // group
@@ -94,7 +94,7 @@ def test_products_of_many_rows(weight: PackedWeight, count: int, residual: bool)
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bias", [False, True])
-def test_gated_products(kind: CodeKind, bias: bool) -> None:
+def test_gated_products(kind: PackedKind, bias: bool) -> None:
     weight = pack(codes(kind, rows=96))
     x = torch.randn(2, COLUMNS)
     options: dict[str, Any] = {"gated": True, "bias": torch.randn(96) if bias else None}

@@ -6,9 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tuneserve.checkpoint import CodeKind
 from tuneserve.kernels.gpu import unpack
-from tuneserve.kernels.gpu.packed import nf4_values
+from tuneserve.kernels.gpu.packed import PackedKind, nf4_values
 
 WORD = 0xFFFFFFFF
 
@@ -62,7 +61,7 @@ def run(ptx: str, results: int, given: list[int]) -> list[int]:
     return [values[f"${index}"] for index in range(results)]
 
 
-def expected(kind: CodeKind, code: int) -> float:
+def expected(kind: PackedKind, code: int) -> float:
     match kind:
         case "int4":
             return code - 8.0
@@ -83,7 +82,7 @@ def expected(kind: CodeKind, code: int) -> float:
         ("fp8", unpack._FP8.value, [0, 16, 8, 24]),
     ],
 )
-def test_every_code_in_every_place(kind: CodeKind, ptx: str, shifts: list[int]) -> None:
+def test_every_code_in_every_place(kind: PackedKind, ptx: str, shifts: list[int]) -> None:
     bits = 32 // len(shifts)
     table = [word & WORD for word in unpack._nf4_words()] if kind == "nf4" else []
     generator = torch.Generator().manual_seed(0)

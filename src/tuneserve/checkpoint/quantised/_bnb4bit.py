@@ -47,17 +47,23 @@ class FourBitWeight:
         parts = (name, *sizes, f"{name}{QUANT_STATE}{state.quant_type}")
         return cls(TensorSpec(name, state.dtype, shape), parts, state, transposed)
 
+    @property
+    def storage(self) -> str:
+        """NF4 or FP4."""
+        return self.state.quant_type.upper()
+
     def codes(self, checkpoint: Checkpoint) -> StoredCodes | None:
-        """Read the codes and their scales; None of FP4, of what is to be transposed or groups of 32 do not divide."""
+        """Read the codes and their scales; None of what is to be transposed, or where groups of 32 do not divide it."""
         state = self.state
-        if state.quant_type != "nf4" or self.transposed or len(state.shape) != 2 or state.shape[1] % 32:
+        if self.transposed or len(state.shape) != 2 or state.shape[1] % 32:
             return None
         self._check_code(checkpoint)
         packed = checkpoint.read(self.spec.name).view(torch.uint8).flatten()
         codes = torch.stack((packed >> 4, packed & 15), dim=1).view(state.shape)
         # Blocks are of 32 values or a multiple, and cut the rows one after the other.
         groups = torch.arange(codes.numel() // 32) * 32 // state.block_size
-        return StoredCodes("nf4", codes, self._scales(checkpoint)[groups].view(len(codes), -1))
+        scales = self._scales(checkpoint)[groups].view(len(codes), -1)
+        return StoredCodes("nf4" if state.quant_type == "nf4" else "fp4", codes, scales)
 
     def dequantise(self, checkpoint: Checkpoint) -> torch.Tensor:
         """Read the weight, a slab at a time."""

@@ -50,6 +50,11 @@ class EightBitWeight:
         shape = values.shape[::-1] if transposed else values.shape
         return cls(TensorSpec(name, dtype, shape), parts, transposed)
 
+    @property
+    def storage(self) -> str:
+        """Integers of 8 bits."""
+        return "INT8"
+
     def codes(self, checkpoint: Checkpoint) -> StoredCodes | None:
         """Read the values and their scales; None where the weight is to be transposed."""
         name, scale_name = self.parts[:2]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tuneserve.checkpoint._codes import StoredCodes
+from tuneserve.checkpoint._codes import StoredCodes, checked
 from tuneserve.checkpoint._read import Checkpoint
 from tuneserve.checkpoint._tensor import TensorSpec
 from tuneserve.errors import CheckpointError
@@ -30,6 +30,10 @@ class StoredWeight(Protocol):
     @property
     def parts(self) -> tuple[str, ...]:
         """The tensors that it is made from, the largest first."""
+
+    @property
+    def storage(self) -> str:
+        """What its way of being stored is called."""
 
     def dequantise(self, checkpoint: Checkpoint) -> "torch.Tensor":
         """Read the parts and return the weight."""
@@ -57,11 +61,19 @@ class DequantisingReader:
             return weight.dequantise(self.checkpoint)
         return self.checkpoint.read(name)
 
-    def codes(self, name: str) -> StoredCodes | None:
-        """Read one weight as it is stored; see :class:`~tuneserve.checkpoint.CodeReader`."""
+    def storage(self, name: str) -> str | None:
+        """Return how one weight is stored; see :class:`~tuneserve.checkpoint.CodeReader`."""
         weight = self.stored.get(name)
-        found = None if weight is None else weight.codes(self.checkpoint)
-        return found if found is not None and found.scales.isfinite().all() else None
+        return None if weight is None else weight.storage
+
+    def codes(self, name: str) -> StoredCodes | None:
+        """Read one weight as it is stored; see :class:`~tuneserve.checkpoint.CodeReader`.
+
+        Raises:
+            CheckpointError: a scale is not finite.
+        """
+        weight = self.stored.get(name)
+        return None if weight is None else checked(name, weight.codes(self.checkpoint))
 
 
 def dequantising_reader(

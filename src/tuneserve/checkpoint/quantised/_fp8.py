@@ -107,6 +107,11 @@ class Float8Weight:
             raise malformed(scale.name, f"has the shape {scale.shape}, which does not fit {weight.shape}")
         return cls(TensorSpec(weight.name, dtype, weight.shape), (weight.name, scale.name), block)
 
+    @property
+    def storage(self) -> str:
+        """Floats of 8 bits."""
+        return "FP8"
+
     def codes(self, checkpoint: Checkpoint) -> StoredCodes | None:
         """Read the bits and their scales; None of e5m2, of stacks, and of what has NaN or blocks that are no groups."""
         name, scale_name = self.parts

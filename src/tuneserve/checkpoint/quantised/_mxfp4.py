@@ -75,6 +75,11 @@ class Mxfp4Experts:
         spec = TensorSpec(name, dtype, (experts, groups * _BLOCK, rows))
         return cls(spec, (blocks.name, scales.name))
 
+    @property
+    def storage(self) -> str:
+        """Floats of 4 bits that share powers of two."""
+        return "MXFP4"
+
     def codes(self, _: Checkpoint, /) -> StoredCodes | None:
         """Return None: experts are dequantised."""
         return None

@@ -4,8 +4,11 @@ from tuneserve.kernels.cpu._build import build
 from tuneserve.kernels.cpu._library import (
     BLOCK_SIZE,
     GROUP_SIZE,
+    OUTER_SIZE,
     Activation,
     Batch,
+    Codes,
+    Delta,
     Kind,
     Layer,
     Library,
@@ -17,8 +20,11 @@ from tuneserve.kernels.cpu._library import (
 __all__ = [
     "BLOCK_SIZE",
     "GROUP_SIZE",
+    "OUTER_SIZE",
     "Activation",
     "Batch",
+    "Codes",
+    "Delta",
     "Kind",
     "Layer",
     "Library",

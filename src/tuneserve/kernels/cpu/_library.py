@@ -7,8 +7,9 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-# Of linear.h and attention.h.
+# Of panels.h and attention.h.
 GROUP_SIZE = 32
+OUTER_SIZE = 256
 BLOCK_SIZE = 16
 _I32, _I64, _F32, _POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
@@ -20,12 +21,17 @@ class Kind(IntEnum):
     FLOAT16 = 1
     BFLOAT16 = 2
     NF4 = 3
-    FP8 = 4
-    INT8 = 5
-    INT4 = 6
-    INT8_WIDE = 7
-    INT4_WIDE = 8
-    INT8_BY_16 = 9
+    FP4 = 4
+    E2M1 = 5
+    FP8 = 6
+    INT8 = 7
+    INT8_WIDE = 8
+    INT8_MINIMA_WIDE = 9
+    INT8_MINIMA_NESTED = 10
+    INT8_BY_16_NESTED = 11
+    INT4 = 12
+    INT4_WIDE = 13
+    INT4_NESTED = 14
 
     @property
     def takes_floats(self) -> bool:
@@ -40,6 +46,17 @@ class Activation(IntEnum):
     GELU_TANH = 1
 
 
+class Codes(ctypes.Structure):
+    """What is packed without being rounded: uint8 codes (rows, cols), one a byte, and float32 factors.
+
+    Codes of integers without minima are value + 128. Scales and minima are (rows, cols / 32), but scales of kinds by 16
+    (rows, cols / 16). Where they are nested they are integers of 8 signed bits, and the outer ones (rows, cols / 256).
+    What a kind lacks is null.
+    """
+
+    _fields_ = tuple((name, _POINTER) for name in ("codes", "scales", "minima", "outer_scales", "outer_minima"))
+
+
 class Linear(ctypes.Structure):
     """A packed weight (rows, cols) and a float32 bias (rows) or null.
 
@@ -48,6 +65,12 @@ class Linear(ctypes.Structure):
 
     _fields_ = (("kind", _I32), ("rows", _I32), ("cols", _I32), ("unused", _I32), ("panels", _POINTER),
                 ("bias", _POINTER), ("kinds", _POINTER), ("offsets", _POINTER))  # fmt: skip
+
+
+class Delta(ctypes.Structure):
+    """What an adapter adds to one linear layer; see ``lora.h``. All zero where it adds nothing."""
+
+    _fields_ = (("rank", _I32), ("rows", _I32), ("a", _POINTER), ("b", _POINTER), ("parts", _POINTER))
 
 
 class Layer(ctypes.Structure):
@@ -85,7 +108,7 @@ class Batch(ctypes.Structure):
         *((name, _I32) for name in ("tokens", "sequences", "max_blocks", "unused")),
         *((name, _POINTER) for name in ("ids", "positions", "slots", "starts", "block_tables", "keys",
                                         "values")),
-        ("layer_stride", _I64), ("hidden", _POINTER),
+        ("layer_stride", _I64), ("hidden", _POINTER), ("slots_of_adapters", _POINTER), ("deltas", _POINTER),
     )  # fmt: skip
 
 
@@ -96,8 +119,7 @@ class Library:
     Attributes:
         packed_bytes: of (kind, rows, cols).
         pack: (kind, paired, source, rows, cols, target); the source is float32 for int8 and int4.
-        pack_codes: (kind, paired, codes, scales, minima or None, rows, cols, target); a uint8 code for each value (int8
-            as value + 128), float32 scales and minima for each 32 columns, or each 16 of INT8_BY_16.
+        pack_codes: (kind, paired, codes, rows, cols, target).
         open: (threads) to a session or None. A session runs one step at a time.
         close: (session).
         step: (session, model, batch) to 0, or 1 where memory ran out.
@@ -125,7 +147,7 @@ def load(path: Path) -> Library:
     return Library(
         packed_bytes=function("ts_packed_bytes", _I64, _I32, _I32, _I32),
         pack=function("ts_pack", None, _I32, _I32, _POINTER, _I32, _I32, _POINTER),
-        pack_codes=function("ts_pack_codes", None, _I32, _I32, _POINTER, _POINTER, _POINTER, _I32, _I32, _POINTER),
+        pack_codes=function("ts_pack_codes", None, _I32, _I32, ctypes.POINTER(Codes), _I32, _I32, _POINTER),
         open=function("ts_open", _POINTER, _I32),
         close=function("ts_close", None, _POINTER),
         step=function("ts_step", _I32, _POINTER, ctypes.POINTER(Model), ctypes.POINTER(Batch)),

@@ -1,122 +1,9 @@
-// Products of activations with packed weights.
+// Products of activations with packed weights; see panels.h.
 //
-// Weights are cut into panels of 32 output rows, each one stream of memory in the order in which it is read:
-//   float32, float16: per column, the 32 rows' values
-//   bfloat16: per pair of columns, the 32 rows' pairs
-//   int8: per group of 32 columns, 32 scales (float16), then per four columns the 32 rows' unsigned bytes (value + 128)
-//   int4: per group of 32 columns, 32 scales, 32 minima (float16), then per four columns k and k + 16 the 32 rows'
-//         bytes: k in the low halves, k + 16 in the high ones
-//   int8 wide, int4 wide: likewise, with scales and minima in float32
-//   int8 by 16: likewise, with two times 32 scales (float32): those of the first 16 columns, then of the others
-//   nf4: per group of 32 columns, 32 scales (float32), then per eight columns the 32 rows' words of eight codes
-//   fp8: per group of 32 columns, 32 scales (float32, times 256), then per column the 32 rows' bytes (e4m3)
 // Each output is one sum in column order, whatever the number of rows, so a row's result does not depend on its batch.
-// Activations ("operands") are float32, bfloat16 pairs, or groups of 32 signed bytes. A linear's panels may be of several
-// kinds, as long as these have the same operands.
 #pragma once
 
-#include "vector.h"
-
-enum Kind : int32_t {
-    F32 = 0, F16 = 1, BF16 = 2, NF4 = 3, FP8 = 4,  // operands are floats
-    INT8 = 5, INT4 = 6, INT8_WIDE = 7, INT4_WIDE = 8, INT8_BY_16 = 9,
-};
-
-constexpr int PANEL = 32;
-constexpr int GROUP = 32;
-constexpr int VECTORS = PANEL / LANES;
-
-struct Linear {
-    int32_t kind, rows, cols, unused;
-    const uint8_t* panels;
-    const float* bias;
-    const uint8_t* kinds;    // of each panel; null: all are of `kind`
-    const int64_t* offsets;  // of each panel in `panels`, where there are kinds
-};
-
-constexpr float NF4_VALUES[16] = {
-    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
-    -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
-    0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
-    0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f,
-};
-
-struct Group {
-    float scale;
-    int32_t sum, first_sum;  // of all values, and of the first half
-    int8_t values[GROUP];
-};
-
-static inline bool has_four_bits(int kind) { return kind == NF4 || kind == INT4 || kind == INT4_WIDE; }
-
-// Of the scales and minima of one group of columns in a panel.
-static inline size_t scale_bytes(int kind) {
-    switch (kind) {
-        case INT8: return PANEL * 2;
-        case INT4_WIDE:
-        case INT8_BY_16: return PANEL * 8;
-        default: return PANEL * 4;
-    }
-}
-static inline size_t panel_bytes(int kind, int cols) {
-    switch (kind) {
-        case F32: return (size_t)cols * PANEL * 4;
-        case F16:
-        case BF16: return (size_t)cols * PANEL * 2;
-        default: return (size_t)cols / GROUP * (scale_bytes(kind) + PANEL * GROUP / (has_four_bits(kind) ? 2 : 1));
-    }
-}
-static inline size_t operand_bytes(int kind, int cols) {
-    switch (kind) {
-        case F32:
-        case F16:
-        case NF4:
-        case FP8: return (size_t)cols * 4;
-        case BF16: return (size_t)cols * 2;
-        default: return (size_t)cols / GROUP * sizeof(Group);
-    }
-}
-static inline int panels_of(int rows) { return (rows + PANEL - 1) / PANEL; }
-
-static inline int32_t sum_of(vi x) {
-    int32_t all = 0;
-    for (int lane = 0; lane < LANES; ++lane) all += x[lane];
-    return all;
-}
-
-// Write `count` values, a multiple of 32 for groups and else of 16, into an operand from `column` on.
-static inline void prepare(int kind, const float* values, uint8_t* operand, int column, int count) {
-    if (kind == BF16) {
-        for (int i = 0; i < count; i += LANES) store((bf16*)operand + column + i, load(values + i));
-        return;
-    }
-    if (kind < INT8) {
-        std::memcpy((float*)operand + column, values, sizeof(float) * count);
-        return;
-    }
-    for (Group* group = (Group*)operand + column / GROUP; count > 0; ++group, values += GROUP, count -= GROUP) {
-        vf peak = splat(0.0f), poison = splat(0.0f);
-        for (int i = 0; i < GROUP; i += LANES) {
-            vf x = load(values + i);
-            peak = maximum(magnitude(x), peak);
-            poison += x * 0.0f;  // NaN where x is not finite
-        }
-        const float high = largest(peak), step = high / 127.0f;
-        const float inverse = step > 0 && step < INFINITY ? 1.0f / step : 0.0f;
-        vi total = splat(0);
-        group->first_sum = 0;
-        for (int i = 0; i < GROUP; i += LANES) {
-            vf scaled = load(values + i) * inverse;
-            scaled = magnitude(scaled) <= 128.0f ? scaled : splat(0.0f);
-            vi rounded = (vi)(scaled + 12582912.0f) - 0x4b400000;
-            total += rounded;
-            store_as(group->values + i, __builtin_convertvector(rounded, vb));
-            if (i + LANES == GROUP / 2) group->first_sum = sum_of(total);
-        }
-        group->sum = sum_of(total);
-        group->scale = step + sum(poison);
-    }
-}
+#include "panels.h"
 
 // rows x 32 results of one panel into out; x are the rows' operands, stride bytes apart.
 template <int ROWS>
@@ -158,10 +45,11 @@ static inline void tile_float(const uint8_t* panel, const uint8_t* x, size_t str
         for (int j = 0; j < VECTORS; ++j) store(out + m * PANEL + j * LANES, acc[m][j]);
 }
 
-// NF4 (codebook of bitsandbytes) and FP8 are decoded in registers and multiplied in float32, then scaled by the group.
+// Tables and fp8 are decoded in registers and multiplied in float32, then scaled by the group.
 template <int ROWS>
-static inline void tile_nf4(const uint8_t* panel, const uint8_t* x, size_t stride, int cols, float* out) {
-    const Table table = table_of(NF4_VALUES);
+static inline void tile_table(const float* values, const uint8_t* panel, const uint8_t* x, size_t stride, int cols,
+                              float* out) {
+    const Table table = table_of(values);
     vf acc[ROWS][VECTORS] = {};
     for (int g = 0; g < cols / GROUP; ++g) {
         const float* scales = (const float*)panel;
@@ -212,20 +100,30 @@ static inline void tile_fp8(const uint8_t* panel, const uint8_t* x, size_t strid
         for (int j = 0; j < VECTORS; ++j) store(out + m * PANEL + j * LANES, acc[m][j]);
 }
 
-// Scale is the type of scales and minima; HALVES is 2 where each 16 columns have scales of their own.
-template <int ROWS, bool FOUR_BITS, class Scale, int HALVES = 1>
+template <int KIND>
+static inline vf load_scale(const uint8_t* scales, const f16* outer, int row) {
+    if constexpr (is_nested(KIND)) return load_signed(scales + row) * load(outer + row);
+    else if constexpr (KIND == INT8 || KIND == INT4) return load((const f16*)scales + row);
+    else return load((const float*)scales + row);
+}
+
+template <int ROWS, int KIND>
 static inline void tile_int(const uint8_t* panel, const uint8_t* x, size_t stride, int cols, float* out) {
+    constexpr bool FOUR_BITS = has_four_bits(KIND), MINIMA = has_minima(KIND);
+    constexpr int HALVES = KIND == INT8_BY_16_NESTED ? 2 : 1;
+    constexpr size_t EACH = scale_bytes(KIND) / (MINIMA ? 2 : HALVES);
     vf acc[ROWS][VECTORS] = {};
+    const f16* outer = nullptr;
     for (int g = 0; g < cols / GROUP; ++g) {
-        const Scale* scales = (const Scale*)panel;
-        const Scale* minima = scales + PANEL;
-        panel += (FOUR_BITS ? 2 : HALVES) * PANEL * sizeof(Scale);
+        if (is_nested(KIND) && g % (OUTER / GROUP) == 0) outer = (const f16*)panel, panel += outer_bytes(KIND);
+        const uint8_t* scales = panel;
+        panel += scale_bytes(KIND);
         const Group* group[ROWS];
 #pragma GCC unroll 12
         for (int m = 0; m < ROWS; ++m) group[m] = (const Group*)(x + m * stride) + g;
         constexpr int STEPS = FOUR_BITS ? GROUP / 8 : GROUP / 4 / HALVES;
 #pragma GCC unroll 2
-        for (int half = 0; half < HALVES; ++half, scales += PANEL) {
+        for (int half = 0; half < HALVES; ++half) {
             vi dot[ROWS][VECTORS];
 #pragma GCC unroll 12
             for (int m = 0; m < ROWS; ++m) {
@@ -233,7 +131,7 @@ static inline void tile_int(const uint8_t* panel, const uint8_t* x, size_t strid
                                 : half == 0 ? group[m]->first_sum
                                             : group[m]->sum - group[m]->first_sum;
 #pragma GCC unroll 8
-                for (int j = 0; j < VECTORS; ++j) dot[m][j] = FOUR_BITS ? splat(0) : splat(-128 * sum);
+                for (int j = 0; j < VECTORS; ++j) dot[m][j] = MINIMA ? splat(0) : splat(-128 * sum);
             }
 #pragma GCC unroll 8
             for (int k = half * STEPS; k < (half + 1) * STEPS; ++k, panel += PANEL * 4) {
@@ -256,13 +154,14 @@ static inline void tile_int(const uint8_t* panel, const uint8_t* x, size_t strid
             }
 #pragma GCC unroll 8
             for (int j = 0; j < VECTORS; ++j) {
-                vf scale = load(scales + j * LANES);
-                vf minimum = FOUR_BITS ? load(minima + j * LANES) : splat(0.0f);
+                const vf scale = load_scale<KIND>(scales + half * EACH, outer, j * LANES);
+                const vf minimum =
+                    MINIMA ? load_scale<KIND>(scales + EACH, outer + PANEL, j * LANES) : splat(0.0f);
 #pragma GCC unroll 12
                 for (int m = 0; m < ROWS; ++m) {
                     vf step = scale * group[m]->scale;
                     acc[m][j] = fma(__builtin_convertvector(dot[m][j], vf), step, acc[m][j]);
-                    if (FOUR_BITS) acc[m][j] = fma(minimum, splat(group[m]->scale * (float)group[m]->sum), acc[m][j]);
+                    if (MINIMA) acc[m][j] = fma(minimum, splat(group[m]->scale * (float)group[m]->sum), acc[m][j]);
                 }
             }
         }
@@ -280,13 +179,18 @@ static void tile(int kind, const uint8_t* panel, const uint8_t* x, size_t stride
     }
     if constexpr (ROWS <= MAX_ROWS_INT) {
         switch (kind) {
-            case NF4: return tile_nf4<ROWS>(panel, x, stride, cols, out);
+            case NF4:
+            case FP4:
+            case E2M1: return tile_table<ROWS>(TABLES[kind - NF4], panel, x, stride, cols, out);
             case FP8: return tile_fp8<ROWS>(panel, x, stride, cols, out);
-            case INT8: return tile_int<ROWS, false, f16>(panel, x, stride, cols, out);
-            case INT4: return tile_int<ROWS, true, f16>(panel, x, stride, cols, out);
-            case INT8_WIDE: return tile_int<ROWS, false, float>(panel, x, stride, cols, out);
-            case INT4_WIDE: return tile_int<ROWS, true, float>(panel, x, stride, cols, out);
-            case INT8_BY_16: return tile_int<ROWS, false, float, 2>(panel, x, stride, cols, out);
+            case INT8: return tile_int<ROWS, INT8>(panel, x, stride, cols, out);
+            case INT8_WIDE: return tile_int<ROWS, INT8_WIDE>(panel, x, stride, cols, out);
+            case INT8_MINIMA_WIDE: return tile_int<ROWS, INT8_MINIMA_WIDE>(panel, x, stride, cols, out);
+            case INT8_MINIMA_NESTED: return tile_int<ROWS, INT8_MINIMA_NESTED>(panel, x, stride, cols, out);
+            case INT8_BY_16_NESTED: return tile_int<ROWS, INT8_BY_16_NESTED>(panel, x, stride, cols, out);
+            case INT4: return tile_int<ROWS, INT4>(panel, x, stride, cols, out);
+            case INT4_WIDE: return tile_int<ROWS, INT4_WIDE>(panel, x, stride, cols, out);
+            case INT4_NESTED: return tile_int<ROWS, INT4_NESTED>(panel, x, stride, cols, out);
         }
     }
 }

@@ -36,6 +36,7 @@ static inline void await(const std::atomic<T>& value, Over&& over) {
 struct Phase {
     alignas(64) std::atomic<int> next{0};
     alignas(64) std::atomic<int> done{0};
+    alignas(64) std::atomic<int> ready{0};
 };
 
 class Pool {
@@ -58,6 +59,7 @@ class Pool {
         for (int i = 0; i < phases; ++i) {
             phases_[i].next.store(0, std::memory_order_relaxed);
             phases_[i].done.store(0, std::memory_order_relaxed);
+            phases_[i].ready.store(0, std::memory_order_relaxed);
         }
         task_ = &task;
         working_.store(size_ - 1, std::memory_order_relaxed);
@@ -78,6 +80,18 @@ class Pool {
                 phase.done.notify_all();
         }
         await(phase.done, [count](int done) { return done == count; });
+    }
+
+    // Note that a piece is done on which later ones of its phase build. Earlier pieces are taken first, so whoever waits
+    // for them waits for threads that are at work.
+    void note(int number) {
+        phases_[number].ready.fetch_add(1, std::memory_order_acq_rel);
+        phases_[number].ready.notify_all();
+    }
+
+    // Wait until so many are noted.
+    void await_noted(int number, int count) {
+        await(phases_[number].ready, [count](int ready) { return ready == count; });
     }
 
    private:

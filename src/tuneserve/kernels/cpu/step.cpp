@@ -7,6 +7,7 @@
 
 #include "attention.h"
 #include "linear.h"
+#include "lora.h"
 #include "pack.h"
 #include "pool.h"
 
@@ -39,6 +40,8 @@ struct Batch {
     void *keys, *values;
     int64_t layer_stride;  // elements
     float* hidden;         // (tokens, hidden), after the last norm
+    const int32_t* slots_of_adapters;  // (tokens), -1: none; null: none at all
+    const Delta* deltas;               // (slots, layers, 4): qkv, output, gate_up, down
 };
 }
 
@@ -68,8 +71,11 @@ struct Session {
     Pool pool;
     Queries* queries;
     Buffer* rows;
-    Buffer residual, operand, qkv, activated;
+    Buffer residual, operand, qkv, activated, plain;
+    Adapted adapted;
 };
+
+constexpr int LINEARS = 4;  // of a layer that adapters may change
 
 // A thread and the phase that it is in.
 struct Worker {
@@ -95,15 +101,42 @@ void normalise(const float* from, const float* weight, float* to, int size, floa
     for (int i = 0; i < size; i += LANES) store(to + i, load(from + i) * scale * load(weight + i));
 }
 
+constexpr int NO_DELTAS = -1;
+
+// `linear` is the number of the linear layer among those that adapters change.
 template <class Done>
-void multiply_all(Session& s, Worker& w, const Linear& l, const uint8_t* x, int rows, Done&& done) {
+void multiply_all(Session& s, Worker& w, const Linear& l, int linear, const uint8_t* x, int rows, Done&& done) {
     const size_t stride = operand_bytes(l.kind, l.cols);
-    const int panels = panels_of(l.rows);
+    const int panels = panels_of(l.rows), inner = linear == NO_DELTAS ? 0 : s.adapted.pieces(linear);
+    const uint8_t* plain = x;
+    size_t plain_stride = stride;
+    if (inner && operand_form(l.kind) != operand_form(s.adapted.kind())) {
+        plain = s.plain.data, plain_stride = operand_bytes(s.adapted.kind(), l.cols);
+        each_row(s, w, s.adapted.rows().size(), [&](int index) {
+            const int row = s.adapted.rows()[index];
+            float* wide = (float*)s.rows[w.id].data;
+            widen(l.kind, x + row * stride, l.cols, wide);
+            prepare(s.adapted.kind(), wide, s.plain.data + row * plain_stride, 0, l.cols);
+        });
+    }
     // Large enough to be worth sharing out, small enough to end together.
     const int enough = (int)std::min<int64_t>(PIECE / ((int64_t)l.cols * rows) + 1, panels / (2 * s.pool.size()));
-    s.pool.share(w.phase++, panels, std::max(1, enough), [&](int panel) {
-        multiply(l, panel, x, stride, rows,
-                 [&](int first, int count, const float* results) { done(first, count, panel * PANEL, results); });
+    const int phase = w.phase++;
+    s.pool.share(phase, inner + panels, std::max(1, enough), [&](int piece) {
+        if (piece < inner) {
+            s.adapted.shrink(linear, piece, plain, plain_stride, l.cols);
+            s.pool.note(phase);
+            return;
+        }
+        const int panel = piece - inner;
+        if (inner) s.adapted.fetch(linear, panel);
+        multiply(l, panel, x, stride, rows, [&](int first, int count, float* results) {
+            if (inner) {
+                s.pool.await_noted(phase, inner);
+                s.adapted.expand(linear, panel, first, count, results);
+            }
+            done(first, count, panel * PANEL, results);
+        });
     });
 }
 
@@ -131,7 +164,9 @@ class Step {
         s.operand.reserve(tokens * widest * 4);
         s.qkv.reserve(tokens * std::max(qkv_width, m.hidden) * 4);
         s.activated.reserve(tokens * m.intermediate * 4);
-        for (int id = 0; id < s.pool.size(); ++id) s.rows[id].reserve(m.hidden * 4);
+        for (int id = 0; id < s.pool.size(); ++id) s.rows[id].reserve(widest * 4);
+        s.adapted.begin(m.cache_kind, b.slots_of_adapters, b.tokens, b.deltas, m.layers * LINEARS);
+        if (s.adapted.any()) s.plain.reserve(tokens * widest * 4);
         residual = (float*)s.residual.data;
         qkv = (float*)s.qkv.data;
         activated = s.activated.data;
@@ -147,14 +182,14 @@ class Step {
     }
 
    private:
-    static constexpr int PHASES_PER_LAYER = 12;
+    static constexpr int PHASES_PER_LAYER = 16;
 
     void work(Worker&& w) {
         each(w, [&](int token) { embed(token); });
         for (int index = 0; index < m.layers; ++index) {
             const Layer& layer = m.layer[index];
             norm_all(w, layer.attention_norm, layer.qkv.kind);
-            multiply_all(s, w, layer.qkv, operand, b.tokens, [&](int first, int count, int column, const float* results) {
+            multiply_all(s, w, layer.qkv, index * LINEARS, operand, b.tokens, [&](int first, int count, int column, const float* results) {
                 place(layer.qkv, qkv, qkv_width, first, count, column, results);
             });
             dispatch([&](auto tag) {
@@ -162,10 +197,10 @@ class Step {
                 each(w, [&](int token) { rotate<T>(layer, index, token); });
                 attention<T>(w, layer, index);
             });
-            add(w, layer.output, operand, layer.post_attention_norm);
+            add(w, layer.output, index * LINEARS + 1, operand, layer.post_attention_norm);
             norm_all(w, layer.mlp_norm, layer.gate_up.kind);
-            gate(w, layer);
-            add(w, layer.down, layer.down.kind < INT8 ? activated : operand, layer.post_mlp_norm);
+            gate(w, layer, index * LINEARS + 2);
+            add(w, layer.down, index * LINEARS + 3, layer.down.kind < INT8 ? activated : operand, layer.post_mlp_norm);
         }
         each(w, [&](int token) {
             normalise(residual + (size_t)token * m.hidden, m.norm, b.hidden + (size_t)token * m.hidden, m.hidden, m.eps);
@@ -206,9 +241,9 @@ class Step {
     }
 
     // residual += product with x, normalised first where the family does so.
-    void add(Worker& w, const Linear& l, const uint8_t* x, const float* post_norm) {
+    void add(Worker& w, const Linear& l, int linear, const uint8_t* x, const float* post_norm) {
         if (post_norm) {
-            multiply_all(s, w, l, x, b.tokens, [&](int first, int count, int column, const float* results) {
+            multiply_all(s, w, l, linear, x, b.tokens, [&](int first, int count, int column, const float* results) {
                 place(l, qkv, m.hidden, first, count, column, results);
             });
             each(w, [&](int token) {
@@ -219,7 +254,7 @@ class Step {
             });
             return;
         }
-        multiply_all(s, w, l, x, b.tokens, [&](int first, int count, int column, const float* results) {
+        multiply_all(s, w, l, linear, x, b.tokens, [&](int first, int count, int column, const float* results) {
             const int columns = std::min(PANEL, l.rows - column);
             for (int r = 0; r < count; ++r, results += PANEL) {
                 float* row = residual + (size_t)(first + r) * m.hidden + column;
@@ -312,12 +347,12 @@ class Step {
     }
 
     // Panels of 16 gate rows and the 16 up rows that belong to them; the products become the operand of `down`.
-    void gate(Worker& w, const Layer& layer) {
+    void gate(Worker& w, const Layer& layer, int linear) {
         const int kind = layer.down.kind, half = PANEL / 2;
         const bool direct = kind < INT8;
         const float* bias = layer.gate_up.bias;  // in the panels' order
         const size_t stride = direct ? operand_bytes(kind, m.intermediate) : (size_t)m.intermediate * 4;
-        multiply_all(s, w, layer.gate_up, operand, b.tokens, [&](int first, int count, int column, const float* results) {
+        multiply_all(s, w, layer.gate_up, linear, operand, b.tokens, [&](int first, int count, int column, const float* results) {
             alignas(64) float row[PANEL / 2];
             for (int r = 0; r < count; ++r, results += PANEL) {
                 for (int i = 0; i < half; i += LANES) {
@@ -352,7 +387,7 @@ void head(Session& s, const Model& m, const float* hidden, int rows, float* logi
         each_row(s, w, rows, [&](int row) {
             prepare(m.head.kind, hidden + (size_t)row * m.hidden, s.operand.data + row * stride, 0, m.hidden);
         });
-        multiply_all(s, w, m.head, s.operand.data, rows, [&](int first, int count, int column, const float* results) {
+        multiply_all(s, w, m.head, NO_DELTAS, s.operand.data, rows, [&](int first, int count, int column, const float* results) {
             alignas(64) float scaled[MAX_ROWS * PANEL];
             for (int i = 0; i < count * PANEL; i += LANES) {
                 vf x = load(results + i) * m.logit_scale;
@@ -378,9 +413,8 @@ void ts_pack(int32_t kind, int32_t paired, const void* from, int32_t rows, int32
 }
 
 // Codes that are kept; see pack.h.
-void ts_pack_codes(int32_t kind, int32_t paired, const void* codes, const float* scales, const float* minima,
-                   int32_t rows, int32_t cols, void* to) {
-    pack_codes(kind, paired, (const uint8_t*)codes, scales, minima, rows, cols, (uint8_t*)to);
+void ts_pack_codes(int32_t kind, int32_t paired, const Codes* from, int32_t rows, int32_t cols, void* to) {
+    pack_codes(kind, paired, *from, rows, cols, (uint8_t*)to);
 }
 
 // Null where there is no memory or the threads cannot be started.

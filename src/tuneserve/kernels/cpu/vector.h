@@ -134,6 +134,8 @@ static inline void store(f16* to, vf x) {
 #endif
 }
 
+static inline vf load_signed(const uint8_t* from) { return __builtin_convertvector(load_as<vb>(from), vf); }
+
 // 8-bit floats (e4m3) as 1/256 of their values: their bits are those of a float16 with a smaller bias.
 static inline vf load_e4m3(const uint8_t* from) {
     using vub = uint8_t __attribute__((vector_size(LANES), may_alias));

@@ -6,11 +6,13 @@ adjacent words of it, which are four registers of the operand of ``mma.m16n8k16`
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
-from tuneserve.checkpoint import CodeKind, StoredCodes
+from tuneserve.checkpoint import StoredCodes
 
+PackedKind = Literal["int8", "int4", "nf4", "fp8"]
 ROWS = 16
 WORDS = 128
 # bitsandbytes' table, Dettmers et al., https://arxiv.org/abs/2305.14314, appendix E.
@@ -66,7 +68,7 @@ class PackedWeight:
         shared: how many blocks have a scale together; 0 where each block of 64 columns has two.
     """
 
-    kind: CodeKind
+    kind: PackedKind
     rows: int
     columns: int
     words: torch.Tensor
@@ -93,14 +95,18 @@ class PackedWeight:
         return replace(self, rows=rows, words=self.words[start:stop], scales=self.scales[start:stop], minima=minima)
 
 
-def block_of(kind: CodeKind) -> int:
+def block_of(kind: PackedKind) -> int:
     """Return the columns of a fragment."""
     return 64 if kind in ("int4", "nf4") else 32
 
 
-def packable(kind: CodeKind, columns: int, group: int) -> bool:
-    """Whether a weight of so many columns, of which ``group`` share a scale, can be packed."""
-    return columns % block_of(kind) == 0 and group % 32 == 0
+def packed_kind(part: StoredCodes) -> PackedKind | None:
+    """Return the kind of a weight that can be packed: its columns fill fragments, and groups are not below 32."""
+    match part.kind:
+        case "int8" | "int4" | "nf4" | "fp8" as kind:
+            return kind if part.codes.shape[1] % block_of(kind) == 0 and part.group % 32 == 0 else None
+        case _:
+            return None
 
 
 def shared_of(weight: PackedWeight) -> int:
@@ -109,15 +115,15 @@ def shared_of(weight: PackedWeight) -> int:
 
 
 def pack(part: StoredCodes) -> PackedWeight:
-    """Pack a weight that is :func:`packable`, on the device where it is."""
-    kind, codes = part.kind, part.codes
+    """Pack a weight that has a :func:`packed_kind`, on the device where it is."""
+    kind, codes = packed_kind(part), part.codes
+    assert kind is not None
     rows, columns = codes.shape
     block, blocks = block_of(kind), columns // block_of(kind)
-    scales, minima = part.scales.float(), part.minima
-    if kind == "int4":
-        assert minima is not None
-        # The kernels subtract 8, which leaves nothing where the codes are symmetric.
-        minima = minima.float() + 8 * scales
+    scales, minima = _product(part.scales, part.outer_scales), part.minima
+    if minima is not None:
+        # The kernels subtract half the range, which leaves nothing where the codes are symmetric.
+        minima = _product(minima, part.outer_minima) + (8 if kind == "int4" else 128) * scales
         minima = minima if minima.any() else None
     if kind == "nf4":
         scales = scales / NF4_FACTOR
@@ -133,6 +139,13 @@ def pack(part: StoredCodes) -> PackedWeight:
     assert parts[0] is not None
     words = _words(kind, torch.nn.functional.pad(codes, (0, 0, 0, padding))).view(-1, blocks, WORDS)
     return PackedWeight(kind, rows, columns, words, parts[0], parts[1], shared)
+
+
+def _product(factors: torch.Tensor, outer: torch.Tensor | None) -> torch.Tensor:
+    """Multiply nested factors out, float32."""
+    if outer is None:
+        return factors.float()
+    return factors.float() * outer.repeat_interleave(factors.shape[1] // outer.shape[1], 1)
 
 
 def unpacked(weight: PackedWeight) -> torch.Tensor:
@@ -159,7 +172,7 @@ def unpacked(weight: PackedWeight) -> torch.Tensor:
     return values[: weight.rows]
 
 
-def _values(kind: CodeKind, codes: torch.Tensor) -> torch.Tensor:
+def _values(kind: PackedKind, codes: torch.Tensor) -> torch.Tensor:
     match kind:
         case "int4":
             return codes.float() - 8
@@ -171,7 +184,7 @@ def _values(kind: CodeKind, codes: torch.Tensor) -> torch.Tensor:
             return codes.byte().view(torch.float8_e4m3fn).float()
 
 
-def _shifts(kind: CodeKind) -> list[int]:
+def _shifts(kind: PackedKind) -> list[int]:
     """Return where in a word the codes of the first product are, low half and high half, then those of the next."""
     match kind:
         case "int4":
@@ -181,7 +194,7 @@ def _shifts(kind: CodeKind) -> list[int]:
     return [8 * product + 16 * half for product in range(2) for half in range(2)]
 
 
-def _words(kind: CodeKind, codes: torch.Tensor) -> torch.Tensor:
+def _words(kind: PackedKind, codes: torch.Tensor) -> torch.Tensor:
     # fragment, upper or lower rows, row, block, (half of the block,) thread of columns, product, pair, half of a word
     if block_of(kind) == 64:
         parts = codes.view(-1, 2, 8, codes.shape[1] // 64, 2, 4, 2, 2, 2).permute(0, 3, 2, 5, 7, 1, 4, 6, 8)

@@ -14,6 +14,9 @@ from tuneserve.kernels.gpu.matvec import matvec_reference
 from tuneserve.kernels.gpu.packed import PackedWeight, block_of, shared_of, unpacked
 from tuneserve.kernels.gpu.unpack import load_table, operands, table_of
 
+# Columns from which more warps share a row, and fragments of rows up to which more of them share those of a program.
+_LONG, _SHORT = 8192, 256
+
 
 def packed_skinny_reference(
     x: torch.Tensor,
@@ -49,7 +52,7 @@ def packed_skinny(
     results = weight.rows // 2 if gated else weight.rows
     assert count <= 32 and not (gated and results % 16)
     padded = 8 if count <= 8 else 16 if count <= 16 else 32
-    tiles, steps, warps = shape_of(padded, gated)
+    tiles, steps, warps = shape_of(weight, padded, gated)
     launch = dependent(_packed_skinny)
     _packed_skinny[(triton.cdiv(fragments // 2 if gated else fragments, tiles),)](
         x, weight.words, weight.scales, weight.minima, bias, residual, out, count, results, weight.columns,
@@ -61,11 +64,16 @@ def packed_skinny(
     return out
 
 
-def shape_of(count: int, gated: bool) -> tuple[int, int, int]:
-    """Return fragments of rows per program, blocks of columns at a time and warps; those for 32 rows are measured."""
+def shape_of(weight: PackedWeight, count: int, gated: bool) -> tuple[int, int, int]:
+    """Return fragments of rows per program, blocks of columns at a time and warps, as measured on an H100."""
+    cheap = weight.kind == "int4"
+    if count <= 8:
+        if gated:
+            return (1, 4, 2) if cheap else (1, 8, 4)
+        return (1, 16, 16) if weight.columns >= _LONG else (1, 16, 4)
     if gated:
-        return 1, 4, 4
-    return (1, 8, 4) if count <= 8 else (2, 8, 8)
+        return (2, 2, 2) if cheap else (1, 4, 4)
+    return (2, 8, 8) if len(weight.words) <= _SHORT else (2, 4, 4)
 
 
 @triton.jit

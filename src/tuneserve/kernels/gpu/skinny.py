@@ -4,17 +4,26 @@ The products of 2 to 32 rows are bound by the reading of the weights. A program 
 over all its columns.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from tuneserve.kernels.gpu.launch import dependent
-from tuneserve.kernels.gpu.matvec import matvec_reference
+from tuneserve.kernels.gpu.lora import piece_ends, shrink_shape, shrink_tile
+from tuneserve.kernels.gpu.lora_rows import span_of
+from tuneserve.kernels.gpu.matvec import LoraCall, matvec_reference
 
 __all__ = ["skinny", "skinny_reference"]
 
 skinny_reference = matvec_reference
+
+# Programs that shrink, fewer than the multiprocessors that the smallest products leave idle, and columns of the expand
+# at a time.
+_SHRINKERS = 32
+_EXPANDED = 64
 
 
 def skinny(
@@ -24,6 +33,7 @@ def skinny(
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     gated: bool = False,
+    lora: LoraCall | None = None,
     out: torch.Tensor,
 ) -> torch.Tensor:
     """Multiply up to 32 rows; accumulates in float32 and rounds once.
@@ -33,14 +43,28 @@ def skinny(
         weight: (rows, columns), contiguous; where ``gated``, the first half of the rows is the gate.
         bias: (rows), added to the product.
         residual: (count, rows of the result), added to the result.
+        lora: added to the product, before the gate. The first programs of the launch shrink, while the others multiply
+            by ``weight``.
         out: (count, rows of the result), may be ``residual``.
     """
     count, (rows, columns) = len(x), weight.shape
     assert count <= 32
     results = rows // 2 if gated else rows
     block_rows, block, warps, stages = shape_of(gated)
-    _skinny[(triton.cdiv(results, block_rows),)](
-        x, weight, bias, residual, out, count, results, columns,
+    adapters: tuple[Any, ...] = (None,) * 13
+    shape: dict[str, Any] = dict.fromkeys(("SHRUNK", "RANK", "PADDED", "TILE", "PART"), 1)
+    if lora is not None:
+        mine, each = lora.weights, lora.rows
+        shape = shrink_shape(mine)
+        adapters = (
+            each.tile_of, each.order, each.tiles, each.counts, mine.a, mine.b, mine.ranks, each.shares, each.shrunk,
+            each.done, lora.arrived, *piece_ends(mine, rows),
+        )  # fmt: skip
+    shrinkers = 0 if lora is None else _SHRINKERS
+    span = span_of(columns)
+    _skinny[(shrinkers + triton.cdiv(results, block_rows),)](
+        x, weight, bias, residual, out, count, results, columns, *adapters, LORA=lora is not None,
+        SHRINKERS=_SHRINKERS, SHARES=triton.cdiv(columns, span), SPAN=span, EXPANDED=_EXPANDED, **shape,
         ROWS=block_rows, BLOCK=block, COUNT=16 if count <= 16 else 32, BIAS=bias is not None,
         RESIDUAL=residual is not None, GATED=gated, num_warps=warps, num_stages=stages, **dependent(_skinny),
     )  # fmt: skip
@@ -55,13 +79,30 @@ def shape_of(gated: bool) -> tuple[int, int, int, int]:
 @triton.jit
 def _skinny(
     x, weight, bias, residual, out, count, results, columns,
+    tile_of, order, tiles, counts, a, b, ranks, shares, shrunk, done, arrived, first_end, second_end,
+    LORA: tl.constexpr, SHRINKERS: tl.constexpr, SHRUNK: tl.constexpr, RANK: tl.constexpr, SHARES: tl.constexpr,
+    EXPANDED: tl.constexpr, PADDED: tl.constexpr, TILE: tl.constexpr, SPAN: tl.constexpr, PART: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, COUNT: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
     GATED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    program = tl.program_id(0)
+    if LORA:
+        used = tl.load(counts)
+        if program < SHRINKERS:
+            for item in range(program, used * SHARES, SHRINKERS):
+                shrink_tile(
+                    x, a, ranks, order, tiles, shares, count, columns, item // SHARES, item % SHARES, SHRUNK, RANK,
+                    PADDED, TILE, SPAN, PART,
+                )  # fmt: skip
+                _finish(
+                    order, tiles, shares, shrunk, done, arrived, count, item // SHARES, SHRUNK, PADDED, TILE, SHARES
+                )
+            return
+        program -= SHRINKERS
+    row = program * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
     token = tl.arange(0, COUNT)
     inside = (row < results)[:, None]
@@ -70,6 +111,12 @@ def _skinny(
     values = x + token[None, :] * columns + column[:, None]
     total = tl.zeros((ROWS, COUNT), tl.float32)
     other = tl.zeros((ROWS, COUNT), tl.float32)
+    if LORA:
+        owner = tl.load(tile_of + token, mask=token < count, other=-1)
+        width = results.to(tl.int64) * (2 if GATED else 1)
+        w0 = _columns(b, tiles, row, row < results, 0, used, width, RANK, EXPANDED)
+        if GATED:
+            v0 = _columns(b, tiles, results + row, row < results, 0, used, width, RANK, EXPANDED)
     for start in range(0, columns, BLOCK):
         here = start + column < columns
         value = tl.load(values + start, mask=here[:, None] & (token < count)[None, :], other=0.0)
@@ -78,6 +125,26 @@ def _skinny(
         if GATED:
             v = tl.load(second + start, mask=inside & here[None, :], other=0.0, eviction_policy="evict_first")
             other = tl.dot(v, value, other)
+    if LORA and used > 0:
+        while tl.atomic_add(arrived, 0, sem="acquire") < used:
+            pass
+        if GATED:
+            total = _expand(
+                total, w0, owner, row, row < results, 0, b, tiles, shrunk, used, width, SHRUNK, RANK, COUNT, EXPANDED
+            )
+            other = _expand(
+                other, v0, owner, results + row, row < results, 1, b, tiles, shrunk, used, width, SHRUNK, RANK, COUNT,
+                EXPANDED,
+            )  # fmt: skip
+        else:
+            real = tl.minimum(row, results - 1)
+            piece_of = (real >= first_end).to(tl.int32) + (real >= second_end).to(tl.int32)
+            for piece in range(tl.min(piece_of, 0), tl.max(piece_of, 0) + 1):
+                mine = (row < results) & (piece_of == piece)
+                total = _expand(
+                    total, tl.where(mine[:, None], w0, 0.0).to(w0.dtype), owner, row, mine, piece, b, tiles, shrunk,
+                    used, width, SHRUNK, RANK, COUNT, EXPANDED,
+                )  # fmt: skip
     if BIAS:
         total += tl.load(bias + row, mask=row < results, other=0.0).to(tl.float32)[:, None]
     if GATED:
@@ -89,3 +156,57 @@ def _skinny(
     if RESIDUAL:
         total += tl.load(residual + place, mask=valid, other=0.0).to(tl.float32)
     tl.store(out + place, total.to(out.dtype.element_ty), mask=valid)
+
+
+@triton.jit
+def _finish(
+    order, tiles, shares, shrunk, done, arrived, count, tile,
+    SHRUNK: tl.constexpr, PADDED: tl.constexpr, TILE: tl.constexpr, SHARES: tl.constexpr,
+):  # fmt: skip
+    """Add up the shares of a tile if all are there, and say so."""
+    tl.debug_barrier()
+    before = tl.atomic_add(done + tile, 1, sem="acq_rel")
+    if before + 1 == SHARES:
+        begin = tl.load(tiles + tile * 3)
+        member = tl.arange(0, TILE)
+        real = member < tl.load(tiles + tile * 3 + 1)
+        row = tl.load(order + begin + member, mask=real, other=0)
+        for first in range(0, SHRUNK, PADDED):
+            number = first + tl.arange(0, PADDED)
+            place = row[None, :] * SHRUNK + number[:, None]
+            known = (number < SHRUNK)[:, None] & real[None, :]
+            total = tl.zeros((PADDED, TILE), tl.float32)
+            for share in tl.static_range(SHARES):
+                total += tl.load(shares + share * count * SHRUNK + place, mask=known, other=0.0, cache_modifier=".cg")
+            tl.store(shrunk + place, total.to(shrunk.dtype.element_ty), mask=known)
+        tl.store(done + tile, 0)
+        tl.debug_barrier()
+        tl.atomic_add(arrived, 1, sem="release")
+
+
+@triton.jit
+def _columns(b, tiles, row, mine, first, used, rows, RANK: tl.constexpr, EXPANDED: tl.constexpr):
+    """Return some columns of the expands of all tiles side by side, (rows of a program, EXPANDED)."""
+    place = first + tl.arange(0, EXPANDED)
+    tile = place // RANK
+    slot = tl.load(tiles + tile * 3 + 2, mask=tile < used, other=0).to(tl.int64)
+    source = b + (slot[None, :] * rows + row[:, None]) * RANK + (place % RANK)[None, :]
+    return tl.load(source, mask=mine[:, None] & (tile < used)[None, :], other=0.0)
+
+
+@triton.jit
+def _expand(
+    total, w, owner, row, mine, piece, b, tiles, shrunk, used, rows,
+    SHRUNK: tl.constexpr, RANK: tl.constexpr, COUNT: tl.constexpr, EXPANDED: tl.constexpr,
+):  # fmt: skip
+    """Add the deltas of all tokens: a product with as many columns for each tile as the rank has numbers."""
+    token = tl.arange(0, COUNT)
+    for first in range(0, used * RANK, EXPANDED):
+        place = first + tl.arange(0, EXPANDED)
+        own = tl.load(
+            shrunk + token[None, :] * SHRUNK + piece * RANK + (place % RANK)[:, None],
+            mask=(place // RANK)[:, None] == owner[None, :], other=0.0, cache_modifier=".cg",
+        )  # fmt: skip
+        total = tl.dot(w, own, total)
+        w = _columns(b, tiles, row, mine, first + EXPANDED, used, rows, RANK, EXPANDED)
+    return total

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneserve.checkpoint._codes import StoredCodes
+from tuneserve.checkpoint._codes import StoredCodes, checked
 from tuneserve.checkpoint._read import Checkpoint
 from tuneserve.checkpoint._tensor import TensorHeader, TensorSpec
 from tuneserve.checkpoint.quantised.compressed_tensors._config import Config
@@ -68,13 +68,20 @@ class CompressedTensorsReader:
         dtypes = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
         return dequantise(self._checkpoint, self._layouts[name], dtypes[self._tensors[name].dtype])
 
+    def storage(self, name: str) -> str | None:
+        """Return how one weight is stored; see :class:`~tuneserve.checkpoint.CodeReader`."""
+        if name not in self._layouts:
+            return None
+        args = self._layouts[name].args
+        return f"{'INT' if args.type == 'int' else 'FP'}{args.num_bits}"
+
     def codes(self, name: str) -> StoredCodes | None:
         """Read one weight as it is stored; see :class:`~tuneserve.checkpoint.CodeReader`."""
         if name not in self._layouts:
             return None
         from tuneserve.checkpoint.quantised.compressed_tensors._codes import stored_codes
 
-        return stored_codes(self._checkpoint, self._layouts[name])
+        return checked(name, stored_codes(self._checkpoint, self._layouts[name]))
 
 
 def open_compressed_tensors(checkpoint: Checkpoint, config: Mapping[str, Any]) -> CompressedTensorsReader:

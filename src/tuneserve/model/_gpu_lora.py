@@ -1,0 +1,256 @@
+"""Adapters unmerged on a GPU: low-rank deltas beside each linear layer, each row of a step with its own.
+
+Up to :data:`~tuneserve.model._gpu_linear.FEW` rows, the product of a dense weight computes the delta as well; beyond,
+and beside packed weights, kernels after the product do.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from tuneserve.adapters import LinearName, linear_shapes
+from tuneserve.errors import AdapterError
+from tuneserve.kernels.gpu.launch import power_of_two
+from tuneserve.kernels.gpu.lora import lora_expand, lora_gate, lora_shrink
+from tuneserve.kernels.gpu.lora_rows import LoraRows, LoraWeights
+from tuneserve.kernels.gpu.matvec import LoraCall, matvec
+from tuneserve.kernels.gpu.skinny import skinny
+from tuneserve.model._gpu_linear import FEW, DenseGpuLinear, GpuLinear, Norm
+from tuneserve.model._gpu_weights import GpuWeights
+from tuneserve.model._lora import AdapterWeights, Delta
+from tuneserve.spec import ModelSpec
+
+# The kernels have the whole rank of a tile in shared memory.
+_LEAST_RANK, _MOST_RANK = 16, 128
+# No more are in a captured step.
+_KEPT_ROWS = 512
+
+
+@dataclass
+class _Layer:
+    """A linear layer's shape and its adapters, where any changes it; ``arrived`` is for the programs of its product."""
+
+    columns: int
+    ends: tuple[int, ...]
+    arrived: torch.Tensor
+    adapters: LoraWeights | None = None
+
+
+class GpuAdapters:
+    """The adapters of a decoder, each in a slot, and which rows of the step at hand take which.
+
+    ``rows`` is None where all are of the base. Memory grows by doubling; :meth:`put` says when it was moved, and with
+    it what graphs were captured over.
+    """
+
+    def __init__(self, spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> None:
+        self.rows: LoraRows | None = None
+        self._dtype, self._device = dtype, device
+        self._slots = self._rank = 0
+        self._used: set[int] = set()
+        self._kept: dict[int, LoraRows] = {}
+        shapes = linear_shapes(spec)
+        self._arrived = torch.zeros(len(shapes), 1, dtype=torch.int32, device=device)
+        self.layers = {
+            key: _Layer(columns, _ends(spec, key[1], outputs), arrived)
+            for (key, (outputs, columns)), arrived in zip(shapes.items(), self._arrived, strict=True)
+        }
+
+    def put(self, slot: int, adapter: AdapterWeights) -> bool:
+        """Let ``slot`` be this adapter; say whether memory was moved.
+
+        Raises:
+            AdapterError: its rank is too large, or there is not enough memory.
+        """
+        pieces = {key: _pieces(self.layers[key].ends, deltas) for key, deltas in adapter.items()}
+        rank = max((len(a) for parts in pieces.values() for a, _ in parts), default=1)
+        if rank > _MOST_RANK:
+            raise AdapterError(
+                f"the adapter has rank {rank}, and the GPU's kernels compute up to {_MOST_RANK} unmerged; merge it "
+                "with 'tuneserve export', or serve it alone."
+            )
+        slots, rank = power_of_two(slot + 1), power_of_two(max(rank, _LEAST_RANK))
+        moved = slots > self._slots or rank > self._rank or any(self.layers[key].adapters is None for key in pieces)
+        if moved:
+            self._grow(max(slots, self._slots), max(rank, self._rank), pieces.keys())
+        self._used.add(slot)
+        for key, layer in self.layers.items():
+            if layer.adapters is not None:
+                _fill(layer.adapters, layer.ends, slot, pieces.get(key, []))
+        return moved
+
+    def drop(self, slot: int) -> bool:
+        """Forget what is in a slot; say whether memory was given back."""
+        self._used.discard(slot)
+        if self._used:
+            return False
+        for layer in self.layers.values():
+            layer.adapters = None
+        self._slots = self._rank = 0
+        self._kept.clear()
+        self.rows = None
+        return True
+
+    def enter(self, slots: torch.Tensor | None, rows: int) -> None:
+        """Take the slot of each of a step's first rows, -1 for the base; None if all ``rows`` are of the base."""
+        if slots is None:
+            self.rows = None
+        elif rows > _KEPT_ROWS:
+            self.rows = self._make(rows)
+        else:
+            # Captured steps need it where it is.
+            self.rows = self._kept.get(rows) or self._kept.setdefault(rows, self._make(rows))
+        if self.rows is not None and slots is not None:
+            self.rows.put(slots.tolist())
+
+    def start(self) -> None:
+        """Begin a step on the device."""
+        if self.rows is not None and len(self.rows.slots) <= FEW:
+            self._arrived.zero_()
+
+    def _make(self, rows: int) -> LoraRows:
+        columns = max(layer.columns for layer in self.layers.values())
+        most = max(len(layer.ends) for layer in self.layers.values()) * self._rank
+        return LoraRows.of(rows, most, columns, self._dtype, self._device)
+
+    def _grow(self, slots: int, rank: int, changed: Collection[tuple[int, LinearName]]) -> None:
+        self._kept.clear()
+        grown = {}
+        try:
+            for key, layer in self.layers.items():
+                if layer.adapters is not None or key in changed:
+                    grown[key] = _grown(layer, slots, rank, self._dtype, self._device)
+        except torch.OutOfMemoryError as error:
+            raise AdapterError(
+                "the GPU has not enough memory left for the adapter; unload another, or give the cache less."
+            ) from error
+        for key, adapters in grown.items():
+            self.layers[key].adapters = adapters
+        self._slots, self._rank = slots, rank
+        if self.rows is not None:
+            # Steps that follow those in flight are of the same rows.
+            before, self.rows = self.rows, self._make(len(self.rows.slots))
+            self.rows.take(before)
+            self._kept[len(before.slots)] = self.rows
+
+
+def _ends(spec: ModelSpec, name: LinearName, outputs: int) -> tuple[int, ...]:
+    if name == "qkv":
+        return spec.q_size, (spec.q_size + outputs) // 2, outputs
+    return (outputs // 2, outputs) if name == "gate_up" else (outputs,)
+
+
+def _pieces(ends: tuple[int, ...], deltas: tuple[Delta, ...]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return A (rank, in) and B (rows, rank) of each piece; a delta of fused weights is part of each of its pieces."""
+    parts, begin = [], 0
+    for end in ends:
+        factors, shape = [], deltas[0].a.shape[1]
+        for delta in deltas:
+            first, last = max(begin, delta.first), min(end, delta.first + len(delta.b))
+            if first < last:
+                b = delta.b.new_zeros(end - begin, delta.b.shape[1])
+                b[first - begin : last - begin] = delta.b[first - delta.first : last - delta.first]
+                factors.append((delta.a, b))
+        a = torch.cat([a for a, _ in factors]) if factors else deltas[0].a.new_zeros(0, shape)
+        b = torch.cat([b for _, b in factors], 1) if factors else deltas[0].b.new_zeros(end - begin, 0)
+        parts.append((a, b))
+        begin = end
+    return parts
+
+
+def _grown(layer: _Layer, slots: int, rank: int, dtype: torch.dtype, device: torch.device) -> LoraWeights:
+    """Return zeroed room for so many slots and ranks, with what a layer has."""
+    pieces, outputs = len(layer.ends), layer.ends[-1]
+    a = torch.zeros(slots, pieces, rank, layer.columns, dtype=dtype, device=device)
+    b = torch.zeros(slots, outputs, rank, dtype=dtype, device=device)
+    ranks = torch.zeros(slots, dtype=torch.int32, device=device)
+    if (old := layer.adapters) is not None:
+        had = len(old.ranks)
+        a[:had, :, : old.rank] = old.a.view(had, pieces, old.rank, -1)
+        b[:had, :, : old.rank] = old.b
+        ranks[:had] = old.ranks
+    return LoraWeights(a.view(slots, pieces * rank, -1), b, ranks, layer.ends)
+
+
+def _fill(
+    adapters: LoraWeights, ends: tuple[int, ...], slot: int, parts: list[tuple[torch.Tensor, torch.Tensor]]
+) -> None:
+    adapters.a[slot] = 0
+    adapters.b[slot] = 0
+    begin = 0
+    for piece, ((a, b), end) in enumerate(zip(parts, ends, strict=True) if parts else ()):
+        adapters.a[slot, piece * adapters.rank :][: len(a)] = a
+        adapters.b[slot, begin:end, : b.shape[1]] = b
+        begin = end
+    adapters.ranks[slot] = max((len(a) for a, _ in parts), default=0)
+
+
+class AdaptedGpuLinear:
+    """A linear layer and the adapters beside it; see :class:`~tuneserve.model._gpu_linear.GpuLinear`."""
+
+    def __init__(self, base: GpuLinear, layer: _Layer, adapters: GpuAdapters) -> None:
+        self._base, self._layer, self._adapters = base, layer, adapters
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Yield what the base keeps."""
+        return self._base.tensors()
+
+    def product(self, x: torch.Tensor, out: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
+        """Write the product of ``x``, and each row's delta, to ``out``."""
+        if (call := self._call()) is None:
+            return self._base.product(x, out, norm)
+        if isinstance(self._base, DenseGpuLinear) and len(x) <= FEW:
+            return self._few(self._base, call, x, out, norm=norm)
+        x = x if norm is None else norm(x)
+        return _expand(call, x, self._base.product(x, out))
+
+    def gated(self, x: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor, norm: Norm) -> torch.Tensor:
+        """Write the gated product, each row's delta in both halves, to ``out``."""
+        if (call := self._call()) is None:
+            return self._base.gated(x, out, scratch, norm)
+        if isinstance(self._base, DenseGpuLinear) and len(x) <= FEW:
+            return self._few(self._base, call, x, out, norm=norm, gated=True)
+        x = norm(x)
+        self._base.product(x, scratch)
+        lora_shrink(x, call.weights, call.rows)
+        return lora_gate(call.weights, call.rows, x.shape[1], scratch, out)
+
+    def add(self, x: torch.Tensor, hidden: torch.Tensor) -> None:
+        """Add the product of ``x``, and each row's delta, to ``hidden``."""
+        if (call := self._call()) is None:
+            self._base.add(x, hidden)
+        elif isinstance(self._base, DenseGpuLinear) and len(x) <= FEW:
+            self._few(self._base, call, x, hidden, residual=hidden)
+        else:
+            self._base.add(x, hidden)
+            _expand(call, x, hidden)
+
+    def _call(self) -> LoraCall | None:
+        rows, weights = self._adapters.rows, self._layer.adapters
+        return None if rows is None or weights is None else LoraCall(weights, rows, self._layer.arrived)
+
+    def _few(
+        self, base: DenseGpuLinear, call: LoraCall, x: torch.Tensor, out: torch.Tensor, *,
+        norm: Norm | None = None, residual: torch.Tensor | None = None, gated: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
+        weight, bias = base.weight, base.bias
+        if len(x) == 1:
+            scale, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
+            return matvec(x, weight, norm=scale, eps=eps, bias=bias, residual=residual, gated=gated, lora=call, out=out)
+        x = x if norm is None else norm(x)
+        return skinny(x, weight, bias=bias, residual=residual, gated=gated, lora=call, out=out)
+
+
+def _expand(call: LoraCall, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    lora_shrink(x, call.weights, call.rows)
+    return lora_expand(call.weights, call.rows, x.shape[1], out)
+
+
+def adapted(weights: GpuWeights, adapters: GpuAdapters) -> GpuWeights:
+    """Return the same weights with adapters beside them."""
+    layers = list(weights.layers)
+    for (index, name), layer in adapters.layers.items():
+        linear = AdaptedGpuLinear(getattr(layers[index], name), layer, adapters)
+        layers[index] = replace(layers[index], **{name: linear})  # type: ignore[arg-type]
+    return replace(weights, layers=tuple(layers))
