@@ -84,6 +84,19 @@ def test_the_end_of_one_process_is_the_end_of_all(killed: str, make_llama: Make)
     asyncio.run(scenario())
 
 
+def test_adapters_are_not_loaded_unmerged(make_llama: Make, make_lora: Make) -> None:
+    async def scenario() -> None:
+        base = make_llama()
+        engine = await NativeEngine.start(resolve(base), dtype="float32", tensor_parallel=2)
+        try:
+            with pytest.raises(InputError, match="devices that divide a model do not compute adapters unmerged"):
+                await engine.load_adapter("tickets", make_lora(base))
+        finally:
+            await engine.close()
+
+    asyncio.run(scenario())
+
+
 def test_the_end_of_an_idle_rank_is_noticed(make_llama: Make) -> None:
     async def scenario() -> None:
         engine = await NativeEngine.start(resolve(make_llama()), dtype="float32", tensor_parallel=2)
