@@ -142,8 +142,16 @@ def test_the_native_engine_refuses_what_is_not_its_own(make_llama: Make) -> None
         prepare("native", source, (), ServeOptions(arguments=("--x",)), verify=False)
     with pytest.raises(InputError, match="dtype 'int3' is not known"):
         prepare("native", source, (), ServeOptions(dtype="int3"), verify=False)
-    with pytest.raises(InputError, match="without tensor parallelism"):
-        prepare("native", source, (), ServeOptions(tensor_parallel=2), verify=False)
+    with pytest.raises(InputError, match="3 devices do not divide its 4 attention heads"):
+        prepare("native", source, (), ServeOptions(tensor_parallel=3), verify=False)
+    assert prepare("native", source, (), ServeOptions(tensor_parallel=2), verify=False).options.tensor_parallel == 2
+
+
+def test_the_native_engine_divides_no_unmerged_adapters(make_llama: Make, make_lora: Make) -> None:
+    source = resolve(make_llama())
+    adapters = parse_adapters([f"tickets={make_lora(source.model_dir)}"], source, "base")
+    with pytest.raises(InputError, match="with tensor parallelism it does not compute adapters unmerged"):
+        prepare("native", source, adapters, ServeOptions(tensor_parallel=2), verify=False)
 
 
 def test_adapters_are_named_once_and_are_over_the_source(make_llama: Make, make_lora: Make) -> None:

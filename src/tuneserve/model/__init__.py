@@ -7,6 +7,8 @@ from tuneserve.model._experts import Experts
 from tuneserve.model._linear import DenseLinear, Linear
 from tuneserve.model._lora import AdapterWeights, Delta, load_deltas
 from tuneserve.model._lora_linear import AdaptedLinears, LoraStack
+from tuneserve.model._parallel import join
+from tuneserve.model._shard import load_shard
 from tuneserve.model._weights import LayerWeights, Weights, load_weights
 
 __all__ = [
@@ -27,7 +29,9 @@ __all__ = [
     "Recurrence",
     "Scan",
     "Weights",
+    "join",
     "load_deltas",
+    "load_shard",
     "load_weights",
     "reasons_against",
 ]

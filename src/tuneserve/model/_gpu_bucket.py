@@ -93,7 +93,8 @@ class Graphs:
             step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # What other threads ask of the device meanwhile, such as NCCL's that looks for timeouts, does no harm.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             step()
         self._pool = self._pool or graph.pool()
         for one, before in zip(self._state, kept, strict=True):

@@ -16,6 +16,7 @@ from tuneserve.native._choose import Choice
 from tuneserve.native._draft import Drafter
 from tuneserve.native._flight import Flight
 from tuneserve.native._grammar import Grammars, GrammarState
+from tuneserve.native._lead import LeadingRunner, lead
 from tuneserve.native._load import (
     MOST_SPECULATION,
     EngineConfig,
@@ -69,9 +70,9 @@ class NativeCore:
     def __init__(self, config: EngineConfig) -> None:
         if not 0 <= config.speculation <= MOST_SPECULATION:
             raise InputError(f"speculation is {config.speculation}; choose from 0 (off) to {MOST_SPECULATION}.")
-        decoder = load_decoder(config)
+        decoder, ranks = (load_decoder(config), None) if config.tensor_parallel == 1 else lead(config)
         give_memory_back()
-        blocks = cache_blocks(config, decoder)
+        blocks = cache_blocks(config, decoder, None if ranks is None else ranks.free)
         max_running = running_limit(config, decoder, blocks)
         self._runner: Runner | TransformersRunner
         step_tokens = _GPU_STEP_TOKENS if decoder.device.type == "cuda" else _STEP_TOKENS
@@ -79,7 +80,11 @@ class NativeCore:
             # Its caches cannot be shared, nor prompts be cut.
             self._runner, step_tokens, reuse = TransformersRunner(decoder), max_running * decoder.context_length, False
         else:
-            self._runner, reuse = Runner(decoder, blocks, max_running), reuses_prefixes(config, decoder.spec)
+            reuse = reuses_prefixes(config, decoder.spec)
+            if ranks is None:
+                self._runner = Runner(decoder, blocks, max_running)
+            else:
+                self._runner = LeadingRunner(decoder, blocks, max_running, ranks)
         self._pool = BlockPool(blocks, reuse=reuse)
         self._adapters = Adapters(config, decoder)
         self._scheduler = Scheduler(self._pool, max_running, max(step_tokens, max_running))
@@ -96,7 +101,7 @@ class NativeCore:
             vocab_size=self._runner.vocab_size,
             dtype=str(decoder.dtype).removeprefix("torch."),
             device=str(decoder.device),
-            weight_bytes=decoder.weight_bytes,
+            weight_bytes=decoder.weight_bytes + (0 if ranks is None else ranks.weight_bytes),
             max_running=max_running,
         )
 

@@ -45,30 +45,50 @@ class Runner:
     @torch.inference_mode()
     def launch(self, step: Step, steps: int, changes: int) -> Flight:
         """Launch greedy steps of sequences that all decode; each must have blocks for so many tokens."""
-        assert isinstance(self.decoder, AheadDecoder)
-        self.cache.wipe(step.wiped)
-        batch = make_batch(step, self.decoder.device, ahead=steps - 1)
-        tokens = self.decoder.decode_greedily(batch, self.cache.keys, self.cache.values, steps)
+        self.wipe(step.wiped)
+        tokens = self.decode_greedily(make_batch(step, self.host, ahead=steps - 1), steps)
         return Flight.of(tuple(segment.sequence for segment in step.segments), changes, tokens)
 
     @torch.inference_mode()
     def follow(self, flight: Flight, steps: int) -> Flight:
         """Launch steps after those of the last flight, which need not have landed, for all of its sequences."""
-        assert isinstance(self.decoder, AheadDecoder)
-        tables = block_tables(flight.sequences, flight.steps + steps, self.decoder.device)
-        tokens = self.decoder.go_on_greedily(tables, self.cache.keys, self.cache.values, steps)
+        tokens = self.go_on_greedily(block_tables(flight.sequences, flight.steps + steps, self.host), steps)
         return Flight.of(flight.sequences, flight.changes, tokens)
 
     def _run(self, step: Step) -> dict[Sequence, list[Choice] | str]:
-        self.cache.wipe(step.wiped)
-        batch = make_batch(step, self.decoder.device)
-        hidden = self._forward(batch)
+        self.wipe(step.wiped)
+        batch = make_batch(step, self.host)
+        hidden = self.forward(batch)
         results = _broken(step, hidden)
         rows = hidden if len(batch.scored_rows) == len(hidden) else hidden[batch.scored_rows]
-        results.update(choose(self.decoder.logits, rows, step.segments))
+        results.update(choose(self.logits, rows, step.segments))
         return results
 
-    def _forward(self, batch: Batch) -> torch.Tensor:
+    @property
+    def host(self) -> torch.device:
+        """Where batches are made."""
+        return self.decoder.device
+
+    def wipe(self, blocks: tuple[int, ...]) -> None:
+        """Overwrite blocks of the cache with zeros."""
+        self.cache.wipe(blocks)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits (rows, vocabulary) of hidden states (rows, hidden)."""
+        return self.decoder.logits(hidden)
+
+    def decode_greedily(self, batch: Batch, steps: int) -> torch.Tensor:
+        """Run greedy steps over the cache; see :class:`~tuneserve.native._decoders.AheadDecoder`."""
+        assert isinstance(self.decoder, AheadDecoder)
+        return self.decoder.decode_greedily(batch, self.cache.keys, self.cache.values, steps)
+
+    def go_on_greedily(self, tables: torch.Tensor, steps: int) -> torch.Tensor:
+        """Run greedy steps after those of the call before."""
+        assert isinstance(self.decoder, AheadDecoder)
+        return self.decoder.go_on_greedily(tables, self.cache.keys, self.cache.values, steps)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Run a batch over the cache and return its hidden states after the last norm, (tokens, hidden)."""
         if not isinstance(self.decoder, Decoder):
             return self.decoder.forward(batch, self.cache.keys, self.cache.values)
         attention, recurrence = StepAttention(self.cache, batch), StepRecurrence(self.states, batch)

@@ -29,7 +29,7 @@ def commands(
     if unmerged:
         return _with_adapters(model, taken, sizes)
     if taken.engine == "native":
-        return _native(model, wish, source, sizes)
+        return _native(model, machine, wish, taken, sizes)
     if taken.engine == "unsloth":
         return Commands((f"tuneserve serve {source} --engine unsloth {sizes}",))
     shell, artifact = [], source
@@ -42,9 +42,7 @@ def commands(
         return _mac(shell, artifact, taken, wish, max_running)
     if taken.engine == "vllm":
         shell.append("tuneserve engines install vllm")
-    serve = f"tuneserve serve {artifact} --engine {taken.engine} {sizes}"
-    if taken.tensor > 1:
-        serve += f" --tensor-parallel {taken.tensor}"
+    serve = f"tuneserve serve {artifact} --engine {taken.engine} {sizes}" + _divided(taken)
     return Commands((*shell, *_replicated(serve, artifact, machine, taken)), notes=_notes(wish, taken))
 
 
@@ -57,8 +55,15 @@ def exports(model: PlannedModel, taken: Option) -> bool:
     return not (plain and taken.method == "merged_16bit")
 
 
-def _native(model: PlannedModel, wish: Wish, source: str, sizes: str) -> Commands:
+def _divided(taken: Option) -> str:
+    return f" --tensor-parallel {taken.tensor}" if taken.tensor > 1 else ""
+
+
+def _native(model: PlannedModel, machine: Machine, wish: Wish, taken: Option, sizes: str) -> Commands:
+    source = _quoted(model.source.source)
     serve = f"tuneserve serve {source} --engine native {sizes}"
+    if taken.tensor > 1:
+        return Commands(tuple(_replicated(serve + _divided(taken), source, machine, taken)))
     if wish.objective != "simple":
         return Commands((serve,))
     python = (
