@@ -76,7 +76,7 @@ def serve(kind: Kind, source: Path, adapters: Sequence[Adapter] = (), method: st
         kind=kind, source=resolved, artifact=resolved, method=method, adapters=tuple(adapters), options=ServeOptions(),
         notes=(),
     )  # fmt: skip
-    run_server(served, name="model", host="127.0.0.1", port=0, on_ready=ready)
+    run_server({"model": served}, host="127.0.0.1", port=0, on_ready=ready)
     return found
 
 

@@ -89,7 +89,7 @@ async def test_metrics_count_what_happened(client: httpx.AsyncClient, engine: Fa
     assert samples["vllm:num_requests_running", "tuned"] == 3
     assert samples["vllm:num_requests_waiting", "tuned"] == 2
     assert samples["vllm:kv_cache_usage_perc", "tuned"] == 0.25
-    assert samples["tuneserve_engine_ready",] == 1
+    assert samples["tuneserve_engine_ready", "tuned"] == 1
 
 
 async def test_a_long_prompt_does_not_hold_up_others(served: ServedModel) -> None:
