@@ -45,7 +45,7 @@ def run_server(
         started: list[ServedModel] = []
         try:
             for name, served in models.items():
-                started.append(await _start(name, served))
+                started.append(await start(name, served))
         except BaseException:
             await asyncio.gather(*(model.engine.close() for model in started))
             raise
@@ -59,7 +59,14 @@ def run_server(
         )  # fmt: skip
 
 
-async def _start(name: str, served: Served) -> "ServedModel":
+async def start(name: str, served: Served) -> "ServedModel":
+    """Start the engine of one model and check that it serves the model that was trained.
+
+    Raises:
+        InputError: the source cannot be served as it is.
+        EngineError: the engine did not start.
+        ParityError: what it serves is not the model that was trained.
+    """
     sources = (served.source, *(adapter.source for adapter in served.adapters))
     # Beside the event loop, which answers /health meanwhile.
     first, *others = await asyncio.gather(*(asyncio.to_thread(_open_text, source) for source in sources))
