@@ -215,6 +215,29 @@ def test_models_are_compared_token_by_token(page: Page, tokenizer_dir: Path) -> 
         )
 
 
+def test_answers_part_at_the_right_token_where_letters_take_several(page: Page, tokenizer_dir: Path) -> None:
+    base, tuned = answering(tokenizer_dir, "base", "ö😀 one"), answering(tokenizer_dir, "tuned", "ö😀 two")
+    with serving(base, tuned) as url:
+        page.goto(f"{url}/#compare")
+        page.get_by_role("button", name="Compare").click()
+        verdict = page.get_by_role("region", name="Where they part")
+        expect(verdict).to_contain_text("part after 3 characters: base goes on with “o” (36.8%, to tuned 36.8%)")
+        expect(page.locator(".tokens .part")).to_have_text(["o", "t"])
+        page.get_by_label("Colour by surprise to").select_option("tuned")
+        expect(page.locator(".tokens .part")).to_have_text(["o", "t"])
+
+
+def test_a_conversation_deleted_while_it_is_answered_is_gone(page: Page, tokenizer_dir: Path) -> None:
+    with serving(answering(tokenizer_dir, "tuned", "Hello there", hold_after=5)) as url:
+        page.goto(url)
+        ask(page, "Hi")
+        expect(page.locator(".message.assistant .body")).to_have_text("Hello")
+        page.get_by_role("button", name="Delete").click()
+        expect(page.locator(".message")).to_have_count(0)
+        ask(page, "Again")
+        expect(page.locator("#conversations li")).to_have_text(["Again"])
+
+
 def test_what_a_model_cannot_score_is_told(page: Page, tokenizer_dir: Path) -> None:
     base, tuned = answering(tokenizer_dir, "base", "A"), answering(tokenizer_dir, "tuned", "B")
     engine_of(base).lacks = ("prompt_logprobs",)
@@ -241,7 +264,7 @@ def test_live_shows_each_engine(page: Page, tokenizer_dir: Path) -> None:
         expect(numbers.filter(has_text="Waiting")).to_have_text("Waiting2")
         expect(numbers.filter(has_text="Cache in use")).to_contain_text("25%")
         expect(numbers.filter(has_text="Tokens written")).to_have_text("Tokens written2")
-        expect(card.get_by_role("row").filter(has_text="Time to first token").locator("td").first).to_contain_text("ms")
+        expect(card.get_by_role("row").filter(has_text="First token").locator("td").first).to_contain_text("ms")
         expect(page.get_by_role("region", name="base")).to_contain_text("not running")
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tuneserve.gateway import Agreement, Step
 
 _MANIFEST = "tuneserve.json"
+_SHOWN_DIGITS = 12
 
 
 def lineage(served: Served, engine: "EngineInfo", verdict: "Verdict | None") -> "tuple[Step, ...]":
@@ -73,7 +74,7 @@ def _method(manifest: Mapping[str, Any]) -> "Step":
         "by": f"tuneserve {libraries['tuneserve']}" if "tuneserve" in libraries else None,
         "changed tensors": manifest.get("merged_tensors"),
         "files": len(_object(manifest, "files")) or None,
-        "fingerprint": run.get("fingerprint"),
+        "fingerprint": str(run.get("fingerprint", ""))[:_SHOWN_DIGITS] or None,
     }
     return Step(
         kind="method",

@@ -33,6 +33,8 @@ export function startChat(models) {
   byId("new-chat").addEventListener("click", () => open(create()));
   byId("delete-chat").addEventListener("click", () => {
     remove(conversation.id);
+    // So that an answer under way does not bring it back.
+    conversation.messages.length = 0;
     open(create());
   });
   for (const name of [...NUMBERS, "system", "stop"]) byId(name).addEventListener("change", keepSettings);
@@ -61,12 +63,12 @@ function keepSettings() {
   conversation.sampling = {};
   for (const name of NUMBERS) if (byId(name).value) conversation.sampling[name] = byId(name).valueAsNumber;
   if (byId("stop").value) conversation.sampling.stop = byId("stop").value;
-  if (conversation.messages.length) keep();
+  keep();
 }
 
-function keep() {
+function keep(kept = conversation) {
   try {
-    save(conversation);
+    if (kept.messages.length) save(kept);
   } catch (error) {
     say(error.message);
   }
@@ -171,8 +173,7 @@ async function answer() {
   if (!message.content && !message.reasoning) asked.messages.pop();
   if (running !== controller) {
     // Another conversation has been opened meanwhile.
-    if (asked.messages.length) save(asked);
-    showConversations();
+    keep(asked);
     return;
   }
   setRunning(null);

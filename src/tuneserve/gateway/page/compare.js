@@ -1,7 +1,7 @@
 // The same prompt to two or three models: their answers side by side, and how surprising each finds each token.
 
 import { byId, make } from "./dom.js";
-import { answerTokens, meanSurprise, percent, scoredAnswer, surpriseClass } from "./scores.js";
+import { answerTokens, letters, meanSurprise, percent, scoredAnswer, surpriseClass } from "./scores.js";
 
 const MOST = 3;
 const OWN = "";
@@ -60,7 +60,7 @@ async function compare() {
   if (!signal.aborted) await Promise.all(columns.map((column) => score(column, messages, signal)));
   setRunning(null);
   paint();
-  showVerdict();
+  if (!signal.aborted) showVerdict();
 }
 
 function setRunning(controller) {
@@ -155,7 +155,7 @@ function point(column, index) {
 
 const quoted = (text) => `“${text.replaceAll("\n", "⏎")}”`;
 
-// Returns the first character at which a column's answer is not that of the first column, or of the second for the first.
+// Returns the first letter at which a column's answer is not that of the first column, or of the second for the first.
 function parting(column) {
   const other = columns.find((each) => each !== column && answerOf(each) !== answerOf(column));
   if (running || !other) return null;
@@ -163,15 +163,13 @@ function parting(column) {
 }
 
 function common(one, other) {
+  const [first, second] = [letters(one), letters(other)];
   let at = 0;
-  while (at < one.length && one[at] === other[at]) at += 1;
+  while (at < first.length && first[at] === second[at]) at += 1;
   return at;
 }
 
-function tokenIndex(tokens, place) {
-  let end = 0;
-  return tokens.findIndex((token) => (end += token.text.length) > place);
-}
+const tokenIndex = (tokens, place) => tokens.findIndex((token) => token.end > place);
 
 const tokenAt = (column, tokens, place) => column.text.children[tokenIndex(tokens, place)];
 

@@ -8,9 +8,9 @@ const EVERY_MILLISECONDS = 2000;
 const KEPT = 60;
 const MINUTE = 60_000;
 const LATENCIES = [
-  ["Time to first token", "vllm:time_to_first_token_seconds"],
+  ["First token", "vllm:time_to_first_token_seconds"],
   ["Between tokens", "vllm:inter_token_latency_seconds"],
-  ["Whole request", "vllm:e2e_request_latency_seconds"],
+  ["Whole answer", "vllm:e2e_request_latency_seconds"],
 ];
 const SHARES = [0.5, 0.9, 0.99];
 let history = [];
@@ -53,14 +53,15 @@ function draw() {
 function makeCard(name, isEngine) {
   const numbers = make("dl", { className: "numbers" });
   const line = makeSvg("polyline", { points: "" });
-  const spark = makeSvg("svg", { class: "spark", viewBox: "0 0 120 32", preserveAspectRatio: "none", role: "img" }, line);
+  const spark = makeSvg("svg", { class: "spark", viewBox: "0 0 120 32", preserveAspectRatio: "none", "aria-hidden": "true" }, line);
+  const peak = make("p", { className: "soft" });
   const body = make("tbody");
   const head = make("tr", {}, ...["Latency", "p50", "p90", "p99"].map((text) => make("th", { textContent: text, scope: "col" })));
   const table = make("table", {}, make("thead", {}, head), body);
   const title = make("h2", { textContent: name });
   if (!isEngine) title.append(make("span", { className: "soft", textContent: " adapter" }));
-  const element = make("section", { className: "card", "aria-label": name }, title, numbers, spark, table);
-  return { isEngine, numbers, line, spark, body, element };
+  const element = make("section", { className: "card", "aria-label": name }, title, numbers, spark, peak, table);
+  return { isEngine, numbers, line, peak, body, element };
 }
 
 function fill(card, name) {
@@ -85,7 +86,8 @@ function fill(card, name) {
   const top = Math.max(1, ...rates);
   const step = 120 / (KEPT - 1);
   card.line.setAttribute("points", rates.map((value, index) => `${(120 - (rates.length - 1 - index) * step).toFixed(1)},${(31 - (30 * value) / top).toFixed(1)}`).join(" "));
-  card.spark.setAttribute("aria-label", `Tokens per second over the last two minutes, at most ${top.toFixed(0)}`);
+  const past = Math.round((history.at(-1).time - history[0].time) / 1000);
+  card.peak.textContent = `at most ${Math.max(0, ...rates).toFixed(1)} tokens/s in the last ${past} s`;
   card.body.replaceChildren(...LATENCIES.map(([text, metric]) => latencies(text, metric, name)));
 }
 

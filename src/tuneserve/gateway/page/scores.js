@@ -6,14 +6,22 @@ const ALTERNATIVES = 5;
 // The least likely that is still of its class, from 0 on.
 const CLASSES = [0.5, 0.2, 0.05, 0.01, 0.001];
 
-// Yields the answer so far as tokens: {text, logprob, top: [{text, logprob}]}.
+export const letters = (text) => Array.from(text);
+
+// Yields the answer so far as tokens: {text, logprob, top: [{text, logprob}], end}, which counts the letters up to its end.
 export async function* answerTokens(body, signal) {
   const tokens = [];
+  // A token may end within a letter.
+  const decoder = new TextDecoder();
+  let end = 0;
   const asked = { ...body, logprobs: true, top_logprobs: ALTERNATIVES };
   for await (const event of stream("v1/chat/completions", asked, signal)) {
     const found = event.choices[0]?.logprobs?.content ?? [];
     const text = ({ token, logprob }) => ({ text: token, logprob });
-    tokens.push(...found.map((each) => ({ ...text(each), bytes: each.bytes, top: each.top_logprobs.map(text) })));
+    for (const each of found) {
+      end += letters(decoder.decode(new Uint8Array(each.bytes), { stream: true })).length;
+      tokens.push({ ...text(each), bytes: each.bytes, top: each.top_logprobs.map(text), end });
+    }
     if (found.length) yield tokens;
   }
   yield tokens;
@@ -26,12 +34,15 @@ export async function scoredAnswer(model, messages, answer, signal) {
   const [before, after] = [(await asked).tokens, (await answered).tokens];
   if (!after.length) return [];
   const body = { model, prompt: [...before, ...after], max_tokens: 0, echo: true, logprobs: ALTERNATIVES };
-  const { tokens, token_logprobs: values, top_logprobs: tops } = (await post("v1/completions", body, signal)).choices[0].logprobs;
+  const { logprobs } = (await post("v1/completions", body, signal)).choices[0];
+  const { tokens, token_logprobs: values, top_logprobs: tops, text_offset: offsets } = logprobs;
+  const all = letters(answer).length;
   return after.map((_, index) => {
     const place = before.length + index;
     const top = Object.entries(tops[place] ?? {}).map(([text, logprob]) => ({ text, logprob }));
     top.sort((one, other) => other.logprob - one.logprob);
-    return { text: tokens[place], logprob: values[place], top };
+    const end = index + 1 < after.length ? offsets[place + 1] - offsets[before.length] : all;
+    return { text: tokens[place], logprob: values[place], top, end };
   });
 }
 
