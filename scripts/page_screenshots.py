@@ -44,8 +44,8 @@ def live(page: Page) -> None:
     """Show the load while each model writes a few answers."""
     page.evaluate(
         """() => {
-          for (const model of ["base", "base", "base", "tickets", "tickets", "tickets-unmerged"]) {
-            const body = JSON.stringify({ model, prompt: "One, two,", max_tokens: 400, ignore_eos: true });
+          for (const [model, n] of [["base", 3], ["tickets", 2], ["tickets-unmerged", 1]]) {
+            const body = JSON.stringify({ model, n, prompt: "One, two,", max_tokens: 400, ignore_eos: true });
             fetch("v1/completions", { method: "POST", body });
           }
         }"""

@@ -78,7 +78,7 @@ function fill(card, name) {
   }
   const pairs = shown.map(([term, value]) => pair(term, String(value)));
   if (card.isEngine && cache !== null) {
-    const text = `${(100 * cache).toFixed(0)}%`;
+    const text = `${(100 * cache).toFixed(cache && cache < 0.1 ? 2 : 0)}%`;
     const meter = make("meter", { min: 0, max: 1, high: 0.9, value: cache, "aria-label": `Cache in use: ${text}` });
     pairs.push(pair("Cache in use", text, meter));
   }
