@@ -45,7 +45,7 @@ def live(page: Page) -> None:
     page.evaluate(
         """() => {
           for (const [model, n] of [["base", 3], ["tickets", 2], ["tickets-unmerged", 1]]) {
-            const body = JSON.stringify({ model, n, prompt: "One, two,", max_tokens: 400, ignore_eos: true });
+            const body = JSON.stringify({ model, n, prompt: "One, two,", max_tokens: 2000, ignore_eos: true });
             fetch("v1/completions", { method: "POST", body });
           }
         }"""
