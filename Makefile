@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt scripts/install.sh
 
-.PHONY: demo test page-test soak test-calibrated lint unit js example-train example-eval clean
+.PHONY: demo test page-test soak fuzz clients test-calibrated lint unit js example-train example-eval clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/tuneserve demo --port $(PORT)
@@ -18,6 +18,14 @@ soak: $(VENV)/.installed-dev
 # The page in a real browser; part of `make test` where there is a Chromium (Debian: apt-get install chromium).
 page-test: $(VENV)/.installed-dev
 	$(BIN)/pytest tests/gateway/test_page.py tests/gateway/test_page_in_browser.py
+
+# Thousands of requests made from our own document and from what OpenAI and Anthropic publish.
+fuzz: $(VENV)/.installed-dev
+	TUNESERVE_CASES=500 $(BIN)/pytest tests/gateway/test_document.py tests/gateway/test_published_requests.py
+
+# Not part of `make test`: other people's clients, in an environment of their own; writes docs/clients.md.
+clients: $(VENV)/.installed-dev
+	PYTHONPATH=. $(BIN)/python -m tests.clients.run
 
 # Not part of `make test`: it downloads an environment of 1.5 GB.
 test-calibrated: $(VENV)/.installed-dev

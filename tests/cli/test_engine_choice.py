@@ -149,7 +149,7 @@ def test_the_native_engine_refuses_what_is_not_its_own(make_llama: Make) -> None
 
 def test_the_native_engine_divides_no_unmerged_adapters(make_llama: Make, make_lora: Make) -> None:
     source = resolve(make_llama())
-    adapters = parse_adapters([f"tickets={make_lora(source.model_dir)}"], source, "base")
+    adapters = open_adapters({"tickets": str(make_lora(source.model_dir))}, source)
     with pytest.raises(InputError, match="with tensor parallelism it does not compute adapters unmerged"):
         prepare("native", source, adapters, ServeOptions(tensor_parallel=2), verify=False)
 

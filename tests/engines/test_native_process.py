@@ -103,6 +103,24 @@ def test_tokens_that_wait_come_together(make_llama: Make) -> None:
     asyncio.run(scenario())
 
 
+def test_what_was_found_in_the_cache_comes_with_the_first_tokens(make_llama: Make) -> None:
+    async def scenario() -> None:
+        engine = await NativeEngine.start(resolve(make_llama()), dtype="float32")
+        try:
+            prompt = list(range(5, 45))
+            for expected in (0, 32, 32):
+                asked = request("x", prompt, 3)
+                chunks = [chunk async for chunk in engine.generate(asked)]
+                assert [chunk.cached_tokens for chunk in chunks] == [expected, *[None] * (len(chunks) - 1)]
+            # Two of the same that come together compute it once.
+            twins = await asyncio.gather(*(anext(engine.generate(request(name, [9] * 40, 1))) for name in "ab"))
+            assert sorted(chunk.cached_tokens or 0 for chunk in twins) == [0, 32]
+        finally:
+            await engine.close()
+
+    asyncio.run(scenario())
+
+
 def test_what_keeps_it_from_starting_is_told(make_llama: Make) -> None:
     source = resolve(make_llama())
     (source.model_dir / "config.json").unlink()

@@ -102,6 +102,27 @@ def test_an_endless_head_is_refused(served: ServedModel, size: int) -> None:
         assert httpx.get(f"{url}/health").status_code == 200
 
 
+@pytest.mark.parametrize("head", [b"GET /%s HTTP/1.1\r\nHost: x", b"GET /health HTTP/1.1\r\nHost: x\r\nX-A: %s"])
+def test_a_large_head_that_comes_at_once_is_refused(served: ServedModel, head: bytes) -> None:
+    with running_server(served) as url, connected(url) as connection:
+        connection.sendall(head % (b"a" * 40_000) + b"\r\n\r\n")
+        assert connection.recv(12) in (b"HTTP/1.1 400", b"HTTP/1.1 431")
+        assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_two_lengths_of_one_body_are_refused(served: ServedModel, engine: FakeEngine) -> None:
+    body = json.dumps(chat_body()).encode()
+    with running_server(served) as url, connected(url) as connection:
+        head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head % (CHAT.encode(), len(body)) + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
+        answer = b""
+        while part := connection.recv(4096):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"Transfer-Encoding" in answer
+    assert not engine.requests
+
+
 @pytest.mark.parametrize(
     "sent",
     [

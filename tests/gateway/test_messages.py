@@ -63,7 +63,7 @@ async def test_blocks_become_messages(client: httpx.AsyncClient, engine: FakeEng
             "content": [
                 {"type": "thinking", "thinking": "hm", "signature": ""},
                 {"type": "text", "text": "b"},
-                {"type": "tool_use", "id": "t1", "name": "f", "input": {"x": 1}},
+                {"type": "tool_use", "id": "t1", "name": "f", "input": {"x": 1}, "caller": {"type": "direct"}},
             ],
         },
         {
@@ -116,6 +116,15 @@ async def test_what_cannot_be_honoured_is_named_in_anthropics_form(
     assert (answer["type"], answer["error"]["type"]) == ("error", "invalid_request_error")
     assert f"'{named}'" in answer["error"]["message"]
     assert not engine.requests
+
+
+async def test_what_asks_for_nothing_of_a_tool_is_taken(client: httpx.AsyncClient) -> None:
+    tool = {"name": "f", "input_schema": {}, "eager_input_streaming": True, "allowed_callers": ["direct"]}
+    body = _body(tools=[{**tool, "defer_loading": False, "input_examples": []}], tool_choice={"type": "none"})
+    assert (await client.post(URL, json=body)).status_code == 200
+    body["tools"][0]["input_examples"] = [{}]
+    refused = (await client.post(URL, json=body)).json()
+    assert "'tools[0].input_examples'" in refused["error"]["message"]
 
 
 async def test_thinking_can_be_left_out(client: httpx.AsyncClient) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.gateway.conftest import END, START, FakeEngine, chat_body, make_served, write_tokenizer
 from tuneserve.errors import InputError
-from tuneserve.gateway import ServedModel, Settings, create_app
+from tuneserve.gateway import Limits, ServedModel, Settings, add_key, create_app
 from tuneserve.gateway._app import application
 from tuneserve.gateway._state import Gateway
 
@@ -241,3 +241,20 @@ async def test_of_several_models_an_adapter_names_its_own(tokenizer_dir: Path, t
         assert (await client.post("/v1/unload_lora_adapter", json={"lora_name": "one"})).status_code == 200
         assert not engine.loaded
         assert len((await client.get("/v1/models")).json()["data"]) == 2
+
+
+async def test_with_keys_only_an_admins_loads_and_unloads(hosting: ServedModel, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    file = tmp_path / "keys.toml"
+    alice, root = add_key(file, "alice", Limits()), add_key(file, "root", Limits(concurrent=2), admin=True)
+    app = create_app(hosting, Settings(api_keys=file, adapter_dirs=(tmp_path,)))
+    load = ("/v1/load_lora_adapter", {"lora_name": "one", "lora_path": "one"})
+    unload = ("/v1/unload_lora_adapter", {"lora_name": "one"})
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        for key, expected in ((alice, [403, 403]), (root, [200, 200])):
+            headers = {"x-api-key": key}
+            answers = [await client.post(path, json=body, headers=headers) for path, body in (load, unload)]
+            assert [answer.status_code for answer in answers] == expected
+            assert (await client.get("/v1/models", headers=headers)).status_code == 200
+            if key == alice:
+                assert {answer.json()["error"]["code"] for answer in answers} == {"admin_required"}

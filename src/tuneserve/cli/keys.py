@@ -20,6 +20,7 @@ def add(
     requests_per_minute: Annotated[int | None, typer.Option(help="Requests that this key may send per minute.")] = None,
     tokens_per_minute: Annotated[int | None, typer.Option(help="Tokens, of prompts and answers, per minute.")] = None,
     concurrent: Annotated[int | None, typer.Option(help="Requests that this key may have running at once.")] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="Let this key load and unload adapters.")] = False,
 ) -> None:
     """Make a key and print it, once: the file keeps only its hash. A running server takes it within a second.
 
@@ -29,4 +30,4 @@ def add(
     from tuneserve.gateway import Limits, add_key
 
     limits = Limits(requests_per_minute, tokens_per_minute, concurrent)
-    output.print(add_key(file, name, limits), markup=False, soft_wrap=True)
+    output.print(add_key(file, name, limits, admin=admin), markup=False, soft_wrap=True)

@@ -27,4 +27,6 @@ def _joined(first: Tokens, second: Tokens) -> Tokens:
     first.token_ids.extend(second.token_ids)
     if first.logprobs is not None and second.logprobs is not None:
         first.logprobs.extend(second.logprobs)
-    return Tokens(first.id, first.token_ids, second.finish_reason, first.logprobs, first.prompt_logprobs)
+    return Tokens(
+        first.id, first.token_ids, second.finish_reason, first.logprobs, first.prompt_logprobs, first.cached_tokens
+    )

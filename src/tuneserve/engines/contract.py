@@ -130,14 +130,16 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 class TokenChunk(msgspec.Struct, frozen=True, kw_only=True):
     """New tokens of one sequence; the last chunk carries the finish reason and may be empty.
 
-    ``logprobs`` has an entry per token where they were asked for. ``prompt_logprobs`` comes once, with the first chunk:
-    an entry per prompt token but the first.
+    ``logprobs`` has an entry per token where they were asked for. Two come once, with the first chunk:
+    ``prompt_logprobs``, an entry per prompt token but the first, and ``cached_tokens``, how many tokens of the prompt
+    were found in the engine's prefix cache, None where it does not say.
     """
 
     token_ids: list[int]
     finish_reason: FinishReason | None = None
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
+    cached_tokens: int | None = None
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -135,6 +135,7 @@ class NativeEngine:
                     finish_reason=answer.finish_reason,
                     logprobs=answer.logprobs,
                     prompt_logprobs=answer.prompt_logprobs,
+                    cached_tokens=answer.cached_tokens,
                 )
 
     async def embed(self, prompt_ids: list[int], pooling: Pooling, adapter: str | None) -> list[float]:

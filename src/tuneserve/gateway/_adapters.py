@@ -14,6 +14,7 @@ from tuneserve.engines.contract import AdapterHost
 from tuneserve.errors import InputError
 from tuneserve.gateway._body import read_object
 from tuneserve.gateway._errors import ApiError, quoted
+from tuneserve.gateway._record import current
 from tuneserve.gateway._served import ServedModel, Step
 from tuneserve.gateway._state import Gateway
 from tuneserve.gateway.schemas import LoadAdapterRequest, UnloadAdapterRequest, parse
@@ -85,6 +86,10 @@ def _base(gateway: Gateway, name: str | None) -> ServedModel:
 
 
 def _check_allowed(gateway: Gateway) -> None:
+    record = current.get()
+    if gateway.callers is not None and not (record is not None and record.key is not None and record.key.admin):
+        message = "The API key may not change what is served; use one that has 'admin = true' in the file of keys."
+        raise ApiError(403, message, code="admin_required")
     if not gateway.settings.adapter_dirs:
         message = "This server was started without a directory of adapters; start it with --adapter-dir DIR."
         raise ApiError(403, message, code="adapters_not_allowed")

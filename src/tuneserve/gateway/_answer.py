@@ -42,8 +42,8 @@ async def _disconnected(receive: Receive) -> None:
 class Work:
     """What one request asks for.
 
-    ``arrived`` is its :func:`time.monotonic`. ``prompt_tokens`` counts each prompt once, whatever the number of its
-    samples. ``renamed`` says what fields are called in this request that errors know by another name. ``make_reader``
+    ``jobs`` has ``count`` samples of each prompt after each other. ``arrived`` is its :func:`time.monotonic`.
+    ``renamed`` says what fields are called in this request that errors know by another name. ``make_reader``
     makes what takes the text of one sample apart.
     """
 
@@ -53,7 +53,7 @@ class Work:
     stream: bool
     metrics: Metrics
     arrived: float
-    prompt_tokens: int
+    count: int = 1
     renamed: Mapping[str, str] = field(default_factory=dict)
     make_reader: Callable[[], Reader] = PlainReader
 
@@ -106,10 +106,14 @@ class Answer(Response):
             raise as_api_error(error).renamed(work.renamed) from None
 
     def _usage(self) -> Usage:
+        # Each prompt counts once; what one sample of it finds in the cache may be what another one has computed.
+        starts = range(0, len(self._samples), self._work.count)
+        cached = [_least(self._samples[start : start + self._work.count]) for start in starts]
         return Usage(
-            self._work.prompt_tokens,
+            sum(len(self._work.jobs[start].prompt_ids) for start in starts),
             sum(sample.tokens for sample in self._samples),
             sum(sample.reasoning_tokens for sample in self._samples),
+            sum(each for each in cached if each is not None) if any(each is not None for each in cached) else None,
         )
 
     async def _begin(self, send: Send) -> None:
@@ -125,6 +129,10 @@ class Answer(Response):
         data = b"".join(map(_encoded, events)) + ending
         if data:
             await send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+def _least(samples: Sequence[Sample]) -> int | None:
+    return min((sample.cached for sample in samples if sample.cached is not None), default=None)
 
 
 def _encoded(event: Event) -> bytes:

@@ -9,6 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tuneserve.gateway._connection import MAX_HEAD_BYTES
 from tuneserve.gateway._errors import ApiError, quoted
 from tuneserve.gateway._log import log_request
 from tuneserve.gateway._page import PAGE_PATHS
@@ -60,6 +61,7 @@ class Edge:
         try:
             with self._gateway.running(record), self._traced(record, headers):
                 try:
+                    _check_head(scope, headers)
                     self._check_caller(scope["method"], headers)
                     self._admit(record, headers)
                     await self._app(scope, receive, send_marked)
@@ -100,8 +102,6 @@ class Edge:
 
     def _check_caller(self, method: str, headers: Headers) -> None:
         """Keep other web pages out: by name where a server on loopback could be rebound, by origin everywhere."""
-        if len(headers.raw) > _MAX_HEADERS:
-            raise ApiError(431, f"The request has more than {_MAX_HEADERS} headers; send fewer.")
         settings = self._gateway.settings
         allowed = settings.allowed_hosts
         host = headers.get("host", "")
@@ -115,6 +115,19 @@ class Edge:
                 "The request comes from a web page of another origin; send it from this server's own page or a program."
             )
             raise ApiError(403, message, code="cross_origin")
+
+
+def _check_head(scope: Scope, headers: Headers) -> None:
+    """Bound the head, which the connection does only while one is incomplete, and refuse two lengths of one body."""
+    if len(headers.raw) > _MAX_HEADERS:
+        raise ApiError(431, f"The request has more than {_MAX_HEADERS} headers; send fewer.")
+    target = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+    if target + sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEAD_BYTES:
+        raise ApiError(431, f"The request's path and headers have more than {MAX_HEAD_BYTES} bytes; send less.")
+    if "transfer-encoding" in headers and "content-length" in headers:
+        # A proxy may go by the other one, and take the rest of this body for another's request (RFC 9112, 6.1).
+        message = "The request has both Content-Length and Transfer-Encoding; send one of them."
+        raise ApiError(400, message, headers={"Connection": "close"})
 
 
 def _mark(headers: MutableHeaders, record: Record) -> None:

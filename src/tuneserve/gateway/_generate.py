@@ -37,7 +37,8 @@ class Piece:
     """Text that is ready to be sent, the number of tokens that came with it, and why it is the last, if it is.
 
     ``stop`` is the stop string that ended it. ``scored`` are the tokens of which the text so far consists and that were
-    not in an earlier piece. ``prompt`` comes once, where it was asked for.
+    not in an earlier piece. ``prompt`` comes once, where it was asked for, and so does ``cached``, the number of tokens
+    of the prompt that were found in the engine's cache, where the engine says it.
     """
 
     text: str
@@ -46,6 +47,7 @@ class Piece:
     stop: str | None = None
     scored: tuple[ScoredToken, ...] = ()
     prompt: tuple[TokenLogprob, ...] | None = None
+    cached: int | None = None
 
 
 Emit = Callable[[int, Piece], Awaitable[None]]
@@ -128,4 +130,4 @@ class _Text:
         ready = tuple(each for each in self._scored if whole or each.offset < self._shown)
         del self._scored[: len(ready)]
         prompt = None if chunk.prompt_logprobs is None else tuple(chunk.prompt_logprobs)
-        return Piece(text, tokens, reason, stop, ready, prompt)
+        return Piece(text, tokens, reason, stop, ready, prompt, chunk.cached_tokens)

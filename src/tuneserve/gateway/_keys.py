@@ -4,9 +4,10 @@
 
     [alice]
     sha256 = "5e88…"                # of the key, 64 hexadecimal digits
-    requests_per_minute = 600       # optional, as are the next two
+    requests_per_minute = 600       # optional, as are the others
     tokens_per_minute = 100000
     concurrent = 8
+    admin = true                    # may load and unload adapters
 
 A key has 256 random bits, so its hash needs neither salt nor stretching.
 """
@@ -62,11 +63,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Key:
-    """One key: who has it, the SHA-256 of it, and its limits."""
+    """One key: who has it, the SHA-256 of it, its limits, and whether it may change what is served."""
 
     name: str
     digest: bytes
     limits: Limits
+    admin: bool = False
 
 
 class KeyFile:
@@ -167,18 +169,21 @@ def _key(path: Path, name: str, entry: object) -> Key:
     check_name(name)
     if not isinstance(entry, dict):
         raise InputError(f'the key {name!r} in {path} is no table; write [{name}] and sha256 = "..." under it.')
-    known = {"sha256", *(each.name for each in fields(Limits))}
+    known = {"admin", "sha256", *(each.name for each in fields(Limits))}
     if unknown := sorted(set(entry) - known):
         raise InputError(f"the key {name!r} in {path} has {unknown[0]!r}; use {', '.join(sorted(known))}.")
     digest = entry.pop("sha256", None)
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
         raise InputError(f"the key {name!r} in {path} has no sha256 of 64 hexadecimal digits; make the key anew.")
+    admin = entry.pop("admin", False)
+    if not isinstance(admin, bool):
+        raise InputError(f"the key {name!r} in {path} has admin = {admin!r}; write true or false.")
     limits = Limits(**entry)
     try:
         limits.check()
     except InputError as error:
         raise InputError(f"{path}, key {name!r}: {error}") from None
-    return Key(name, bytes.fromhex(digest), limits)
+    return Key(name, bytes.fromhex(digest), limits, admin)
 
 
 def check_name(name: str) -> None:
@@ -193,8 +198,10 @@ def check_name(name: str) -> None:
         )
 
 
-def add_key(path: Path, name: str, limits: Limits) -> str:
+def add_key(path: Path, name: str, limits: Limits, *, admin: bool = False) -> str:
     """Make a key, write its hash into ``path``, which need not exist yet, and return it; it is kept nowhere.
+
+    With ``admin`` it may load and unload adapters.
 
     Raises:
         InputError: there is one of that name, or the file or a limit is not usable.
@@ -209,6 +216,7 @@ def add_key(path: Path, name: str, limits: Limits) -> str:
     key = f"ts-{secrets.token_urlsafe(32)}"
     lines = [f'["{name}"]', f'sha256 = "{hashlib.sha256(key.encode()).hexdigest()}"']
     lines += [f"{limit} = {value}" for limit, value in limits.given().items()]
+    lines += ["admin = true"] if admin else []
     try:
         path.touch(0o600)
         # At the end, so that what is there, comments too, stays as it was written.

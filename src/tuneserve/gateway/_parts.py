@@ -63,6 +63,7 @@ class Sample:
     calls: list[Call] = field(default_factory=list)
     scored: list[ScoredToken] = field(default_factory=list)
     prompt: tuple[TokenLogprob, ...] | None = None
+    cached: int | None = None
     reason: str | None = None
     stop: str | None = None
     tokens: int = 0
@@ -80,6 +81,7 @@ class Sample:
             self.reasoning_tokens = self.tokens
         self.scored += piece.scored
         self.prompt = self.prompt if piece.prompt is None else piece.prompt
+        self.cached = self.cached if piece.cached is None else piece.cached
         self.stop = piece.stop
         self.reason = "tool_calls" if piece.finish_reason == "stop" and self.calls else piece.finish_reason
         return parts

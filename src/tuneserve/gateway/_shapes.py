@@ -22,11 +22,15 @@ class Event:
 
 @dataclass(frozen=True)
 class Usage:
-    """Counts of tokens: the prompts', all that was generated, and what of it was thought."""
+    """Counts of tokens: the prompts', all that was generated, and what of it was thought.
+
+    ``cached`` are those of the prompts that were found in the engine's cache, None where it does not say.
+    """
 
     prompt: int
     generated: int = 0
     reasoning: int = 0
+    cached: int | None = None
 
 
 class Shape(ABC):

@@ -47,6 +47,7 @@ _COMPILING_SECONDS = 0.01
 class Output(msgspec.Struct, frozen=True, gc=False):
     """A new token of a request, with the log-probabilities that it asked for; what it asked of the prompt comes first.
 
+    ``cached_tokens`` of the prompt were found in the cache, which the first one says.
     ``failed`` says why it cannot go on, ``refused`` why its grammar cannot be used.
     """
 
@@ -57,6 +58,7 @@ class Output(msgspec.Struct, frozen=True, gc=False):
     refused: str | None = None
     logprob: TokenLogprob | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
+    cached_tokens: int | None = None
     pooled: list[float] | None = None
 
 
@@ -259,6 +261,7 @@ class NativeCore:
         sequence.draft.clear()
         for choice in choices:
             prompt_logprobs = sequence.first_logprobs()
+            cached_tokens = None if sequence.generated else sequence.found
             sequence.append(choice.token)
             reason = sequence.finish_reason(self.info.context_length)
             yield Output(
@@ -267,6 +270,7 @@ class NativeCore:
                 reason,
                 logprob=choice.logprob,
                 prompt_logprobs=prompt_logprobs,
+                cached_tokens=cached_tokens,
                 pooled=None if sequence.pooling is None else sequence.pooling.state(),
             )
             if reason is not None:

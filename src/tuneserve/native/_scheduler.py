@@ -211,7 +211,8 @@ class Scheduler:
         sequence.blocks.extend([*found, *(self.pool.take() for _ in range(needed))])
         sequence.computed = len(found) * BLOCK_SIZE
         self.looked_up += len(tokens)
-        self.found += sequence.computed
+        sequence.found = sequence.computed
+        self.found += sequence.found
         sequence.state_slot = self._state_slots.pop()
         self.waiting.pop(0)
         insort(self.running, sequence, key=_rank)
@@ -262,6 +263,7 @@ class Scheduler:
         for index, block in enumerate(found, start=done):
             self.pool.replace(sequence.blocks, index, block)
         sequence.computed += len(found) * BLOCK_SIZE
+        sequence.found += len(found) * BLOCK_SIZE
         self.found += len(found) * BLOCK_SIZE
 
 

@@ -19,15 +19,17 @@ class Sequence:
 
     ``blocks`` are the cache blocks of its tokens in order, ``state_slot`` is where what it carries beside them is while
     it runs, -1 while it waits, and ``arrival`` its number among the requests; the scheduler keeps all three, as it does
-    ``computed``. ``prompt_logprobs`` are those of the prompt's tokens from the second on, as far as they are known.
-    ``draft`` is the ``drafter``'s guess at the tokens to come, while a step computes it. Where parameters need it,
-    ``seen`` counts all tokens and ``new`` those produced; ``edited`` says whether any parameter changes logits.
-    ``slot`` is that of the request's adapter, -1 for the base.
+    ``computed`` and ``found``, how many of them it took from the cache since it was last admitted. ``prompt_logprobs``
+    are those of the prompt's tokens from the second on, as far as they are known. ``draft`` is the ``drafter``'s guess
+    at the tokens to come, while a step computes it. Where parameters need it, ``seen`` counts all tokens and ``new``
+    those produced; ``edited`` says whether any parameter changes logits. ``slot`` is that of the request's adapter, -1
+    for the base.
     """
 
     request: GenerationRequest
     tokens: list[int] = field(init=False)
     computed: int = 0
+    found: int = 0
     arrival: int = 0
     state_slot: int = -1
     blocks: "array[int]" = field(default_factory=lambda: array("i"))

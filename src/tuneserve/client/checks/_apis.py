@@ -115,7 +115,10 @@ def count_tokens(target: Target) -> str:
     """The count of tokens is that of the message's usage."""
     conversation = {"messages": messages(PROMPT)}
     counted = at(ask(target, f"{_MESSAGES}/count_tokens", conversation), "input_tokens")
-    used = at(ask(target, _MESSAGES, {**conversation, "max_tokens": 1}), "usage", "input_tokens")
+    usage = at(ask(target, _MESSAGES, {**conversation, "max_tokens": 1}), "usage")
+    # What was read from the cache or put there is counted apart.
+    kinds = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+    used = sum(at(usage, kind) or 0 for kind in kinds)
     expect(counted == used, f"{counted} tokens are counted and {used} used.")
     return f"{counted} tokens are counted and used."
 

@@ -47,6 +47,12 @@ class ThinkingBlock(Schema):
     signature: str | None = Field(default=None, description="No effect.")
 
 
+class DirectCaller(Schema):
+    """The model itself made the call."""
+
+    type: Literal["direct"]
+
+
 class ToolUseBlock(Schema):
     """A call that the assistant made."""
 
@@ -54,6 +60,7 @@ class ToolUseBlock(Schema):
     id: Hint
     name: ToolName
     input: JsonObject
+    caller: DirectCaller | None = Field(default=None, description="As it was answered.")
     cache_control: CacheControl | None = None
 
 
@@ -87,6 +94,12 @@ class MessagesTool(Schema):
     strict: bool | None = Field(
         default=None, description="Arguments satisfy the schema whenever tool_choice is any or names a tool."
     )
+    eager_input_streaming: bool | None = Field(
+        default=None, description="Arguments are sent while they are generated either way."
+    )
+    allowed_callers: Annotated[list[Literal["direct"]], Field(max_length=1)] | None = None
+    defer_loading: Literal[False] | None = None
+    input_examples: Annotated[list[Any], Field(max_length=0)] | None = None
     cache_control: CacheControl | None = None
 
 

@@ -109,12 +109,13 @@ def _call(name: str, call_id: str, arguments: Json) -> Json:
 
 
 def _counts(usage: Usage) -> Json:
+    """Return the counts; Anthropic's ``input_tokens`` are those that were not found in the cache."""
     return {
-        "input_tokens": usage.prompt,
+        "input_tokens": usage.prompt - (usage.cached or 0),
         "output_tokens": usage.generated,
         "output_tokens_details": {"thinking_tokens": usage.reasoning},
         "cache_creation_input_tokens": None,
-        "cache_read_input_tokens": None,
+        "cache_read_input_tokens": usage.cached,
         "server_tool_use": None,
     }
 

@@ -65,7 +65,7 @@ class CompletionShape(Shape):
         return self._object(choices, usage_of(self._counted(usage)))
 
     def _counted(self, usage: Usage) -> Usage:
-        return usage if self.continues else Usage(usage.prompt)
+        return usage if self.continues else Usage(usage.prompt, cached=usage.cached)
 
     def _choice(self, index: int, sample: Sample) -> Json:
         text, scored = "", []

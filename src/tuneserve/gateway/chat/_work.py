@@ -111,7 +111,7 @@ async def _conversation(
         stream=bool(body.stream),
         metrics=gateway.metrics,
         arrived=arrived,
-        prompt_tokens=len(prompt.ids),
+        count=body.n or 1,
         renamed={**_grammar_names(form, renamed), **renamed},
         make_reader=make_reader,
     )
@@ -153,7 +153,7 @@ async def completion_work(gateway: Gateway, served: ServedModel, body: Completio
         stream=bool(body.stream),
         metrics=gateway.metrics,
         arrived=arrived,
-        prompt_tokens=sum(map(len, prompts)),
+        count=count,
         renamed=_grammar_names(form, {}),
     )
 

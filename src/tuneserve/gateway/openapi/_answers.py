@@ -47,12 +47,19 @@ class CompletionDetails(Answer):
     reasoning_tokens: int
 
 
+class PromptDetails(Answer):
+    """What of a prompt the engine had computed before."""
+
+    cached_tokens: int
+
+
 class Usage(Answer):
     """Counts of tokens."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails | None = None
     completion_tokens_details: CompletionDetails
 
 

@@ -67,6 +67,7 @@ class FunctionCallItem(Schema):
     call_id: Hint
     name: ToolName
     arguments: Annotated[str, AfterValidator(_json_object)]
+    namespace: None = None
     id: Hint | None = None
     status: ItemStatus | None = None
 
@@ -124,6 +125,7 @@ class ResponseTool(Schema):
         default=None,
         description="Arguments satisfy the schema whenever tool_choice is required or names a function.",
     )
+    defer_loading: Literal[False] | None = None
 
 
 class ResponseToolName(Schema):
@@ -169,6 +171,7 @@ class ReasoningConfig(Schema):
         default=None, description="Where the chat template knows of it."
     )
     summary: None = Field(default=None, description="Thoughts are returned as they are.")
+    generate_summary: None = Field(default=None, description="The former name of summary.")
 
 
 class ResponseStreamOptions(Schema):
