@@ -1,4 +1,4 @@
-"""Protects: greedy steps that run ahead of the host give the tokens that single steps give."""
+"""Protects: steps that run ahead of the host give the tokens that single steps give, greedy or sampled."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,8 @@ import torch
 from tuneserve.engines.contract import GenerationRequest, SamplingParams
 from tuneserve.model import Weights
 from tuneserve.model._gpu import GpuDecoder
-from tuneserve.native import EngineConfig, NativeCore, _load
+from tuneserve.native import EngineConfig, NativeCore, _load, _runner, _sampled
+from tuneserve.native._engine import Output
 from tuneserve.spec import ModelSpec
 
 
@@ -47,6 +48,83 @@ def requests(**params: Any) -> list[GenerationRequest]:
     ]
 
 
+SAMPLED: list[dict[str, Any]] = [
+    {"temperature": 0.0},
+    {"temperature": 0.9},
+    {"temperature": 1.2, "top_p": 0.8, "logprobs": 3},
+    {"temperature": 0.8, "repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.2, "logprobs": 0},
+    {"temperature": 0.0, "frequency_penalty": 1.5, "bad_words": ((7,), (8,)), "logit_bias": {9: 4.0, 11: -50.0}},
+    {"temperature": 1.0, "top_k": 30, "min_p": 0.01, "min_tokens": 6, "stop_token_ids": tuple(range(0, 256, 3))},
+]
+
+
+def sampled_requests(*kinds: dict[str, Any]) -> list[GenerationRequest]:
+    return [
+        GenerationRequest(
+            id=str(index), prompt_ids=[5 + index, 9, 5], params=SamplingParams(max_tokens=14, seed=index, **kind)
+        )
+        for index, kind in enumerate(kinds)
+    ]
+
+
+def outputs(directory: Path, requests: list[GenerationRequest], **options: Any) -> tuple[dict[str, list[Output]], int]:
+    core = NativeCore(EngineConfig(model_dir=str(directory), dtype="float32", context_length=64, **options))
+    for request in requests:
+        core.add(request)
+    produced: dict[str, list[Output]] = {request.id: [] for request in requests}
+    steps = 0
+    while not core.idle:
+        steps += 1
+        for output in core.step():
+            produced[output.id].append(output)
+    return produced, steps
+
+
+def test_what_is_sampled_is_the_same_in_fewer_steps(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, single = outputs(directory, sampled_requests(*SAMPLED), cpu_step="eager")
+    on_gpu_kernels(monkeypatch)
+    found, steps = outputs(directory, sampled_requests(*SAMPLED))
+    assert steps < single - 4
+    for name, theirs in expected.items():
+        ours = found[name]
+        assert [(one.token, one.finish_reason) for one in ours] == [(one.token, one.finish_reason) for one in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            assert (one.logprob is None) == (other.logprob is None)
+            if one.logprob is not None and other.logprob is not None:
+                assert one.logprob.token_id == one.token
+                assert one.logprob.logprob == pytest.approx(other.logprob.logprob, abs=2e-5)
+                assert [token for token, _ in one.logprob.top] == [token for token, _ in other.logprob.top]
+                values = [value for _, value in other.logprob.top]
+                assert [value for _, value in one.logprob.top] == pytest.approx(values, abs=2e-5)
+    # It ended when it might, within steps that ran ahead, and not before.
+    assert found["5"][-1].finish_reason == "stop" and len(found["5"]) > 6
+
+
+def test_counts_are_taken_from_the_host_when_room_runs_out(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = {"temperature": 0.7, "frequency_penalty": 1.0, "repetition_penalty": 1.2}
+    expected, _ = outputs(directory, sampled_requests(kind), cpu_step="eager")
+    on_gpu_kernels(monkeypatch)
+    monkeypatch.setattr(_runner, "ROOM", 6)
+    monkeypatch.setattr(_sampled, "ROOM", 6)
+    found, steps = outputs(directory, sampled_requests(kind))
+    assert found == expected
+    assert steps <= 7
+
+
+def test_nothing_left_to_choose_fails_its_sequence_alone(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 0.9},
+        {"temperature": 0.9, "bad_words": tuple((token,) for token in range(256))},
+    ]
+    expected, _ = outputs(directory, sampled_requests(*kinds), cpu_step="eager")
+    on_gpu_kernels(monkeypatch)
+    prompt = GenerationRequest(id="1", prompt_ids=[6], params=sampled_requests(*kinds)[1].params)
+    found, _ = outputs(directory, [GenerationRequest(id="0", prompt_ids=[5], params=SamplingParams()), prompt])
+    assert found["1"][-1].failed == expected["1"][-1].failed
+    assert found["1"][-1].failed is not None
+    assert all(one.failed is None for one in found["0"])
+
+
 @pytest.mark.parametrize("cache_tokens", [None, 96])
 def test_tokens_are_the_same_in_fewer_steps(
     cache_tokens: int | None, directory: Path, monkeypatch: pytest.MonkeyPatch
@@ -69,10 +147,20 @@ def test_a_sequence_ends_within_what_was_run_ahead(directory: Path, monkeypatch:
     assert found["0"][-1][:2] == (end, "stop")
 
 
-def test_what_the_host_chooses_is_not_run_ahead(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, single = run(directory, requests(temperature=1.0, seed=1), cpu_step="eager")
+@pytest.mark.parametrize(
+    "kind", [{"typical_p": 0.9}, {"bad_words": ((3, 4),)}, {"logprobs": 21}, {"logprobs": 2, "prompt_logprobs": 1}]
+)
+def test_what_the_host_chooses_is_not_run_ahead(
+    kind: dict[str, Any], directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = sampled_requests({"temperature": 1.0, **kind}, {"temperature": 1.0})
+    expected, single = outputs(directory, wanted, cpu_step="eager")
     on_gpu_kernels(monkeypatch)
-    assert run(directory, requests(temperature=1.0, seed=1)) == (expected, single)
+    found, steps = outputs(directory, wanted)
+    assert {name: [one.token for one in each] for name, each in found.items()} == {
+        name: [one.token for one in each] for name, each in expected.items()
+    }
+    assert (steps == single) == ("prompt_logprobs" not in kind)
 
 
 def test_numbers_that_are_not_finite_fail_their_sequence_alone(
@@ -95,8 +183,11 @@ def test_numbers_that_are_not_finite_fail_their_sequence_alone(
     assert found["1"][-1][2]
 
 
-def test_requests_come_and_go_while_steps_are_under_way(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second, third = requests()
+@pytest.mark.parametrize("params", [{}, {"temperature": 0.8, "seed": 3, "top_p": 0.9, "presence_penalty": 0.5}])
+def test_requests_come_and_go_while_steps_are_under_way(
+    params: dict[str, Any], directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = requests(**params)
     expected, _ = run(directory, [first, third], cpu_step="eager")
     on_gpu_kernels(monkeypatch)
     core = NativeCore(EngineConfig(model_dir=str(directory), dtype="float32", context_length=64))

@@ -6,12 +6,14 @@ from tuneserve.model._experts import Experts
 from tuneserve.model._linear import DenseLinear, Linear
 from tuneserve.model._lora import AdapterWeights, Delta, load_deltas
 from tuneserve.model._lora_linear import AdaptedLinears, LoraStack
+from tuneserve.model._sampled import Chosen, SampledRows
 from tuneserve.model._weights import LayerWeights, Weights, load_weights
 
 __all__ = [
     "AdaptedLinears",
     "AdapterWeights",
     "Attention",
+    "Chosen",
     "CompiledDecoder",
     "Decoder",
     "Delta",
@@ -21,6 +23,7 @@ __all__ = [
     "Linear",
     "LoraStack",
     "PagedBatch",
+    "SampledRows",
     "Weights",
     "load_deltas",
     "load_weights",

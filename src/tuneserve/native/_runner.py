@@ -1,14 +1,17 @@
 """Runs a step: tokens to the device, through the decoder, to chosen tokens."""
 
+import math
+
 import torch
 
-from tuneserve.model import Decoder
+from tuneserve.model import Chosen, Decoder
 from tuneserve.native._batch import Batch, block_tables, make_batch
 from tuneserve.native._cache import PagedCache, StepAttention
 from tuneserve.native._choose import Choice, choose
 from tuneserve.native._cpu_step import half_the_threads
 from tuneserve.native._decoders import AheadDecoder, AnyDecoder
 from tuneserve.native._flight import Flight
+from tuneserve.native._sampled import ROOM, sampled_rows, uniforms
 from tuneserve.native._sampler import NOT_FINITE
 from tuneserve.native._scheduler import Step
 from tuneserve.native._sequence import Sequence
@@ -35,27 +38,38 @@ class Runner:
         """How many tokens the model tells the probabilities of."""
         return self.decoder.spec.vocab_size
 
-    @property
-    def runs_ahead(self) -> bool:
-        """Whether :meth:`launch` can be used."""
-        return isinstance(self.decoder, AheadDecoder)
+    def runs_ahead(self, step: Step) -> bool:
+        """Whether :meth:`launch` can be used: all sequences decode, and the device can choose for each."""
+        if not isinstance(self.decoder, AheadDecoder) or step.decodes < len(step.segments):
+            return False
+        return all(segment.sequence.steps_alone for segment in step.segments)
 
     @torch.inference_mode()
     def launch(self, step: Step, steps: int, changes: int) -> Flight:
-        """Launch greedy steps of sequences that all decode; each must have blocks for so many tokens."""
+        """Launch steps of sequences that :meth:`runs_ahead`; each must have blocks for so many tokens."""
         assert isinstance(self.decoder, AheadDecoder)
         self.cache.wipe(step.wiped)
         batch = make_batch(step, self.decoder.device, ahead=steps - 1)
-        tokens = self.decoder.decode_greedily(batch, self.cache.keys, self.cache.values, steps)
-        return Flight.of(tuple(segment.sequence for segment in step.segments), changes, tokens)
+        sequences, caches = tuple(segment.sequence for segment in step.segments), (self.cache.keys, self.cache.values)
+        if all(sequence.simply_greedy for sequence in sequences):
+            chosen, room = Chosen(self.decoder.decode_greedily(batch, *caches, steps)), math.inf
+        else:
+            chosen = self.decoder.decode_sampled(batch, *caches, sampled_rows(sequences, steps))
+            room = ROOM - steps
+        return Flight.of(sequences, changes, chosen, room)
 
     @torch.inference_mode()
     def follow(self, flight: Flight, steps: int) -> Flight:
         """Launch steps after those of the last flight, which need not have landed, for all of its sequences."""
         assert isinstance(self.decoder, AheadDecoder)
         tables = block_tables(flight.sequences, flight.steps + steps, self.decoder.device)
-        tokens = self.decoder.go_on_greedily(tables, self.cache.keys, self.cache.values, steps)
-        return Flight.of(flight.sequences, flight.changes, tokens)
+        caches = (self.cache.keys, self.cache.values)
+        if math.isinf(flight.room):
+            chosen = Chosen(self.decoder.go_on_greedily(tables, *caches, steps))
+        else:
+            numbers = uniforms(flight.sequences, flight.steps, steps)
+            chosen = self.decoder.go_on_sampling(tables, *caches, numbers)
+        return Flight.of(flight.sequences, flight.changes, chosen, flight.room - steps)
 
     def _run(self, step: Step) -> dict[Sequence, list[Choice] | str]:
         self.cache.wipe(step.wiped)

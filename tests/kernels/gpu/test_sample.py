@@ -16,13 +16,14 @@ VOCABULARY, STEPS = 9000, 2
 def rows_of(asked: list[dict[str, Any]]) -> SamplingRows:
     """Return rows with these parameters, and counts and edits where they are given."""
     names = {"temperature": 0.0, "top_p": 1.0, "min_p": 0.0, "repetition": 1.0, "presence": 0.0, "frequency": 0.0}
-    flat, places, used = [], [0], []
+    flat: list[tuple[int, Any, Any, Any]] = []
+    places, used = [0], []
     for each in asked:
-        edits: dict[int, list[float]] = {token: [*edit, 0] for token, edit in each.get("edits", {}).items()}
+        edits: dict[int, list[Any]] = {token: [*edit, 0] for token, edit in each.get("edits", {}).items()}
         for token, count in each.get("counts", {}).items():
             edits.setdefault(token, [0.0, 0, 0])[2] = count
         used.append(len(edits))
-        flat += [(token, *edit) for token, edit in edits.items()]
+        flat += [(token, bias, until, count) for token, (bias, until, count) in edits.items()]
         flat += [(-7, 99.0, 99, 99)] * STEPS
         places.append(len(flat))
     generator = torch.Generator().manual_seed(5)

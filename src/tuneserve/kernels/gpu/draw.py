@@ -85,6 +85,7 @@ def draw_kernel(
     STEPS: tl.constexpr, MOST: tl.constexpr, P: tl.constexpr, FILTERED: tl.constexpr, EDITED: tl.constexpr,
     LOGPROBS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    """Choose the token of a row, count it and store its log-probability; one program a row."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
@@ -102,6 +103,13 @@ def draw_kernel(
     taken = tl.load(step + row)
     if finite(peak) != peak:
         chosen = tl.full((), -1, tl.int32)
+        if EDITED:
+            start = tl.load(edits + row)
+            for at in range(start, start + tl.load(used + row), CHUNK):
+                place = at + tl.arange(0, CHUNK)
+                value = tl.load(raw + place, mask=place < start + tl.load(used + row), other=float("-inf"))
+                if (peak < 0) & (tl.max(value, 0) > float("-inf")):
+                    chosen = tl.full((), -2, tl.int32)
     elif tl.load(numbers + row * 6) > 0:
         cut, least = tl.full((), _ALL, tl.int32), tl.full((), 0.0, tl.float32)
         if FILTERED:
@@ -171,11 +179,10 @@ def draw_kernel(
                     tl.store(used + row, place + 1 - begin)
                 if place < tl.load(edits + row + 1):
                     tl.store(counts + place, (count | 1) + 2)
-        if LOGPROBS:
-            if tl.load(asked + row) >= 0:
-                highest, shares = whole_row(scratch, chunks, 1.0, RAW_PEAKS, P)
-                whole = highest + tl.log(tl.sum(shares, 0).to(tl.float32))
-                tl.store(logprobs + row * (1 + MOST), value - whole)
+        if LOGPROBS and tl.load(asked + row) >= 0:
+            highest, shares = whole_row(scratch, chunks, 1.0, RAW_PEAKS, P)
+            whole = highest + tl.log(tl.sum(shares, 0).to(tl.float32))
+            tl.store(logprobs + row * (1 + MOST), value - whole)
     tl.store(ids + row, chosen.to(tl.int64))
     tl.store(lengths + row, length + 1)
     tl.store(step + row, taken + 1)

@@ -30,6 +30,7 @@ from tuneserve.kernels.gpu.survey import (
     whole_row,
 )
 
+
 @triton.jit
 def nearest(distances, wanted):
     """Return the least distance, as bits, within which there are so many of a block's."""
@@ -61,6 +62,7 @@ def narrow_kernel(
     logits, lengths, numbers, top_k, scratch, vocabulary, chunks, stride,
     ROUND: tl.constexpr, P: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    """Measure a chunk within the thresholds of a round, or find how far the likeliest top-k reach."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
@@ -112,6 +114,7 @@ def narrow_kernel(
 def gather_kernel(
     logits, lengths, numbers, top_k, scratch, vocabulary, chunks, stride, P: tl.constexpr, PDL: tl.constexpr
 ):
+    """Sum up what of a chunk is surely kept, and list the distances of what may be."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()

@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
-import triton
 
 from tuneserve.kernels.gpu.draw import draw_kernel
 from tuneserve.kernels.gpu.filters import gather_kernel, narrow_kernel
@@ -24,6 +23,9 @@ class Asks(NamedTuple):
     filters: bool = True
     edits: bool = True
     logprobs: bool = True
+
+
+ALL = Asks()
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ class SamplingResults:
 
 
 def _chunks(vocabulary: int) -> int:
-    return -(-vocabulary // CHUNK.value)
+    size: int = CHUNK.value
+    return -(-vocabulary // size)
 
 
 def _padded(vocabulary: int) -> int:
@@ -108,13 +111,15 @@ def sample_reference(
         edits = slice(begin, begin + int(asked.used[row]))
         tokens, counts = asked.tokens[edits].long(), asked.counts[edits]
         temperature, top_p, min_p, repetition, presence, frequency = asked.numbers[row].tolist()
-        scores, some = logits[row], logits[row, tokens] + asked.bias[edits]
+        scores, before = logits[row], logits[row, tokens]
+        some = before + asked.bias[edits]
         seen = torch.where(some < 0, some * repetition, some / repetition)
         some = torch.where((counts & 1) > 0, seen, some)
         some -= torch.where(counts > 1, presence + frequency * (counts >> 1).double(), 0.0).float()
         scores[tokens] = some.masked_fill(asked.produced[row] < asked.until[edits], -torch.inf)
         peak = scores.masked_fill(scores.isnan(), torch.inf).max()
-        token = int(scores.argmax()) if peak.isfinite() else -1
+        none = -2 if peak < 0 and bool((before > -torch.inf).any()) else -1
+        token = int(scores.argmax()) if peak.isfinite() else none
         if token >= 0 and temperature > 0:
             scaled = (scores - peak).double() / max(temperature, 1e-30)
             token = _drawn(scaled, int(asked.top_k[row]), top_p, min_p, float(asked.uniforms[row, asked.step[row]]))
@@ -161,12 +166,13 @@ def sample(
     lengths: torch.Tensor,
     asked: SamplingRows,
     results: SamplingResults,
-    asks: Asks = Asks(),
+    asks: Asks = ALL,
 ) -> None:
     """Choose a token per row into ``ids``, count it in ``lengths`` and in what is known of the row.
 
     Args:
-        logits: float32 (rows, vocabulary), changed; a row whose largest is not finite gives -1.
+        logits: float32 (rows, vocabulary), changed; a row whose largest is not finite gives -1, or -2 where edits left
+            none.
         ids: int64 (rows).
         lengths: int32 (rows); a row of 0 is left out.
         asked: at least as many rows; what has no room among its edits is not counted.

@@ -20,7 +20,8 @@ LISTS = tl.constexpr(8)
 
 def scratch_size(padded: int) -> int:
     """Return how many numbers the scratch of a row has, for so many chunks."""
-    return padded * (LISTS.value + PARTS.value + 2 * WAYS.value + SLOTS.value) + 2 * WAYS.value + 8
+    size: int = padded * (LISTS.value + PARTS.value + 2 * WAYS.value + SLOTS.value) + 2 * WAYS.value + 8
+    return size
 
 
 @triton.jit
@@ -86,6 +87,7 @@ def edit_kernel(
     logits, lengths, numbers, edits, used, tokens, bias, until, counts, raw, produced, vocabulary,
     BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    """Change the logits of a row's edited tokens, and keep what they were; one program a row."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
@@ -116,15 +118,15 @@ def edit_kernel(
 def survey_kernel(
     logits, lengths, numbers, asked, scratch, vocabulary, stride, RAW: tl.constexpr, P: tl.constexpr, PDL: tl.constexpr
 ):
+    """Store a chunk's largest logit, where it first is, the sum of its weights and the largest of each part."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     if tl.load(lengths + row) == 0:
         return
-    if RAW:
-        if tl.load(asked + row) < 0:
-            return
+    if RAW and tl.load(asked + row) < 0:
+        return
     scratch += row * stride
     part = tl.arange(0, PARTS)
     token = chunk * CHUNK + part[:, None] * PART + tl.arange(0, PART)[None, :]
@@ -151,6 +153,7 @@ def likeliest_kernel(
     logits, lengths, asked, scratch, logprobs, likeliest, vocabulary, chunks, stride,
     MOST: tl.constexpr, P: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    """Store the likeliest tokens of a row with their log-probabilities; one program a row."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
