@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -118,8 +119,9 @@ def test_nothing_left_to_choose_fails_its_sequence_alone(directory: Path, monkey
     ]
     expected, _ = outputs(directory, sampled_requests(*kinds), cpu_step="eager")
     on_gpu_kernels(monkeypatch)
-    prompt = GenerationRequest(id="1", prompt_ids=[6], params=sampled_requests(*kinds)[1].params)
-    found, _ = outputs(directory, [GenerationRequest(id="0", prompt_ids=[5], params=SamplingParams()), prompt])
+    # Of a prompt of one token the first is chosen as all others are.
+    short = [msgspec.structs.replace(one, prompt_ids=[5]) for one in sampled_requests(*kinds)]
+    found, _ = outputs(directory, short)
     assert found["1"][-1].failed == expected["1"][-1].failed
     assert found["1"][-1].failed is not None
     assert all(one.failed is None for one in found["0"])

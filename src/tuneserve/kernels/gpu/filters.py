@@ -100,14 +100,15 @@ def narrow_kernel(
         distance = peak - value
         weight = weigh(distance, temperature)
         begin = tl.maximum(low, 0.0)
+        thresholds, amounts = thresholds_of(scratch, ROUND, P), amounts_of(scratch, ROUND, P) + chunk * WAYS
         for way in tl.static_range(WAYS):
             threshold = high
             if way + 1 < WAYS:
                 threshold = begin + (high - begin) * ((way + 1) / WAYS)
             if chunk == 0:
-                tl.store(thresholds_of(scratch, ROUND, P) + way, threshold)
+                tl.store(thresholds + way, threshold)
             amount = tl.sum(tl.where(distance <= threshold, weight, 0.0), 0)
-            tl.store(amounts_of(scratch, ROUND, P) + chunk * WAYS + way, amount)
+            tl.store(amounts + way, amount)
 
 
 @triton.jit
