@@ -8,11 +8,12 @@ import msgspec
 import pytest
 import torch
 
-from tuneserve.engines.contract import GenerationRequest, SamplingParams
+from tuneserve.engines.contract import GenerationRequest, Grammar, SamplingParams
 from tuneserve.model import Weights
 from tuneserve.model._gpu import GpuDecoder
 from tuneserve.native import EngineConfig, NativeCore, _load, _runner, _sampled
 from tuneserve.native._engine import Output
+from tuneserve.native._sequence import Sequence
 from tuneserve.spec import ModelSpec
 
 
@@ -55,14 +56,14 @@ SAMPLED: list[dict[str, Any]] = [
     {"temperature": 1.2, "top_p": 0.8, "logprobs": 3},
     {"temperature": 0.8, "repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.2, "logprobs": 0},
     {"temperature": 0.0, "frequency_penalty": 1.5, "bad_words": ((7,), (8,)), "logit_bias": {9: 4.0, 11: -50.0}},
-    {"temperature": 1.0, "top_k": 30, "min_p": 0.01, "min_tokens": 6, "stop_token_ids": tuple(range(0, 256, 3))},
+    {"temperature": 1.0, "top_k": 30, "min_p": 0.01, "min_tokens": 5, "stop_token_ids": tuple(range(0, 256, 3))},
 ]
 
 
 def sampled_requests(*kinds: dict[str, Any]) -> list[GenerationRequest]:
     return [
         GenerationRequest(
-            id=str(index), prompt_ids=[5 + index, 9, 5], params=SamplingParams(max_tokens=14, seed=index, **kind)
+            id=str(index), prompt_ids=[5 + index, 9, 5], params=SamplingParams(max_tokens=9, seed=index, **kind)
         )
         for index, kind in enumerate(kinds)
     ]
@@ -85,7 +86,7 @@ def test_what_is_sampled_is_the_same_in_fewer_steps(directory: Path, monkeypatch
     expected, single = outputs(directory, sampled_requests(*SAMPLED), cpu_step="eager")
     on_gpu_kernels(monkeypatch)
     found, steps = outputs(directory, sampled_requests(*SAMPLED))
-    assert steps < single - 4
+    assert steps <= 3 < single
     for name, theirs in expected.items():
         ours = found[name]
         assert [(one.token, one.finish_reason) for one in ours] == [(one.token, one.finish_reason) for one in theirs]
@@ -98,7 +99,7 @@ def test_what_is_sampled_is_the_same_in_fewer_steps(directory: Path, monkeypatch
                 values = [value for _, value in other.logprob.top]
                 assert [value for _, value in one.logprob.top] == pytest.approx(values, abs=2e-5)
     # It ended when it might, within steps that ran ahead, and not before.
-    assert found["5"][-1].finish_reason == "stop" and len(found["5"]) > 6
+    assert found["5"][-1].finish_reason == "stop" and len(found["5"]) > 5
 
 
 def test_counts_are_taken_from_the_host_when_room_runs_out(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +110,7 @@ def test_counts_are_taken_from_the_host_when_room_runs_out(directory: Path, monk
     monkeypatch.setattr(_sampled, "ROOM", 6)
     found, steps = outputs(directory, sampled_requests(kind))
     assert found == expected
-    assert steps <= 7
+    assert steps <= 5
 
 
 def test_nothing_left_to_choose_fails_its_sequence_alone(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,19 +151,29 @@ def test_a_sequence_ends_within_what_was_run_ahead(directory: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    "kind", [{"typical_p": 0.9}, {"bad_words": ((3, 4),)}, {"logprobs": 21}, {"logprobs": 2, "prompt_logprobs": 1}]
+    ("kind", "alone"),
+    [
+        ({"typical_p": 0.9}, False),
+        ({"bad_words": ((3, 4),)}, False),
+        ({"logprobs": 21}, False),
+        ({"prompt_logprobs": 1}, False),
+        ({"grammar": Grammar(kind="regex", text="a+")}, False),
+        ({"bad_words": ((3,),), "logprobs": 20, "top_k": 5, "logit_bias": {3: 1.0}, "min_tokens": 4}, True),
+    ],
 )
-def test_what_the_host_chooses_is_not_run_ahead(
-    kind: dict[str, Any], directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted = sampled_requests({"temperature": 1.0, **kind}, {"temperature": 1.0})
-    expected, single = outputs(directory, wanted, cpu_step="eager")
+def test_what_only_the_host_can_do_is_left_to_it(kind: dict[str, Any], alone: bool) -> None:
+    (request,) = sampled_requests(kind)
+    assert Sequence(request).steps_alone == alone
+
+
+def test_a_batch_in_which_the_host_chooses_is_not_run_ahead(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = [
+        msgspec.structs.replace(one, params=msgspec.structs.replace(one.params, max_tokens=4))
+        for one in sampled_requests({"temperature": 1.0, "typical_p": 0.9}, {"temperature": 0.0})
+    ]
+    expected = outputs(directory, wanted, cpu_step="eager")
     on_gpu_kernels(monkeypatch)
-    found, steps = outputs(directory, wanted)
-    assert {name: [one.token for one in each] for name, each in found.items()} == {
-        name: [one.token for one in each] for name, each in expected.items()
-    }
-    assert (steps == single) == ("prompt_logprobs" not in kind)
+    assert outputs(directory, wanted) == expected
 
 
 def test_numbers_that_are_not_finite_fail_their_sequence_alone(
@@ -185,7 +196,7 @@ def test_numbers_that_are_not_finite_fail_their_sequence_alone(
     assert found["1"][-1][2]
 
 
-@pytest.mark.parametrize("params", [{}, {"temperature": 0.8, "seed": 3, "top_p": 0.9, "presence_penalty": 0.5}])
+@pytest.mark.parametrize("params", [{}, {"temperature": 0.8, "seed": 3, "presence_penalty": 0.5, "max_tokens": 13}])
 def test_requests_come_and_go_while_steps_are_under_way(
     params: dict[str, Any], directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
