@@ -28,7 +28,6 @@ from tuneserve.native._load import (
 )
 from tuneserve.native._pooling import Pool, Pooling
 from tuneserve.native._runner import Runner
-from tuneserve.native._sampler import NOT_FINITE
 from tuneserve.native._scheduler import Scheduler, Segment, Step
 from tuneserve.native._sequence import Sequence
 from tuneserve.native._transformers import TransformersDecoder
@@ -201,16 +200,11 @@ class NativeCore:
             # Whoever calls has to look for other requests now and then.
             wait(self._compiling.values(), _COMPILING_SECONDS, FIRST_COMPLETED)
             return refused
-        if isinstance(self._runner, Runner) and (steps := self._steps_ahead(self._runner, step)) > 1:
-            return refused + self._land(self._runner.launch(step, steps, self._scheduler.changes))
+        if isinstance(self._runner, Runner) and self._runner.runs_ahead(step):
+            steps = self._reserve([segment.sequence for segment in step.segments], 0)
+            if steps > 1:
+                return refused + self._land(self._runner.launch(step, steps, self._scheduler.changes))
         return refused + self._complete(step, self._runner.run(step))
-
-    def _steps_ahead(self, runner: Runner, step: Step) -> int:
-        """Return how many steps can be run at once, all of whose tokens are simply the likeliest."""
-        if not runner.runs_ahead or step.decodes < len(step.segments):
-            return 1
-        sequences = [segment.sequence for segment in step.segments]
-        return self._reserve(sequences, 0) if all(sequence.simply_greedy for sequence in sequences) else 1
 
     def _reserve(self, sequences: Collection[Sequence], after: int) -> int:
         left = min(sequence.left(self.info.context_length) for sequence in sequences) - after
@@ -223,15 +217,15 @@ class NativeCore:
         compiled = any(future.done() for future in self._compiling.values())
         if self._scheduler.changes == flight.changes and not compiled:
             steps = self._reserve(flight.sequences, flight.steps)
-            self._flight = self._runner.follow(flight, steps) if steps else None
+            self._flight = self._runner.follow(flight, steps) if 0 < steps <= flight.room else None
         segments = []
         results: dict[Sequence, list[Choice] | str] = {}
-        for sequence, tokens in zip(flight.sequences, flight.tokens(), strict=True):
+        for sequence, choices in zip(flight.sequences, flight.choices(), strict=True):
             # It may have ended, or been cancelled, after this was launched.
             if self._sequences.get(sequence.request.id) is sequence:
-                sequence.draft = tokens[:-1]
+                sequence.draft = [] if isinstance(choices, str) else [choice.token for choice in choices[:-1]]
                 segments.append(Segment(sequence, sequence.computed, flight.steps))
-                results[sequence] = NOT_FINITE if -1 in tokens else [Choice(token) for token in tokens]
+                results[sequence] = choices
         return self._complete(Step(tuple(segments), 0), results)
 
     def _complete(self, step: Step, results: Mapping[Sequence, list[Choice] | str]) -> list[Output]:

@@ -19,6 +19,7 @@ from tuneserve.native._rank_wire import (
 )
 from tuneserve.native._ranks import Ranks
 from tuneserve.native._runner import Runner
+from tuneserve.native._scheduler import Step
 from tuneserve.spec import Share
 
 _MOST_RANKS = 64
@@ -75,6 +76,10 @@ class LeadingRunner(Runner):
     def host(self) -> torch.device:
         """The CPU, from where batches go to all ranks."""
         return torch.device("cpu")
+
+    def runs_ahead(self, step: Step) -> bool:
+        """Whether the ranks can choose for each sequence by themselves, which is to take the likeliest."""
+        return super().runs_ahead(step) and all(segment.sequence.simply_greedy for segment in step.segments)
 
     def wipe(self, blocks: tuple[int, ...]) -> None:
         """Overwrite blocks of the cache with zeros."""

@@ -1,14 +1,17 @@
 """Runs a step: tokens to the device, through the decoder, to chosen tokens."""
 
+import math
+
 import torch
 
-from tuneserve.model import Decoder
+from tuneserve.model import Chosen, Decoder
 from tuneserve.native._batch import Batch, block_tables, make_batch
 from tuneserve.native._cache import PagedCache, StepAttention
 from tuneserve.native._choose import Choice, choose
 from tuneserve.native._cpu_step import half_the_threads
 from tuneserve.native._decoders import AheadDecoder, AnyDecoder
 from tuneserve.native._flight import Flight
+from tuneserve.native._sampled import ROOM, sampled_rows, uniforms
 from tuneserve.native._sampler import NOT_FINITE
 from tuneserve.native._scheduler import Step
 from tuneserve.native._sequence import Sequence
@@ -37,23 +40,38 @@ class Runner:
         """How many tokens the model tells the probabilities of."""
         return self.decoder.spec.vocab_size
 
-    @property
-    def runs_ahead(self) -> bool:
-        """Whether :meth:`launch` can be used."""
-        return isinstance(self.decoder, AheadDecoder)
+    def runs_ahead(self, step: Step) -> bool:
+        """Whether :meth:`launch` can be used: all sequences decode, and the device can choose for each."""
+        if not isinstance(self.decoder, AheadDecoder) or step.decodes < len(step.segments):
+            return False
+        return all(segment.sequence.steps_alone for segment in step.segments)
 
     @torch.inference_mode()
     def launch(self, step: Step, steps: int, changes: int) -> Flight:
-        """Launch greedy steps of sequences that all decode; each must have blocks for so many tokens."""
+        """Launch steps of sequences that :meth:`runs_ahead`; each must have blocks for so many tokens."""
         self.wipe(step.wiped)
-        tokens = self.decode_greedily(make_batch(step, self.host, ahead=steps - 1), steps)
-        return Flight.of(tuple(segment.sequence for segment in step.segments), changes, tokens)
+        batch = make_batch(step, self.host, ahead=steps - 1)
+        sequences = tuple(segment.sequence for segment in step.segments)
+        if all(sequence.simply_greedy for sequence in sequences):
+            chosen, room = Chosen(self.decode_greedily(batch, steps)), math.inf
+        else:
+            assert isinstance(self.decoder, AheadDecoder)
+            rows = sampled_rows(sequences, steps)
+            chosen = self.decoder.decode_sampled(batch, self.cache.keys, self.cache.values, rows)
+            room = ROOM - steps
+        return Flight.of(sequences, changes, chosen, room)
 
     @torch.inference_mode()
     def follow(self, flight: Flight, steps: int) -> Flight:
         """Launch steps after those of the last flight, which need not have landed, for all of its sequences."""
-        tokens = self.go_on_greedily(block_tables(flight.sequences, flight.steps + steps, self.host), steps)
-        return Flight.of(flight.sequences, flight.changes, tokens)
+        tables = block_tables(flight.sequences, flight.steps + steps, self.host)
+        if math.isinf(flight.room):
+            chosen = Chosen(self.go_on_greedily(tables, steps))
+        else:
+            assert isinstance(self.decoder, AheadDecoder)
+            numbers = uniforms(flight.sequences, flight.steps, steps)
+            chosen = self.decoder.go_on_sampling(tables, self.cache.keys, self.cache.values, numbers)
+        return Flight.of(flight.sequences, flight.changes, chosen, flight.room - steps)
 
     def _run(self, step: Step) -> dict[Sequence, list[Choice] | str]:
         self.wipe(step.wiped)

@@ -12,6 +12,9 @@ from tuneserve.native._draft import Drafter
 from tuneserve.native._grammar import GrammarState
 from tuneserve.native._pooling import Pooling
 
+# Of how many tokens a device gives log-probabilities by itself, beside the chosen.
+MOST_LOGPROBS = 20
+
 
 @dataclass(eq=False)
 class Sequence:
@@ -145,6 +148,16 @@ class Sequence:
         params = self.request.params
         asks = params.logprobs is not None or self.reusable < len(self.tokens)
         return params.temperature == 0 and not (self.edited or asks or self.drafter)
+
+    @property
+    def steps_alone(self) -> bool:
+        """Whether a device can choose its next tokens one after the other, without the host."""
+        params = self.request.params
+        # What its prompt was asked about is known, and has been looked at.
+        done = self.reusable == len(self.tokens) and (params.prompt_logprobs is None or self.generated > 0)
+        banned = self.bad_words is None or self.bad_words.always() is not None
+        plain = params.grammar is None and params.typical_p == 1 and (params.logprobs or 0) <= MOST_LOGPROBS
+        return done and banned and plain and self.drafter is None
 
     def left(self, context_length: int) -> int:
         """Return how many tokens may still come."""
