@@ -21,6 +21,7 @@ import torch
 from tuneserve.kernels.gpu.gate import gate
 from tuneserve.kernels.gpu.greedy import greedy, greedy_scratch
 from tuneserve.kernels.gpu.lora import lora_expand, lora_gate, lora_shrink
+from tuneserve.kernels.gpu.lora_join import joined_columns, lora_join, put_joined
 from tuneserve.kernels.gpu.lora_rows import LoraRows, LoraWeights
 from tuneserve.kernels.gpu.matvec import LoraCall, matvec, matvec_reference
 from tuneserve.kernels.gpu.sample import Asks, SamplingResults, SamplingRows, sample, sample_reference
@@ -110,15 +111,24 @@ class Linear:
     def __init__(self, columns: int, rows: int, ends: tuple[int, ...], gated: bool, rank: int, slots: int) -> None:
         self.columns, self.rows, self.gated = columns, rows, gated
         dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
-        random = partial(torch.randn, device=DEVICE, dtype=dtype)
+        like: dict[str, Any] = {"device": DEVICE, "dtype": dtype}
+        random = partial(torch.randn, **like)
         self.weights = [random(rows, columns) / columns**0.5 for _ in range(COPIES)]
         self.norm = random(columns)
         ranks = torch.full((slots,), rank, dtype=torch.int32, device=DEVICE)
         a, b = random(slots, len(ends) * rank, columns) / columns**0.5, random(slots, rows, rank) / rank**0.5
         self.adapters = LoraWeights(a, b, ranks, ends)
+        self.few = LoraWeights(a[:1], b[:1], ranks[:1], ends)
+        self.joined = [torch.zeros(rows, columns + joined_columns(self.few), **like) for _ in range(COPIES)]
+        for weight, joined in zip(self.weights, self.joined, strict=True):
+            joined[:, :columns] = weight
+            put_joined(joined, self.few, 0)
 
     def calls(self, x: torch.Tensor, adapters: str) -> Iterator[tuple[Call, torch.Tensor, LoraCall | None]]:
-        """Yield calls, the result of each, and the deltas in it: none, of one adapter, or of one for each row."""
+        """Yield calls, the result of each, and the deltas in it: none, of one adapter, or of one for each row.
+
+        ``joined`` has one adapter, its expands beside the weight.
+        """
         count = len(x)
         arrived = torch.zeros(LAUNCHES, 1, dtype=torch.int32, device=DEVICE)
         for index in range(LAUNCHES):
@@ -126,6 +136,11 @@ class Linear:
             out = x.new_zeros(count, self.rows // (1 + self.gated))
             if adapters == "none":
                 lora = None
+            elif adapters == "joined":
+                taken = LoraRows.of(count, self.few.a.shape[1], self.columns, x.dtype, DEVICE)
+                taken.put([0] * count)
+                lora = LoraCall(self.few, taken, arrived[index])
+                weight = self.joined[index % COPIES]
             else:
                 taken = LoraRows.of(count, self.adapters.a.shape[1], self.columns, x.dtype, DEVICE)
                 taken.put([index % COPIES] * count if adapters == "one" else list(range(count)))
@@ -144,13 +159,18 @@ class Linear:
             if whole is None:
                 (matvec if len(x) == 1 else skinny)(x, weight, gated=self.gated, lora=lora, out=out)
                 return
-            product = torch.mm(x, weight.T, out=whole if self.gated else out)
-            if lora is not None:
+            beside = weight.shape[1] > self.columns
+            if beside and lora is not None:
+                rows = lora_join(x, lora.weights, lora.rows, x.new_empty(len(x), weight.shape[1]))
+            else:
+                rows = x
+            product = torch.mm(rows, weight.T, out=whole if self.gated else out)
+            if lora is not None and not beside:
                 lora_shrink(x, lora.weights, lora.rows)
                 if self.gated:
-                    lora_gate(lora.weights, lora.rows, self.columns, product, out)
+                    lora_gate(lora.weights, lora.rows, product, out)
                 else:
-                    lora_expand(lora.weights, lora.rows, self.columns, product)
+                    lora_expand(lora.weights, lora.rows, product)
             elif self.gated:
                 gate(product, out)
 
@@ -163,7 +183,7 @@ def lora(sizes: Sizes, results: Results) -> None:
         linear = Linear(columns, rows, ends, gated, sizes.rank, max(*sizes.rows, COPIES))
         for count in sizes.rows:
             x = torch.randn(count, columns, device=DEVICE).to(linear.norm.dtype)
-            for adapters in ("none", "one", "each"):
+            for adapters in ("none", "one", "each", "joined") if count > 32 else ("none", "one", "each"):
                 calls = list(linear.calls(x, adapters))
                 for call, _, _ in calls:
                     call()
