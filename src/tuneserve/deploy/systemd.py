@@ -40,7 +40,7 @@ def _describe(deployment: Deployment, index: int) -> str:
     options, program_paths = _engine(deployment)
     where = {part.name: _checked(part.path) for part in deployment.parts}
     arguments = deployment.serve(where, key_file=_KEY_FILE, host="127.0.0.1", port=PORT + index)
-    command = [_path(Path(sys.executable)), "-m", "tuneserve", *arguments, *options]
+    command = [_checked(Path(sys.executable)), "-m", "tuneserve", *arguments, *options]
     unit = _unit(deployment, index).removesuffix(".service")
     roots = _outside_system([*program_paths, *(part.root for part in deployment.parts)])
     return from_template(
