@@ -61,6 +61,8 @@ class Replica:
     starting: int = 0
     running: list[tuple[float, int, Request]] = field(default_factory=list)
     waiting: dict[int, deque[tuple[int, Request]]] = field(default_factory=dict)
+    # Who is first in each of these queues; those that have started since are left until they come up.
+    heads: list[tuple[int, int]] = field(default_factory=list)
     # The adapters in the slots, the least recently used first, with how many requests need each.
     held: OrderedDict[int, int] = field(default_factory=OrderedDict)
 
@@ -77,18 +79,36 @@ class Replica:
             return None
         return self.seen + max(0.0, self.running[0][0] - self.clock) / self.speed.each(len(self.running))
 
+    def wait(self, number: int, request: Request) -> None:
+        """Put a request behind those that wait for the same adapter."""
+        if request.adapter not in self.waiting:
+            self.waiting[request.adapter] = deque()
+            heapq.heappush(self.heads, (number, request.adapter))
+        self.waiting[request.adapter].append((number, request))
+
     def admit(self) -> Iterator[tuple[int, Request, bool]]:
-        """Yield each waiting request that can start, and whether its adapter has to be loaded."""
+        """Yield each waiting request that can start, the oldest first, and whether its adapter has to be loaded."""
         while self.waiting and len(self.running) + self.starting < self.sequences:
-            free = len(self.held) < self.slots or any(not needed for needed in self.held.values())
-            adapters = self.waiting if free else [adapter for adapter in self.held if adapter in self.waiting]
-            if not adapters:
+            if len(self.held) < self.slots or not all(self.held.values()):
+                adapter = self._oldest()
+            elif able := [adapter for adapter in self.held if adapter in self.waiting]:
+                adapter = min(able, key=lambda each: self.waiting[each][0][0])
+            else:
                 return
-            adapter = min(adapters, key=lambda each: self.waiting[each][0][0])
             number, request = self.waiting[adapter].popleft()
-            if not self.waiting[adapter]:
+            if self.waiting[adapter]:
+                heapq.heappush(self.heads, (self.waiting[adapter][0][0], adapter))
+            else:
                 del self.waiting[adapter]
             yield number, request, self._take(adapter)
+
+    def _oldest(self) -> int:
+        """Return the adapter that the oldest waiting request wants."""
+        while True:
+            number, adapter = self.heads[0]
+            if adapter in self.waiting and self.waiting[adapter][0][0] == number:
+                return adapter
+            heapq.heappop(self.heads)
 
     def _take(self, adapter: int) -> bool:
         missing = adapter not in self.held
@@ -159,7 +179,7 @@ def simulate(requests: Sequence[Request], replicas: Sequence[Replica], policy: P
             index = policy(requests[number].adapter, replicas)
             replica = replicas[index]
             replica.outstanding += 1
-            replica.waiting.setdefault(requests[number].adapter, deque()).append((number, requests[number]))
+            replica.wait(number, requests[number])
             if number + 1 < len(requests):
                 heapq.heappush(events, (requests[number + 1].time, _ARRIVAL, number + 1, 0))
         replica = replicas[index]
