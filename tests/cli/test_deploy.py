@@ -53,10 +53,10 @@ def test_serve_takes_every_argument(
     make_llama: Make, tmp_path: Path, keys: Path, target: str, options: list[str]
 ) -> None:
     out = tmp_path / "out"
-    result = run(make_llama(), out, keys, "--target", target, "--drain-timeout", "7", *options)
+    result = run(make_llama(), out, keys, "--target", target, "--drain-timeout", "7", "--no-verify", *options)
     assert result.returncode == 0, result.stderr
     context = SERVE.make_context("serve", arguments(target, out))
-    assert context.params["drain_timeout"] == 7
+    assert context.params["drain_timeout"] == 7 and context.params["no_verify"]
     assert context.params["api_key_file"].name in ("api-keys", "keys.toml")
     assert (out / "README.md").is_file() and (out / "Dockerfile").is_file()
 

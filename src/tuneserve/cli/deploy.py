@@ -41,6 +41,9 @@ def deploy(
     drain_timeout: Annotated[
         int, typer.Option(min=0, help="Seconds that running requests may go on once a server is told to stop.")
     ] = 30,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Leave out the comparison that each server makes when it starts.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the files instead of writing them.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
@@ -68,7 +71,7 @@ def deploy(
     )  # fmt: skip
     deployment = deploy.make_deployment(
         plan, key_file=api_key_file, name=name, adapters={each.name: each.source for each in adapters},
-        drain_seconds=drain_timeout, image=image, volume=volume, model_image=model_image, nodes=nodes,
+        drain_seconds=drain_timeout, verify=not no_verify, image=image, volume=volume, model_image=model_image, nodes=nodes,
     )  # fmt: skip
     files = chosen.render(deployment)
     if not dry_run:

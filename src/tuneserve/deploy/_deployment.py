@@ -27,7 +27,8 @@ class Deployment:
     ``name`` is a DNS label (RFC 1123) that begins with a letter. ``image`` is what a registry calls the container's
     image, ``volume`` the claim that holds the parts, each in a directory of its name, and ``model_image`` an image
     that has them below ``/models``. ``keys`` is the text of the file of API keys, ``key_file`` its path. ``nodes`` is
-    what ``kubectl get nodes --output json`` printed.
+    what ``kubectl get nodes --output json`` printed. ``verify`` has each server compare itself with the model before it
+    is ready.
     """
 
     plan: Plan
@@ -38,6 +39,7 @@ class Deployment:
     key_file: Path
     keys: str
     drain_seconds: int = 30
+    verify: bool = True
     image: str | None = None
     volume: str | None = None
     model_image: str | None = None
@@ -61,7 +63,8 @@ class Deployment:
         if plan.taken.tensor > 1:
             arguments += ["--tensor-parallel", str(plan.taken.tensor)]
         arguments += ["--host", host, "--port", str(port), "--api-key-file", key_file]
-        return [*arguments, "--drain-timeout", str(self.drain_seconds), "--log-format", "json"]
+        arguments += ["--drain-timeout", str(self.drain_seconds), "--log-format", "json"]
+        return arguments if self.verify else [*arguments, "--no-verify"]
 
 
 def make_deployment(
@@ -71,6 +74,7 @@ def make_deployment(
     name: str | None = None,
     adapters: Mapping[str, ResolvedSource] | None = None,
     drain_seconds: int = 30,
+    verify: bool = True,
     image: str | None = None,
     volume: str | None = None,
     model_image: str | None = None,
@@ -101,6 +105,7 @@ def make_deployment(
         key_file=key_file.absolute(),
         keys=read_key_file(key_file),
         drain_seconds=drain_seconds,
+        verify=verify,
         image=image,
         volume=None if volume is None else _checked_claim(volume),
         model_image=model_image,

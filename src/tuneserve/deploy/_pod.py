@@ -11,7 +11,9 @@ KEYS_SECRET, HUB_SECRET = "api-keys", "hub-token"
 GPU = "nvidia.com/gpu"
 # Endpoints forget a pod while it sleeps; then running requests finish, then connections and the engine close.
 _FORGETTING_SECONDS, _CLOSING_SECONDS = 5, 15
-STARTING_SECONDS, _PATIENCE_SECONDS, _PERIOD_SECONDS = 1800, 600, 10
+_PATIENCE_SECONDS, _PERIOD_SECONDS = 600, 10
+# Weights are read up to three times from a volume that may be slow: for the engine, its kernels and the comparison.
+_STARTING_SECONDS, _STARTING_BYTES_PER_SECOND = 900, 50_000_000
 PROGRAM = "/opt/tuneserve/bin/tuneserve"
 _RESTRICTED = {
     "allowPrivilegeEscalation": False,
@@ -35,7 +37,7 @@ def serving_pod(deployment: Deployment, labels: dict[str, str]) -> dict[str, Any
         "args": _serve_arguments(deployment),
         "env": _environment(deployment),
         "ports": [{"name": "http", "containerPort": PORT}],
-        "startupProbe": _probe("/ready", STARTING_SECONDS),
+        "startupProbe": _probe("/ready", starting_seconds(deployment)),
         "livenessProbe": _probe("/health", _PATIENCE_SECONDS),
         "readinessProbe": _probe("/ready", _PERIOD_SECONDS),
         "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(_FORGETTING_SECONDS)]}}},
@@ -62,6 +64,11 @@ def pod(deployment: Deployment, labels: dict[str, str], container: dict[str, Any
     if deployment.plan.machine.kind == "nvidia":
         spec["tolerations"] = [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
     return {"metadata": {"labels": labels}, "spec": spec}
+
+
+def starting_seconds(deployment: Deployment) -> int:
+    """Return how long a pod may take until it is ready; then it is started anew."""
+    return _STARTING_SECONDS + (deployment.plan.taken.weights or 0) // _STARTING_BYTES_PER_SECOND
 
 
 def worker_container(deployment: Deployment, command: str) -> dict[str, Any]:

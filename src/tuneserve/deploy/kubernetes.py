@@ -12,10 +12,10 @@ from tuneserve.deploy._pod import (
     KEYS_SECRET,
     MODELS,
     PROGRAM,
-    STARTING_SECONDS,
     has_models,
     pod,
     serving_pod,
+    starting_seconds,
     worker_container,
 )
 from tuneserve.deploy._scaling import adapter_rule, autoscaler, service_monitor
@@ -47,7 +47,7 @@ def render(deployment: Deployment) -> dict[str, str]:
         models=MODELS, parts=[(part.name, part.path, bool(part.hub)) for part in deployment.parts],
         volume=deployment.volume, model_image=deployment.model_image, downloads=not has_models(deployment),
         token_secret=f"{deployment.name}-{HUB_SECRET}", workload=f"{workload['kind'].lower()}/{deployment.name}",
-        access=_ACCESS, replicas=deployment.plan.taken.replicas,
+        minutes=starting_seconds(deployment) // 60 + 2, access=_ACCESS, replicas=deployment.plan.taken.replicas,
     )  # fmt: skip
     documents = {path: to_yaml(manifest) for path, manifest in manifests.items()}
     return {"README.md": readme, **documents, **image_files(deployment)}
@@ -100,7 +100,7 @@ def _deployment(deployment: Deployment) -> dict[str, Any]:
     spec = {
         "replicas": deployment.plan.taken.replicas,
         "selector": {"matchLabels": labels},
-        "progressDeadlineSeconds": STARTING_SECONDS + 120,
+        "progressDeadlineSeconds": starting_seconds(deployment) + 120,
         "strategy": {"type": "RollingUpdate", "rollingUpdate": dict(zip(("maxSurge", "maxUnavailable"), surge))},  # noqa: B905
         "template": template,
     }
