@@ -71,7 +71,8 @@ def deploy(
     )  # fmt: skip
     deployment = deploy.make_deployment(
         plan, key_file=api_key_file, name=name, adapters={each.name: each.source for each in adapters},
-        drain_seconds=drain_timeout, verify=not no_verify, image=image, volume=volume, model_image=model_image, nodes=nodes,
+        drain_seconds=drain_timeout, verify=not no_verify, image=image, volume=volume,
+        model_image=model_image, nodes=nodes,
     )  # fmt: skip
     files = chosen.render(deployment)
     if not dry_run:
