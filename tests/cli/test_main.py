@@ -26,7 +26,19 @@ def test_help_needs_no_torch() -> None:
 
 
 def test_every_verb_has_help_with_an_example() -> None:
-    for verb in ("demo", "inspect", "plan", "export", "verify", "serve", "generate", "chat", "check", "engines"):
+    for verb in (
+        "demo",
+        "inspect",
+        "plan",
+        "export",
+        "verify",
+        "serve",
+        "generate",
+        "chat",
+        "check",
+        "deploy",
+        "engines",
+    ):
         result = run(verb, "--help")
         assert result.returncode == 0
         assert f"tuneserve {verb}" in result.stdout
