@@ -4,12 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt scripts/install.sh
 
-.PHONY: demo test test-calibrated lint unit js example-train example-eval clean
+.PHONY: demo test soak test-calibrated lint unit js example-train example-eval clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/tuneserve demo --port $(PORT)
 
 test: lint js unit
+
+# Half an hour of load and faults on the demo model; see benchmarks/serving.
+soak: $(VENV)/.installed-dev
+	for script in overhead streams cancelled faults soak; do $(BIN)/python benchmarks/serving/$$script.py || exit 1; done
 
 # Not part of `make test`: it downloads an environment of 1.5 GB.
 test-calibrated: $(VENV)/.installed-dev

@@ -49,6 +49,34 @@ def test_requests_run_together_cancel_and_fail_alone(make_llama: Make) -> None:
     asyncio.run(scenario())
 
 
+def test_tokens_that_wait_come_together(make_llama: Make) -> None:
+    async def scenario() -> None:
+        engine = await NativeEngine.start(resolve(make_llama()), dtype="float32")
+        try:
+            params = SamplingParams(max_tokens=20, temperature=0, logprobs=1, prompt_logprobs=0)
+            asked = GenerationRequest(id="x", prompt_ids=[1, 2], params=params)
+            eager = [chunk async for chunk in engine.generate(asked)]
+            assert [len(chunk.token_ids) for chunk in eager] == [1] * 20
+            async with aclosing(engine.generate(asked)) as stream:
+                late = [await anext(stream)]
+                while (await engine.stats()).running:
+                    await asyncio.sleep(0)
+                late += [chunk async for chunk in stream]
+            assert len(late) == 2
+            assert late[-1].finish_reason == "length"
+            for chunks in (eager, late):
+                assert chunks[0].prompt_logprobs
+            assert [token for chunk in late for token in chunk.token_ids] == [each.token_ids[0] for each in eager]
+            assert [one for chunk in late for one in chunk.logprobs or ()] == [
+                (each.logprobs or [])[0] for each in eager
+            ]
+            assert not engine._answers
+        finally:
+            await engine.close()
+
+    asyncio.run(scenario())
+
+
 def test_what_keeps_it_from_starting_is_told(make_llama: Make) -> None:
     source = resolve(make_llama())
     (source.model_dir / "config.json").unlink()

@@ -19,6 +19,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from tuneserve.engines.contract import EngineInfo, EngineStats, FinishReason, GenerationRequest, TokenChunk
 from tuneserve.errors import EngineError
 from tuneserve.gateway import ServedModel, Settings, create_app
+from tuneserve.gateway._connection import Connection
 from tuneserve.text import open_chat_template, open_tokenizer
 
 START, END = "<|im_start|>", "<|im_end|>"
@@ -90,6 +91,7 @@ class FakeEngine:
                 if request.prompt_ids == self.broken_prompt or self._fails(count):
                     raise EngineError("the fake engine broke, as it was told to; do not worry.")
                 reason = _reason(count, token, request)
+                await asyncio.sleep(0)  # as an engine in another process, which is always waited for
                 yield TokenChunk(token_ids=[token], finish_reason=reason)
         except (asyncio.CancelledError, GeneratorExit):
             if reason is None:
@@ -156,9 +158,13 @@ async def client(served: ServedModel) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @contextmanager
-def running_server(served: ServedModel) -> Iterator[str]:
+def running_server(
+    served: ServedModel, settings: Settings | None = None, connection: type[Connection] = Connection
+) -> Iterator[str]:
     """Serve on a free port from a thread; the value is the URL."""
-    config = uvicorn.Config(create_app(served), lifespan="off", log_config=None, log_level="warning")
+    config = uvicorn.Config(
+        create_app(served, settings), http=connection, lifespan="off", log_config=None, log_level="error"
+    )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -68,7 +68,8 @@ def test_a_client_that_leaves_cancels_its_sequence(
     assert engine.cancelled == [engine.requests[0].id]
     metrics = httpx.get(f"{server}/metrics").text
     assert (
-        f'tuneserve_requests_total{{endpoint="{CHAT}",status="{200 if stream and hold_after else 499}"}} 1.0' in metrics
+        f'http_requests_total{{handler="{CHAT}",method="POST",status="{200 if stream and hold_after else 499}"}} 1.0'
+        in metrics
     )
 
 

@@ -71,21 +71,25 @@ async def test_metrics_count_what_happened(client: httpx.AsyncClient, engine: Fa
     response = await client.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain")
     samples = {
-        (sample.name, *sample.labels.values()): sample.value
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(response.text)
         for sample in family.samples
     }
-    assert samples["tuneserve_requests_total", CHAT, "200"] == 1
-    assert samples["tuneserve_requests_total", CHAT, "400"] == 1
-    assert samples["tuneserve_requests_total", "other", "404"] == 2
-    assert samples["tuneserve_request_seconds_count", CHAT] == 2
-    assert samples["tuneserve_prompt_tokens_total",] == len(engine.prompt)
-    assert samples["tuneserve_generated_tokens_total",] == 15
-    assert samples["tuneserve_time_to_first_token_seconds_count",] == 1
-    assert samples["tuneserve_time_per_output_token_seconds_count",] == 1
-    assert samples["tuneserve_sequences_running",] == 3
-    assert samples["tuneserve_sequences_waiting",] == 2
-    assert samples["tuneserve_cache_usage_ratio",] == 0.25
+    assert samples["http_requests_total", CHAT, "POST", "200"] == 1
+    assert samples["http_requests_total", CHAT, "POST", "400"] == 1
+    assert samples["http_requests_total", "other", "GET", "404"] == 2
+    assert samples["http_request_duration_seconds_count", CHAT] == 2
+    assert samples["vllm:prompt_tokens_total", "tuned"] == len(engine.prompt)
+    assert samples["vllm:generation_tokens_total", "tuned"] == 15
+    assert samples["vllm:request_success_total", "stop", "tuned"] == 1
+    assert samples["vllm:time_to_first_token_seconds_count", "tuned"] == 1
+    assert samples["vllm:inter_token_latency_seconds_count", "tuned"] == 14
+    assert samples["vllm:request_time_per_output_token_seconds_count", "tuned"] == 1
+    assert samples["vllm:e2e_request_latency_seconds_count", "tuned"] == 1
+    assert samples["vllm:num_requests_running", "tuned"] == 3
+    assert samples["vllm:num_requests_waiting", "tuned"] == 2
+    assert samples["vllm:kv_cache_usage_perc", "tuned"] == 0.25
+    assert samples["tuneserve_engine_ready",] == 1
 
 
 async def test_a_long_prompt_does_not_hold_up_others(served: ServedModel) -> None:

@@ -3,7 +3,7 @@
 import typer
 
 from tuneserve._version import __version__
-from tuneserve.cli import engines
+from tuneserve.cli import engines, keys
 from tuneserve.cli._run import output, run
 from tuneserve.cli.bench import bench
 from tuneserve.cli.chat import chat
@@ -27,6 +27,7 @@ app = typer.Typer(
 for verb in (demo, inspect, plan, export, verify, serve, generate, chat, check, bench):
     app.command()(verb)
 app.add_typer(engines.app, name="engines")
+app.add_typer(keys.app, name="keys")
 
 
 def _show_version(asked: bool) -> None:

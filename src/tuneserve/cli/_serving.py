@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneserve.cli._engine import Served
+from tuneserve.cli._operation import Operation
 from tuneserve.sources import ResolvedSource, cache_directory
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def run_server(
     port: int,
     on_ready: Callable[[str], None],
     verify: bool = True,
-    drain_seconds: float = 30.0,
+    operation: Operation | None = None,
     allowed_hosts: tuple[str, ...] = (),
 ) -> None:
     """Start the engine, check that it serves the model that was trained, and serve until asked to stop.
@@ -56,7 +57,12 @@ def run_server(
         )
         return _model(first, engine, name, None, adapters)
 
-    serve(build, host=host, port=port, on_ready=on_ready, drain_seconds=drain_seconds, allowed_hosts=allowed_hosts)
+    operation = operation or Operation()
+    with operation.logging():
+        serve(
+            build, host=host, port=port, on_ready=on_ready, settings=operation.settings, tls=operation.tls,
+            drain_seconds=operation.drain_seconds, allowed_hosts=allowed_hosts,
+        )  # fmt: skip
 
 
 def log_directory(port: int) -> Path:

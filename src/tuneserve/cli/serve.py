@@ -36,21 +36,50 @@ def serve(
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="On a loopback address, another host name that requests may use.")
     ] = None,
-    drain_seconds: Annotated[float, typer.Option(min=0, help="How long running requests may go on at the end.")] = 30,
+    drain_timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds that running requests may go on once the server is told to stop.")
+    ] = 30,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="A file of API keys, one of which each request needs; see 'tuneserve keys'.")
+    ] = None,
+    max_queue: Annotated[int, typer.Option(min=0, help="Sequences that may wait; requests past it get a 429.")] = 1024,
+    max_body_mib: Annotated[int, typer.Option(min=1, max=1024, help="The largest request body in MiB.")] = 8,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="A web page's origin that may use the API, * for all; repeatable.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="A certificate with its chain (PEM), to serve HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
+    log_format: Annotated[str, typer.Option(help="text or json: how each request is logged to stderr.")] = "text",
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Put the requests' bodies into the log.")] = False,
+    otlp_endpoint: Annotated[
+        str | None, typer.Option(help="Where traces go (OTLP over HTTP); needs 'pip install tuneserve[otel]'.")
+    ] = None,
 ) -> None:
     """Serve a model behind the OpenAI API, with a chat page at /.
 
     [dim]tuneserve serve outputs/my-adapter --port 8000[/dim]
 
     [dim]tuneserve serve outputs/my-adapter --engine vllm[/dim]
+
+    [dim]tuneserve serve outputs/my-adapter --host 0.0.0.0 --api-key-file keys.toml --log-format json[/dim]
     """
     from tuneserve.cli._engine import check_program, parse_adapters, prepare
+    from tuneserve.cli._operation import operation
     from tuneserve.cli._run import console
     from tuneserve.cli._serving import log_directory, run_server
     from tuneserve.engines.kind import ServeOptions
-    from tuneserve.gateway import listen
+    from tuneserve.gateway import Settings, listen
     from tuneserve.sources import resolve
 
+    settings = Settings(
+        max_body_bytes=max_body_mib << 20,
+        api_keys=api_key_file,
+        max_queue=max_queue,
+        cors_origins=tuple(cors_origin or ()),
+        log_prompts=log_prompts,
+        otlp_endpoint=otlp_endpoint,
+    )
+    running = operation(settings, tls_cert, tls_key, log_format, drain_timeout)
     program = check_program(engine, engine_python, engine_binary)
     resolved = resolve(source, base=base)
     called = name or resolved.name
@@ -87,6 +116,6 @@ def serve(
         port=port,
         on_ready=announce,
         verify=not no_verify,
-        drain_seconds=drain_seconds,
+        operation=running,
         allowed_hosts=tuple(allowed_host or ()),
     )

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 
 import msgspec
 
+from tuneserve.engines._native_backlog import Answer, Backlog
 from tuneserve.engines._native_wire import (
     HEADER,
     AskStats,
@@ -31,7 +32,6 @@ from tuneserve.sources import ResolvedSource
 
 _CLOSE_SECONDS = 10.0
 _decoder = msgspec.msgpack.Decoder(FromEngine)
-_Answer = Tokens | Refused | Failed
 
 
 class NativeEngine:
@@ -44,7 +44,7 @@ class NativeEngine:
         self._reader = reader
         self._writer = writer
         self._info = info
-        self._answers: dict[str, asyncio.Queue[_Answer]] = {}
+        self._answers: dict[str, asyncio.Queue[Answer]] = {}
         self._stats: list[asyncio.Future[EngineStats]] = []
         self._broken: str | None = None
         self._receiver = asyncio.create_task(self._receive())
@@ -107,7 +107,7 @@ class NativeEngine:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenChunk, None]:
         """Continue one sequence; see the contract."""
-        answers: asyncio.Queue[_Answer] = asyncio.Queue()
+        answers = Backlog()
         self._answers[request.id] = answers
         finished = False
         try:

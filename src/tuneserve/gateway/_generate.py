@@ -65,7 +65,7 @@ async def _sequence(served: ServedModel, job: Job, timer: SequenceTimer, index: 
         else:
             raise EngineError("the engine ended a sequence without saying why; report it with the engine's version.")
     # Only now, so that the engine is free of the sequence before a slow client takes its last piece.
-    timer.finish()
+    timer.finish(piece.finish_reason)
     await emit(index, piece)
 
 

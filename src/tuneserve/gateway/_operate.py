@@ -41,7 +41,9 @@ def add_operator_routes(app: FastAPI, gateway: Gateway) -> None:
         return json_response({"name": "tuneserve", "version": __version__, "engine": engine})
 
     async def metrics(_: Request) -> Response:
-        content = gateway.metrics.render(await _load(gateway.served))
+        served = gateway.served
+        name = "" if served is None else served.name
+        content = gateway.metrics.render(await _load(served), name, ready=gateway.status in ("ready", "draining"))
         return Response(content, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app.add_route("/v1/models", models)

@@ -11,6 +11,7 @@ _FILES = {
     "/chat.js": ("chat.js", "text/javascript"),
     "/style.css": ("style.css", "text/css"),
 }
+PAGE_PATHS = tuple(_FILES)
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -3,40 +3,42 @@
 import asyncio
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from tuneserve.gateway._callers import Callers
 from tuneserve.gateway._errors import ApiError, quoted, unavailable
 from tuneserve.gateway._metrics import Metrics
 from tuneserve.gateway._prompts import TextWorkers
+from tuneserve.gateway._record import Record, current
 from tuneserve.gateway._served import ServedModel
+from tuneserve.gateway._settings import Settings
+
+if TYPE_CHECKING:
+    from tuneserve.gateway._trace import Tracer
+
+__all__ = ["Gateway", "Settings", "Status"]
 
 _LISTED = 10
 Status = Literal["starting", "ready", "draining", "failed"]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How the gateway treats requests.
-
-    ``max_body_bytes`` bounds a request body. ``allowed_hosts``, where given, are the only names that a ``Host`` header
-    may carry, in lower case and without port.
-    """
-
-    max_body_bytes: int = 8 << 20
-    allowed_hosts: frozenset[str] | None = None
-
-
 class Gateway:
-    """The state of one gateway; it is starting until :meth:`open`."""
+    """The state of one gateway; it is starting until :meth:`open`.
+
+    Raises:
+        InputError: the file of keys is not usable, or tracing is not installed.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.callers = None if settings.api_keys is None else Callers(settings.api_keys)
+        self.tracer = _tracer(settings.otlp_endpoint)
         self.metrics = Metrics()
         self.workers = TextWorkers()
         self._served: ServedModel | None = None
         self._draining = False
-        self._running = 0
+        self._running: set[int] = set()
+        self._working: dict[int, Record] = {}
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -67,16 +69,35 @@ class Gateway:
         await self._idle.wait()
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self, record: Record) -> Iterator[None]:
         """Count a request as running."""
-        self._running += 1
+        self._running.add(id(record))
         self._idle.clear()
         try:
             yield
         finally:
-            self._running -= 1
+            self._running.remove(id(record))
+            self._working.pop(id(record), None)
+            if record.allowance is not None:
+                record.allowance.finish()
             if not self._running:
                 self._idle.set()
+
+    def queue(self, record: Record) -> None:
+        """Count a request as one that makes the engine work.
+
+        Raises:
+            ApiError: 429, as many as may are waiting already.
+        """
+        if self._served is not None:
+            sequences = sum(max(1, each.sequences) for each in self._working.values())
+            room = self._served.engine.info.max_running + self.settings.max_queue
+            if sequences >= room:
+                message = (
+                    f"{room} sequences are running or waiting, the most that this server takes; send it again later."
+                )
+                raise ApiError(429, message, code="queue_full", headers={"Retry-After": "1"})
+        self._working[id(record)] = record
 
     def admit(self) -> ServedModel:
         """Return the model for a new request.
@@ -105,6 +126,8 @@ class Gateway:
         models = self.models()
         for served in models:
             if name == served.name:
+                if (record := current.get()) is not None:
+                    record.model = name
                 return served
         names = ", ".join(repr(served.name) for served in models[:_LISTED])
         more = f" and {len(models) - _LISTED} more" if len(models) > _LISTED else ""
@@ -119,3 +142,11 @@ class Gateway:
         """
         served = self.admit()
         return served, *served.adapters
+
+
+def _tracer(endpoint: str | None) -> "Tracer | None":
+    if endpoint is None:
+        return None
+    from tuneserve.gateway._trace import Tracer
+
+    return Tracer(endpoint)
