@@ -107,7 +107,9 @@ _RANGES = (
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One sequence to continue. ``adapter`` None is the model as served.
 
-    Of those that wait, the smallest ``priority`` goes first, then the oldest.
+    Of those that wait, the smallest ``priority`` goes first, then the oldest. The last ``resumed`` of the prompt's tokens
+    are not the prompt's: another engine generated them for the same request and was lost. Limits, penalties, the grammar
+    and the random stream go on after them as if nothing had happened.
     """
 
     id: str
@@ -115,6 +117,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     params: SamplingParams
     adapter: str | None = None
     priority: int = 0
+    resumed: int = 0
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -142,7 +145,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a running engine serves. Lengths are in tokens; ``weight_bytes`` in bytes.
 
     ``lacks`` names the fields of :class:`SamplingParams` that it cannot honour, for a grammar with its kind
-    (``grammar:lark``); a request that sets one is refused. ``adapters`` are the names that requests may give.
+    (``grammar:lark``); a request that sets one is refused. ``adapters`` are the names that requests may give. ``resumes``
+    says whether it honours :attr:`GenerationRequest.resumed`.
     """
 
     engine: str
@@ -155,12 +159,15 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_running: int
     lacks: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
+    resumes: bool = False
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """A snapshot of the load: sequences, and the share of the KV cache in use (0 to 1).
 
-    Since the start, ``prefix_queries`` tokens were looked up in the prefix cache and ``prefix_hits`` found there.
+    Since the start, ``prefix_queries`` tokens were looked up in the prefix cache and ``prefix_hits`` found there. Of the
+    sequences on replicas that were lost, ``retried`` were begun again elsewhere, ``resumed`` went on elsewhere after the
+    tokens they had, and ``broken_off`` ended with an error.
     """
 
     running: int
@@ -168,6 +175,9 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     cache_usage: float
     prefix_queries: int = 0
     prefix_hits: int = 0
+    retried: int = 0
+    resumed: int = 0
+    broken_off: int = 0
 
 
 class Engine(Protocol):

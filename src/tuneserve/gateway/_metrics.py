@@ -97,6 +97,14 @@ class _EngineMetrics(Collector):
             counter = CounterMetricFamily(f"vllm:{name}", text, labels=["model_name"])
             counter.add_metric([self.model], value)
             yield counter
+        for name, text, value in (
+            ("retried", "Sequences that were begun again on another replica, because theirs was lost.", load.retried),
+            ("resumed", "Sequences that went on on another replica, because theirs was lost.", load.resumed),
+            ("broken_off", "Sequences that ended with an error, because their replica was lost.", load.broken_off),
+        ):
+            counter = CounterMetricFamily(f"tuneserve_sequences_{name}", text, labels=["model_name"])
+            counter.add_metric([self.model], value)
+            yield counter
 
 
 class _SequenceMetrics:

@@ -111,16 +111,19 @@ class Grammars:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="grammar")
         self._compiled = lru_cache(_KEPT)(self._compile)
 
-    def start(self, grammar: Grammar) -> "Future[GrammarState]":
-        """Return what will be the state of a new sequence.
+    def start(self, grammar: Grammar, past: list[int]) -> "Future[GrammarState]":
+        """Return what will be the state of a sequence that has the tokens ``past``.
 
         Its result raises :class:`~tuneserve.errors.RequestError` where the grammar cannot be used.
         """
-        return self._threads.submit(self._state, grammar)
+        return self._threads.submit(self._state, grammar, past)
 
-    def _state(self, grammar: Grammar) -> GrammarState:
+    def _state(self, grammar: Grammar, past: list[int]) -> GrammarState:
         matcher = self._compiled(grammar.kind, grammar.text).deep_copy()
-        return GrammarState(matcher, self._tokenizer.vocab_size)
+        state = GrammarState(matcher, self._tokenizer.vocab_size)
+        for token in past:
+            state.advance(token)
+        return state
 
     def _compile(self, kind: str, text: str) -> "LLMatcher":
         from llguidance import LLMatcher, LLParserLimits
