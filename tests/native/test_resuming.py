@@ -1,4 +1,4 @@
-"""Protects: a sequence goes on after tokens that another engine generated exactly as if it had generated them itself."""
+"""Protects: a sequence goes on after tokens that another engine generated as if it had generated them itself."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,0 +1,87 @@
+"""Replicas behind a Serve handle."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from tuneserve.deploy.ray._engine import ReplicaLost
+from tuneserve.deploy.ray._options import RayOptions
+from tuneserve.deploy.ray._replica import Accepted, Failed, Refused
+from tuneserve.deploy.ray._routing import route_key
+from tuneserve.engines.contract import EngineInfo, EngineStats, GenerationRequest, TokenChunk
+from tuneserve.errors import EngineError, RequestError
+
+_STATS_SECONDS = 2.0
+
+
+class HandleReplicas:
+    """The replicas of the deployment behind ``handle``, a :class:`ray.serve.handle.DeploymentHandle`."""
+
+    def __init__(self, handle: Any, options: RayOptions) -> None:
+        self._handle = handle
+        self._streaming = handle.options(stream=True, method_name="generate")
+        self._options = options
+
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[TokenChunk, None]:
+        """Generate on one of them; see :class:`~tuneserve.deploy.ray._engine.Replicas`."""
+        from ray.exceptions import RayError, RayTaskError
+        from ray.serve.exceptions import RayServeException
+
+        messages = self._streaming.remote(request, route_key(request.prompt_ids, request.adapter, self._options.prefix_blocks))
+        ended = False
+        try:
+            async with asyncio.timeout(self._options.queue_seconds):
+                accepted = await anext(messages)
+            assert isinstance(accepted, Accepted)
+            async for message in messages:
+                match message:
+                    case TokenChunk():
+                        ended = message.finish_reason is not None
+                        yield message
+                    case Refused():
+                        ended = True
+                        raise RequestError(message.message, message.param)
+                    case Failed():
+                        ended = True
+                        raise EngineError(message.message)
+        except TimeoutError:
+            raise EngineError(
+                f"no replica took the request within {self._options.queue_seconds:g} seconds; see 'serve status', and "
+                "add replicas where they are all busy."
+            ) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise ReplicaLost("it was stopped while it worked") from None
+        except RayTaskError as error:
+            raise EngineError(f"a replica failed unexpectedly ({_first_line(error)}); report it.") from None
+        except RayError as error:
+            raise ReplicaLost(_first_line(error)) from None
+        except RayServeException as error:
+            raise EngineError(f"there are no replicas ({_first_line(error)}); see 'serve status'.") from None
+        finally:
+            if not ended:
+                messages.cancel()
+
+    async def info(self) -> EngineInfo:
+        """Return what the replicas serve, as soon as one is ready; ``max_running`` is that of as many as there may be."""
+        import msgspec
+
+        info: EngineInfo = await self._handle.info.remote()
+        return msgspec.structs.replace(info, max_running=self._options.max_running * self._options.max_replicas)
+
+    async def stats(self) -> list[EngineStats]:
+        """Return the load of each replica that answers."""
+        from ray.exceptions import RayError
+
+        try:
+            async with asyncio.timeout(_STATS_SECONDS):
+                answers = await self._handle.broadcast("stats").results_async(return_exceptions=True)
+        except (RayError, TimeoutError):
+            return []
+        return [answer for answer in answers if isinstance(answer, EngineStats)]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200].rstrip(".")
