@@ -7,6 +7,9 @@ from tuneserve.deploy.ray._options import RayOptions, read_options
 
 # A replica that does not start twice will not the third time.
 _ATTEMPTS = 2
+# While all replicas are full: a free place is not left empty for long.
+_BACKOFF_SECONDS = 0.005
+_MOST_BACKOFF_SECONDS = 0.05
 _HEALTH_PERIOD_SECONDS = 5.0
 _HEALTH_TIMEOUT_SECONDS = 30.0
 # A gateway waits for text and network, and takes as many requests as its own limits let in.
@@ -57,7 +60,9 @@ def build(options: RayOptions) -> Any:
             target_ongoing_requests=options.max_running,
         ),
         request_router_config=RequestRouterConfig(
-            request_router_class=PrefixRouter if options.routing == "prefix" else RandomRouter
+            request_router_class=PrefixRouter if options.routing == "prefix" else RandomRouter,
+            initial_backoff_s=_BACKOFF_SECONDS,
+            max_backoff_s=_MOST_BACKOFF_SECONDS,
         ),
         **common,
     )(Replica)
