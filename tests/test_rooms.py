@@ -15,7 +15,7 @@ ROOMS = (
 )  # fmt: skip
 WITHOUT_TORCH = (
     "errors", "hardware", "client", "checkpoint", "spec", "sources", "adapters", "text", "engines", "planner",
-    "gateway", "bench", "cli",
+    "gateway", "deploy", "bench", "cli",
 )  # fmt: skip
 SERVING = ("engines.native", "gateway", "native.server")
 

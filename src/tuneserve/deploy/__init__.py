@@ -1,1 +1,7 @@
-"""Files that bring a plan to Docker Compose, Kubernetes, Ray Serve or systemd."""
+"""From a plan to the files that run it elsewhere: one module per target, everything checked before a file is written."""
+
+from tuneserve.deploy._deployment import Deployment, Part, make_deployment
+from tuneserve.deploy._files import write
+from tuneserve.deploy._targets import TARGETS, Target, find_target
+
+__all__ = ["TARGETS", "Deployment", "Part", "Target", "find_target", "make_deployment", "write"]

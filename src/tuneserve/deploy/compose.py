@@ -1,0 +1,98 @@
+"""Docker Compose (https://github.com/compose-spec/compose-spec): one service per replica, on this machine."""
+
+from pathlib import Path
+from typing import Any
+
+from tuneserve.deploy._deployment import PORT, Deployment
+from tuneserve.deploy._files import from_template, to_yaml
+from tuneserve.deploy._image import CACHE, USER, image_files, program_options
+from tuneserve.errors import InputError
+
+LOCAL = True
+# What leaving takes after the last answer: connections are closed, then the engine is.
+CLOSING_SECONDS = 15
+_MODELS = "/models"
+_KEYS = "/run/secrets/api-keys"
+
+
+def render(deployment: Deployment) -> dict[str, str]:
+    """Return the files; see :class:`tuneserve.deploy.Target`."""
+    _check(deployment)
+    replicas = range(deployment.plan.taken.replicas)
+    document = {
+        "name": deployment.name,
+        "services": {_service(deployment, index): _describe(deployment, index) for index in replicas},
+        "volumes": {"cache": {}},
+        "secrets": {"api-keys": {"file": _literal(str(deployment.key_file))}},
+    }
+    readme = from_template(
+        "compose.md.j2", name=deployment.name, ports=[PORT + index for index in replicas], keys=deployment.key_file,
+        cuda=deployment.plan.machine.kind == "nvidia", image=_image(deployment),
+    )  # fmt: skip
+    return {"README.md": readme, "compose.yaml": to_yaml(document), **image_files(deployment)}
+
+
+def _check(deployment: Deployment) -> None:
+    machine = deployment.plan.machine
+    if machine.count > 1:
+        raise InputError(
+            f"{machine.name} is {machine.count} machines and Compose runs on one; use --target kubernetes."
+        )
+    if machine.kind == "mac":
+        raise InputError("a container on a Mac cannot use its GPU; run 'tuneserve plan' for the commands without one.")
+    for option in ("volume", "model_image", "nodes"):
+        if getattr(deployment, option) is not None:
+            raise InputError(f"--{option.replace('_', '-')} is for Kubernetes; leave it out.")
+
+
+def _service(deployment: Deployment, index: int) -> str:
+    return "serve" if deployment.plan.taken.replicas == 1 else f"serve-{index}"
+
+
+def _image(deployment: Deployment) -> str:
+    return deployment.image or f"tuneserve-{deployment.name}"
+
+
+def _describe(deployment: Deployment, index: int) -> dict[str, Any]:
+    plan = deployment.plan
+    where = {part.name: part.below(_MODELS) for part in deployment.parts}
+    command = [*deployment.serve(where, key_file=_KEYS), *program_options(deployment)]
+    mounts = [_mount(part.root, f"{_MODELS}/{part.name}") for part in deployment.parts]
+    cache = {"type": "volume", "source": "cache", "target": CACHE}
+    service: dict[str, Any] = {
+        "image": _image(deployment),
+        "build": {"context": "."},
+        "command": [_literal(argument) for argument in command],
+        "init": True,
+        "user": f"{USER}:{USER}",
+        "read_only": True,
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true"],
+        "pids_limit": 4096,
+        "tmpfs": ["/tmp:size=1g,mode=1777"],  # noqa: S108 (the container's own)
+        "volumes": [*mounts, cache],
+        "secrets": [{"source": "api-keys", "target": _KEYS}],
+        # Behind a proxy that speaks TLS; a published port bypasses the host's firewall.
+        "ports": [f"127.0.0.1:{PORT + index}:{PORT}"],
+        "restart": "unless-stopped",
+        "stop_grace_period": f"{deployment.drain_seconds + CLOSING_SECONDS}s",
+        "logging": {"driver": "json-file", "options": {"max-size": "50m", "max-file": "5"}},
+    }
+    if plan.machine.kind == "nvidia":
+        devices = range(index * plan.taken.tensor, (index + 1) * plan.taken.tensor)
+        reserved = {"driver": "nvidia", "device_ids": [str(device) for device in devices], "capabilities": ["gpu"]}
+        service["deploy"] = {"resources": {"reservations": {"devices": [reserved]}}}
+        if plan.taken.tensor > 1:
+            # NCCL passes data between the GPUs of a machine through it.
+            service["shm_size"] = "8g"
+    return service
+
+
+def _mount(source: Path, target: str) -> dict[str, Any]:
+    bind = {"create_host_path": False}
+    return {"type": "bind", "source": _literal(str(source)), "target": target, "read_only": True, "bind": bind}
+
+
+def _literal(text: str) -> str:
+    """Keep Compose from taking what follows a dollar for the name of a variable."""
+    return text.replace("$", "$$")
