@@ -1,4 +1,4 @@
-"""A program that runs a Serve configuration on a small Ray of its own: ``python -m tests.deploy.ray.local_cluster FILE``.
+"""A program that runs a Serve configuration on a Ray of its own: ``python -m tests.deploy.ray.local_cluster FILE``.
 
 An interrupt ends it, and everything that it started. It prints what ``serve status`` would show, a line of JSON each
 second.
@@ -24,7 +24,11 @@ def report() -> None:
         status = serve.status().applications.get("tuneserve")
         if status is not None:
             engine = status.deployments.get("engine")
-            line = {"status": status.status, "message": status.message, "engine": engine and dict(engine.replica_states)}
+            line = {
+                "status": status.status,
+                "message": status.message,
+                "engine": engine and dict(engine.replica_states),
+            }
             print(json.dumps(line), flush=True)  # noqa: T201
 
 

@@ -20,7 +20,7 @@ def require_ray() -> None:
 
 
 def check_cluster(options: RayOptions) -> None:
-    """Check that the connected cluster has room for the smallest number of replicas, and that its machines see the files.
+    """Check that the connected cluster has room for the fewest replicas, and that its machines see the files.
 
     Raises:
         HardwareError: it has too few GPUs or CPUs.

@@ -16,7 +16,7 @@ _logger = logging.getLogger("tuneserve.deploy")
 _MOST_LOSSES = 3
 
 
-class ReplicaLost(EngineError):
+class ReplicaLostError(EngineError):
     """A replica went away while it worked on a sequence; the message says how, without a full stop."""
 
 
@@ -27,7 +27,7 @@ class Replicas(Protocol):
         """Generate on one of them.
 
         Raises:
-            ReplicaLost: it went away.
+            ReplicaLostError: it went away.
             RequestError: the request can never be served.
             EngineError: the engine failed on it, or none of them took it in time.
         """
@@ -75,7 +75,7 @@ class ReplicatedEngine:
                         if chunk.finish_reason is not None:
                             return
                 raise EngineError("a replica ended a sequence without saying why; report it with the engine's version.")
-            except ReplicaLost as lost:
+            except ReplicaLostError as lost:
                 losses += 1
                 if reason := finished(request, tokens, self._info):
                     yield TokenChunk(token_ids=[], finish_reason=reason)
@@ -101,7 +101,7 @@ class ReplicatedEngine:
         self._closed = True
 
     def _again(
-        self, request: GenerationRequest, tokens: list[int], losses: int, lost: ReplicaLost
+        self, request: GenerationRequest, tokens: list[int], losses: int, lost: ReplicaLostError
     ) -> GenerationRequest:
         again = resumption(request, tokens, self._info) if losses < _MOST_LOSSES else None
         if again is None:

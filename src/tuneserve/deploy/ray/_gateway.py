@@ -9,9 +9,13 @@ from tuneserve.deploy.ray._handles import HandleReplicas
 from tuneserve.deploy.ray._options import RayOptions
 from tuneserve.deploy.ray._sources import resolve_all
 from tuneserve.engines.contract import Engine
+from tuneserve.errors import EngineError
 from tuneserve.gateway import ServedModel, Settings, create_app, read_sampling_defaults, without_lacking
 from tuneserve.sources import ResolvedSource, resolve
 from tuneserve.text import open_chat_template, open_tokenizer
+
+# Before Serve gives an engine replica up, it tries twice.
+_ATTEMPTS = 3
 
 
 class Gateway:
@@ -22,7 +26,7 @@ class Gateway:
         EngineError: no replica became ready in time.
     """
 
-    async def __init__(self, options: RayOptions, replicas: Any) -> None:
+    async def __init__(self, options: RayOptions, replicas: Any) -> None:  # type: ignore[misc] # Serve awaits it
         settings = Settings(
             api_keys=None if options.api_keys is None else Path(options.api_keys),
             allowed_hosts=frozenset(options.allowed_hosts) or None,
@@ -30,7 +34,12 @@ class Gateway:
         )
         settings.check()
         handles = HandleReplicas(replicas, options)
-        engine = ReplicatedEngine(handles, await handles.info())
+        try:
+            async with asyncio.timeout(_ATTEMPTS * options.start_seconds):
+                info = await handles.info()
+        except TimeoutError:
+            raise EngineError("no engine replica became ready; 'serve status' says why.") from None
+        engine = ReplicatedEngine(handles, info)
         self._app = create_app(await asyncio.to_thread(serve_model, options, engine), settings)
 
     def __serve_build_asgi_app__(self) -> Any:

@@ -4,7 +4,9 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from tuneserve.deploy.ray._engine import ReplicaLost
+import msgspec
+
+from tuneserve.deploy.ray._engine import ReplicaLostError
 from tuneserve.deploy.ray._options import RayOptions
 from tuneserve.deploy.ray._replica import Accepted, Failed, Refused
 from tuneserve.deploy.ray._routing import route_key
@@ -27,7 +29,8 @@ class HandleReplicas:
         from ray.exceptions import RayError, RayTaskError
         from ray.serve.exceptions import RayServeException
 
-        messages = self._streaming.remote(request, route_key(request.prompt_ids, request.adapter, self._options.prefix_blocks))
+        key = route_key(request.prompt_ids, request.adapter, self._options.prefix_blocks)
+        messages = self._streaming.remote(request, key)
         ended = False
         try:
             async with asyncio.timeout(self._options.queue_seconds):
@@ -53,11 +56,11 @@ class HandleReplicas:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            raise ReplicaLost("it was stopped while it worked") from None
+            raise ReplicaLostError("it was stopped while it worked") from None
         except RayTaskError as error:
             raise EngineError(f"a replica failed unexpectedly ({_first_line(error)}); report it.") from None
         except RayError as error:
-            raise ReplicaLost(_first_line(error)) from None
+            raise ReplicaLostError(_first_line(error)) from None
         except RayServeException as error:
             raise EngineError(f"there are no replicas ({_first_line(error)}); see 'serve status'.") from None
         finally:
@@ -65,9 +68,7 @@ class HandleReplicas:
                 messages.cancel()
 
     async def info(self) -> EngineInfo:
-        """Return what the replicas serve, as soon as one is ready; ``max_running`` is that of as many as there may be."""
-        import msgspec
-
+        """Return what the replicas serve, once one is ready; ``max_running`` is that of as many as there may be."""
         info: EngineInfo = await self._handle.info.remote()
         return msgspec.structs.replace(info, max_running=self._options.max_running * self._options.max_replicas)
 

@@ -66,7 +66,9 @@ def read_options(args: Mapping[str, Any]) -> RayOptions:
         if not 1 <= value <= most:
             raise InputError(f"{name} is {value}, outside 1 to {most}; choose a number within.")
     if options.min_replicas > options.max_replicas:
-        raise InputError(f"min_replicas {options.min_replicas} is above max_replicas {options.max_replicas}; swap them.")
+        raise InputError(
+            f"min_replicas {options.min_replicas} is above max_replicas {options.max_replicas}; swap them."
+        )
     for name in ("cpus", "gpus", "max_queue"):
         if not 0 <= getattr(options, name) <= 1e6:
             raise InputError(f"{name} is outside 0 to 1000000; choose a number within.")

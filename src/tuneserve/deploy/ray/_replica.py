@@ -52,7 +52,7 @@ class Replica:
         ParityError: what it serves is not the model that was trained.
     """
 
-    async def __init__(self, options: RayOptions) -> None:
+    async def __init__(self, options: RayOptions) -> None:  # type: ignore[misc] # Serve awaits it
         try:
             async with asyncio.timeout(options.start_seconds):
                 self._engine = await start_engine(options)

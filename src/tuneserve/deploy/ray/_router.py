@@ -8,7 +8,7 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 from tuneserve.deploy.ray._routing import ranked
 
 
-class PrefixRouter(RequestRouter):
+class PrefixRouter(RequestRouter):  # type: ignore[misc] # untyped
     """Sends requests with the same beginning to the same replica, within bounds on its load."""
 
     async def choose_replicas(
@@ -17,14 +17,12 @@ class PrefixRouter(RequestRouter):
         """Return the replicas in the order in which they should be asked."""
         key = _key(pending_request)
         replicas = {replica.replica_id.to_full_id_str(): replica for replica in candidate_replicas}
-        loads = {
-            name: self.replica_queue_len_cache.get(replica.replica_id) or 0 for name, replica in replicas.items()
-        }
+        loads = {name: self.replica_queue_len_cache.get(replica.replica_id) or 0 for name, replica in replicas.items()}
         first, *others = (replicas[name] for name in ranked(key, loads))
         return [[first], others]
 
 
-class RandomRouter(RequestRouter):
+class RandomRouter(RequestRouter):  # type: ignore[misc] # untyped
     """Sends each request anywhere: what others are measured against."""
 
     async def choose_replicas(
