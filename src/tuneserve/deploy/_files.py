@@ -12,8 +12,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tuneserve.checkpoint import AtomicDirectory
 from tuneserve.errors import OutputError
 
-SECRET_MODE = 0o600
-
 
 def to_yaml(value: Mapping[str, Any]) -> str:
     """Return ``value`` as YAML with its keys in their order."""
@@ -25,8 +23,8 @@ def from_template(template: str, /, **values: object) -> str:
     return _environment().get_template(template).render(values)
 
 
-def write(files: Mapping[str, str], out: Path, secret: str | None = None) -> None:
-    """Write all files or none; ``out`` must not exist or be empty. ``secret`` is for its owner alone.
+def write(files: Mapping[str, str], out: Path) -> None:
+    """Write all files or none; ``out`` must not exist or be empty.
 
     Raises:
         OutputError: ``out`` has something in it, or cannot be written.
@@ -40,7 +38,6 @@ def write(files: Mapping[str, str], out: Path, secret: str | None = None) -> Non
         for name, text in files.items():
             path = directory.path / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(SECRET_MODE if name == secret else 0o666)
             path.write_text(text, encoding="utf-8")
 
 

@@ -14,11 +14,12 @@ from tuneserve.errors import InputError
 USER = 10001
 CACHE = "/cache"
 VLLM = "/opt/vllm"
+# vLLM 0.33 does not bring it along.
 RAY = "ray[cgraph]==2.60.0"
 _WHEELS = f"""# Wheels
 
-`docker build` looks here before it asks the package index. Where tuneserve {__version__} is not on your index, make its wheel
-from a checkout:
+`docker build` looks here before it asks the package index. Where that does not have tuneserve {__version__}, make its
+wheel from a checkout:
 
     pip wheel --no-deps --wheel-dir wheels PATH_OF_THE_CHECKOUT
 """
@@ -26,18 +27,18 @@ from a checkout:
 
 def image_files(deployment: Deployment) -> dict[str, str]:
     """Return what ``docker build`` needs, by path."""
-    cuda = deployment.plan.machine.kind == "nvidia"
-    vllm = deployment.plan.engine == "vllm"
+    cuda, vllm = deployment.plan.machine.kind == "nvidia", deployment.plan.engine == "vllm"
     pinned = PINNED["vllm"] if cuda else PINNED["vllm"].cpu
     assert pinned is not None, "vLLM has a build for processors"
+    engine = [*pinned.requirements, *([RAY] if deployment.plan.taken.pipeline > 1 else [])]
     dockerfile = from_template(
-        "Dockerfile.j2", cuda=cuda, version=__version__, user=USER, cache=CACHE, port=PORT, vllm_directory=VLLM,
-        vllm=[*pinned.requirements, *([RAY] if deployment.plan.taken.pipeline > 1 else [])] if vllm else [],
-        vllm_torch=None if pinned.torch is None else f"{pinned.torch}+cpu", vllm_without=pinned.without,
+        "Dockerfile.j2", cuda=cuda, cuda_torch=cuda and not vllm, version=__version__, user=USER, cache=CACHE,
+        port=PORT, vllm_directory=VLLM, vllm=engine if vllm else [], vllm_without=pinned.without,
+        vllm_torch=None if pinned.torch is None else f"{pinned.torch}+cpu",
     )  # fmt: skip
     return {
         "Dockerfile": dockerfile,
-        "constraints.txt": "".join(f"{line}\n" for line in constraints(cuda=cuda)),
+        "constraints.txt": "".join(f"{line}\n" for line in constraints(cuda=cuda and not vllm)),
         "wheels/README.md": _WHEELS,
     }
 

@@ -24,9 +24,18 @@ class Part:
     inside: str
     hub: str | None
 
+    @property
+    def path(self) -> Path:
+        """What ``tuneserve serve`` is told on this machine."""
+        return self.root / self.inside
+
     def below(self, directory: str) -> str:
         """Return what ``tuneserve serve`` is told where ``root`` is found as ``directory/name``."""
         return "/".join(filter(None, (directory, self.name, self.inside)))
+
+    def beside(self, directory: str) -> str:
+        """Return the same where only what ``tuneserve serve`` reads was copied: of a snapshot, its own files."""
+        return f"{directory}/{self.name}" if self.hub else self.below(directory)
 
 
 def model_part(source: ResolvedSource) -> Part:

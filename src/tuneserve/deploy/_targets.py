@@ -9,6 +9,8 @@ from tuneserve.errors import InputError
 
 TARGETS: Mapping[str, str] = {
     "compose": "tuneserve.deploy.compose",
+    "kubernetes": "tuneserve.deploy.kubernetes",
+    "systemd": "tuneserve.deploy.systemd",
 }
 
 

@@ -6,18 +6,16 @@ from typing import Any
 from tuneserve.deploy._deployment import PORT, Deployment
 from tuneserve.deploy._files import from_template, to_yaml
 from tuneserve.deploy._image import CACHE, USER, image_files, program_options
-from tuneserve.errors import InputError
+from tuneserve.deploy._local import CLOSING_SECONDS, check_local, gpu_indices
 
 LOCAL = True
-# What leaving takes after the last answer: connections are closed, then the engine is.
-CLOSING_SECONDS = 15
 _MODELS = "/models"
 _KEYS = "/run/secrets/api-keys"
 
 
 def render(deployment: Deployment) -> dict[str, str]:
     """Return the files; see :class:`tuneserve.deploy.Target`."""
-    _check(deployment)
+    check_local(deployment)
     replicas = range(deployment.plan.taken.replicas)
     document = {
         "name": deployment.name,
@@ -30,19 +28,6 @@ def render(deployment: Deployment) -> dict[str, str]:
         cuda=deployment.plan.machine.kind == "nvidia", image=_image(deployment),
     )  # fmt: skip
     return {"README.md": readme, "compose.yaml": to_yaml(document), **image_files(deployment)}
-
-
-def _check(deployment: Deployment) -> None:
-    machine = deployment.plan.machine
-    if machine.count > 1:
-        raise InputError(
-            f"{machine.name} is {machine.count} machines and Compose runs on one; use --target kubernetes."
-        )
-    if machine.kind == "mac":
-        raise InputError("a container on a Mac cannot use its GPU; run 'tuneserve plan' for the commands without one.")
-    for option in ("volume", "model_image", "nodes"):
-        if getattr(deployment, option) is not None:
-            raise InputError(f"--{option.replace('_', '-')} is for Kubernetes; leave it out.")
 
 
 def _service(deployment: Deployment, index: int) -> str:
@@ -78,9 +63,8 @@ def _describe(deployment: Deployment, index: int) -> dict[str, Any]:
         "stop_grace_period": f"{deployment.drain_seconds + CLOSING_SECONDS}s",
         "logging": {"driver": "json-file", "options": {"max-size": "50m", "max-file": "5"}},
     }
-    if plan.machine.kind == "nvidia":
-        devices = range(index * plan.taken.tensor, (index + 1) * plan.taken.tensor)
-        reserved = {"driver": "nvidia", "device_ids": [str(device) for device in devices], "capabilities": ["gpu"]}
+    if devices := gpu_indices(deployment, index):
+        reserved = {"driver": "nvidia", "device_ids": devices, "capabilities": ["gpu"]}
         service["deploy"] = {"resources": {"reservations": {"devices": [reserved]}}}
         if plan.taken.tensor > 1:
             # NCCL passes data between the GPUs of a machine through it.
