@@ -11,7 +11,7 @@ def deploy(
         str, typer.Argument(help="Adapter or model: a directory, a .gguf file, org/name@revision, demo, demo:tickets.")
     ],
     out: Annotated[Path, typer.Argument(help="The directory to write; it must not exist, or be empty.")],
-    target: Annotated[str, typer.Option(help="compose, kubernetes or systemd.")],
+    target: Annotated[str, typer.Option(help="compose, kubernetes, ray or systemd.")],
     api_key_file: Annotated[Path, typer.Option(help="The file of API keys, one of which each request needs.")],
     name: Annotated[
         str | None, typer.Option(help="What the deployment is called; made from the source's name.")
@@ -44,7 +44,7 @@ def deploy(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the files instead of writing them.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
-    """Write the files that run a model with Docker Compose, on Kubernetes or with systemd, made from its plan.
+    """Write the files that run a model with Docker Compose, on Kubernetes, on Ray or with systemd, made from its plan.
 
     [dim]tuneserve deploy serving_model deployment --target compose --api-key-file keys.toml[/dim]
 
