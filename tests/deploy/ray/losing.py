@@ -37,11 +37,8 @@ class LosingReplicas:
                 if left == 0:
                     raise ReplicaLostError("it was told to")
 
-    async def stats(self) -> list[EngineStats]:
-        return [
-            EngineStats(running=2, waiting=1, cache_usage=0.5, prefix_queries=30, prefix_hits=10),
-            EngineStats(running=1, waiting=0, cache_usage=0.1, prefix_queries=10, prefix_hits=5),
-        ]
+    async def stats(self) -> EngineStats:
+        return EngineStats(running=2, waiting=1, cache_usage=0.5, prefix_queries=30, prefix_hits=10)
 
 
 def info(*, resumes: bool, context_length: int = 64) -> EngineInfo:

@@ -110,11 +110,9 @@ async def test_a_request_that_ends_every_replica_is_given_up() -> None:
     assert len(replicas.requests) == 3
 
 
-async def test_load_is_that_of_all_and_a_closed_engine_takes_nothing() -> None:
+async def test_a_closed_engine_takes_nothing() -> None:
     engine = ReplicatedEngine(LosingReplicas(counting), info(resumes=True))
-    stats = await engine.stats()
-    assert (stats.running, stats.waiting, stats.prefix_queries, stats.prefix_hits) == (3, 1, 40, 15)
-    assert stats.cache_usage == pytest.approx(0.3)
+    assert engine.ready
     await engine.close()
     assert not engine.ready
     with pytest.raises(EngineError, match="stopped"):

@@ -32,8 +32,8 @@ class Replicas(Protocol):
             EngineError: the engine failed on it, or none of them took it in time.
         """
 
-    async def stats(self) -> list[EngineStats]:
-        """Return the load of each of them that answers."""
+    async def stats(self) -> EngineStats:
+        """Return the load of all of them together."""
 
 
 class ReplicatedEngine:
@@ -83,14 +83,9 @@ class ReplicatedEngine:
                 now = self._again(request, tokens, losses, lost)
 
     async def stats(self) -> EngineStats:
-        """Return the load of all replicas together; the cache's is the mean."""
-        each = await self._replicas.stats()
-        return EngineStats(
-            running=sum(stats.running for stats in each),
-            waiting=sum(stats.waiting for stats in each),
-            cache_usage=sum(stats.cache_usage for stats in each) / max(1, len(each)),
-            prefix_queries=sum(stats.prefix_queries for stats in each),
-            prefix_hits=sum(stats.prefix_hits for stats in each),
+        """Return the load of all replicas together, and what became of sequences on lost ones."""
+        return msgspec.structs.replace(
+            await self._replicas.stats(),
             retried=self._retried,
             resumed=self._resumed,
             broken_off=self._broken_off,

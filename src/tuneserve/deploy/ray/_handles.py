@@ -1,7 +1,9 @@
 """Replicas behind a Serve handle."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+import contextlib
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -13,7 +15,8 @@ from tuneserve.deploy.ray._routing import route_key
 from tuneserve.engines.contract import EngineInfo, EngineStats, GenerationRequest, TokenChunk
 from tuneserve.errors import EngineError, RequestError
 
-_STATS_SECONDS = 2.0
+# Less than the gateway waits for it.
+_STATS_SECONDS = 1.5
 
 
 class HandleReplicas:
@@ -23,6 +26,8 @@ class HandleReplicas:
         self._handle = handle
         self._streaming = handle.options(stream=True, method_name="generate")
         self._options = options
+        self._waiting, self._running = _Count(), _Count()
+        self._known: list[EngineStats] = []
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[TokenChunk, None]:
         """Generate on one of them; see :class:`~tuneserve.deploy.ray._engine.Replicas`."""
@@ -33,20 +38,22 @@ class HandleReplicas:
         messages = self._streaming.remote(request, key)
         ended = False
         try:
-            async with asyncio.timeout(self._options.queue_seconds):
-                accepted = await anext(messages)
+            with self._waiting.one_more():
+                async with asyncio.timeout(self._options.queue_seconds):
+                    accepted = await anext(messages)
             assert isinstance(accepted, Accepted)
-            async for message in messages:
-                match message:
-                    case TokenChunk():
-                        ended = message.finish_reason is not None
-                        yield message
-                    case Refused():
-                        ended = True
-                        raise RequestError(message.message, message.param)
-                    case Failed():
-                        ended = True
-                        raise EngineError(message.message)
+            with self._running.one_more():
+                async for message in messages:
+                    match message:
+                        case TokenChunk():
+                            ended = message.finish_reason is not None
+                            yield message
+                        case Refused():
+                            ended = True
+                            raise RequestError(message.message, message.param)
+                        case Failed():
+                            ended = True
+                            raise EngineError(message.message)
         except TimeoutError:
             raise EngineError(
                 f"no replica took the request within {self._options.queue_seconds:g} seconds; see 'serve status', and "
@@ -72,16 +79,36 @@ class HandleReplicas:
         info: EngineInfo = await self._handle.info.remote()
         return msgspec.structs.replace(info, max_running=self._options.max_running * self._options.max_replicas)
 
-    async def stats(self) -> list[EngineStats]:
-        """Return the load of each replica that answers."""
+    async def stats(self) -> EngineStats:
+        """Return the load: sequences are this gateway's, the caches are those of all replicas as far as is known."""
         from ray.exceptions import RayError
 
-        try:
+        # Where a replica has just gone, they do not all answer.
+        with contextlib.suppress(RayError, TimeoutError):
             async with asyncio.timeout(_STATS_SECONDS):
                 answers = await self._handle.broadcast("stats").results_async(return_exceptions=True)
-        except (RayError, TimeoutError):
-            return []
-        return [answer for answer in answers if isinstance(answer, EngineStats)]
+            self._known = [answer for answer in answers if isinstance(answer, EngineStats)]
+        known = self._known
+        return EngineStats(
+            running=self._running.value,
+            waiting=self._waiting.value,
+            cache_usage=sum(stats.cache_usage for stats in known) / max(1, len(known)),
+            prefix_queries=sum(stats.prefix_queries for stats in known),
+            prefix_hits=sum(stats.prefix_hits for stats in known),
+        )
+
+
+@dataclass
+class _Count:
+    value: int = 0
+
+    @contextlib.contextmanager
+    def one_more(self) -> Iterator[None]:
+        self.value += 1
+        try:
+            yield
+        finally:
+            self.value -= 1
 
 
 def _first_line(error: Exception) -> str:
