@@ -22,6 +22,7 @@ CPUS = 8
 OBJECT_STORE_BYTES = 80 << 20
 READY_SECONDS = 150.0
 END_SECONDS = 60.0
+GONE_SECONDS = 10.0
 POLL_SECONDS = 0.1
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -69,13 +70,16 @@ class LocalCluster:
         """Return its descendants whose command line has ``command`` in it."""
         return [pid for pid in _descendants(self._process.pid) if command in _command(pid)]
 
-    def end(self) -> list[int]:
-        """End it as Ctrl-C does; return what was left behind, which is killed."""
-        started = _descendants(self._process.pid)
+    def end(self) -> list[str]:
+        """End it as Ctrl-C does; return the commands of what was left behind of ours.
+
+        All that is left is killed: Ray's own agents sometimes do not notice that it is gone.
+        """
+        started = {pid: _command(pid) for pid in _descendants(self._process.pid)}
         self._process.send_signal(signal.SIGINT)
         try:
             self._process.wait(END_SECONDS)
-            deadline = time.monotonic() + END_SECONDS
+            deadline = time.monotonic() + GONE_SECONDS
             while any(map(_lives, started)) and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
         finally:
@@ -84,7 +88,8 @@ class LocalCluster:
                 os.kill(pid, signal.SIGKILL)
             self._process.wait()
             self._log.close()
-        return left
+        commands = [started.get(pid, "the program") for pid in left]
+        return [command for command in commands if "/ray/" not in command and "Agent" not in command]
 
 
 def _descendants(pid: int) -> list[int]:

@@ -79,8 +79,8 @@ def running(demo_base: Path) -> Iterator[Running]:
 
 
 def _is_whole(status: dict[str, Any]) -> bool:
-    one = status.get("tuneserve", {})
-    return one.get("status") == "RUNNING" and one["engines"] == REPLICAS
+    one = status.get("tuneserve", {"status": "", "engines": 0})
+    return bool(one["status"] == "RUNNING" and one["engines"] == REPLICAS)
 
 
 def test_the_official_client_chats_and_strangers_are_kept_out(running: Running) -> None:
@@ -154,7 +154,9 @@ def test_a_client_that_leaves_frees_its_replica(running: Running) -> None:
     with httpx.stream(
         "POST", f"{running.url}/v1/completions", json={**body, "stream": True}, headers=running.headers, timeout=WAIT
     ) as response:
-        next(response.iter_lines())
+        assert response.status_code == 200
+        lines = response.iter_lines()
+        next(lines)
         assert running.metrics()["vllm:num_requests_running"] == 1
     running.cluster.wait(lambda _: running.metrics()["vllm:num_requests_running"] == 0)
 
