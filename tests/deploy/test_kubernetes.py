@@ -112,7 +112,7 @@ def test_the_pod_is_restricted_probed_and_drained(render: Render, make_llama: Ma
 def test_the_autoscaler_reads_what_the_gateway_exports(render: Render, make_llama: Make) -> None:
     files = render("kubernetes", make_llama(), "2xA100-80GB", concurrency=32, **ONE_NODE)
     load = EngineStats(running=1, waiting=2, cache_usage=0.5)
-    exported = Metrics().render(load, "m", ready=True).decode()
+    exported = Metrics().render({"m": load}, {"m": True}).decode()
     rule = yaml.safe_load(files["monitoring/prometheus-adapter-values.yaml"])["rules"]["custom"][0]
     for name in (_scaling.RUNNING, _scaling.WAITING):
         assert f"\n{name}{{" in exported and name in rule["metricsQuery"]

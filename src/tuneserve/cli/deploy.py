@@ -11,7 +11,7 @@ def deploy(
         str, typer.Argument(help="Adapter or model: a directory, a .gguf file, org/name@revision, demo, demo:tickets.")
     ],
     out: Annotated[Path, typer.Argument(help="The directory to write; it must not exist, or be empty.")],
-    target: Annotated[str, typer.Option(help="compose, kubernetes or systemd.")],
+    target: Annotated[str, typer.Option(help="compose, kubernetes, ray or systemd.")],
     api_key_file: Annotated[Path, typer.Option(help="The file of API keys, one of which each request needs.")],
     name: Annotated[
         str | None, typer.Option(help="What the deployment is called; made from the source's name.")
@@ -47,7 +47,7 @@ def deploy(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the files instead of writing them.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
-    """Write the files that run a model with Docker Compose, on Kubernetes or with systemd, made from its plan.
+    """Write the files that run a model with Docker Compose, on Kubernetes, on Ray or with systemd, made from its plan.
 
     [dim]tuneserve deploy serving_model deployment --target compose --api-key-file keys.toml[/dim]
 
@@ -55,7 +55,7 @@ def deploy(
     --image registry.example/tuneserve:1 --volume models[/dim]
     """
     from tuneserve import deploy, planner
-    from tuneserve.cli._engine import parse_adapters
+    from tuneserve.cli._engine import open_adapters, split_adapters
     from tuneserve.cli._run import console, output, print_json
     from tuneserve.errors import InputError
     from tuneserve.sources import resolve
@@ -64,7 +64,7 @@ def deploy(
     if hardware is None and not chosen.LOCAL:
         raise InputError(f"{target} runs elsewhere; describe one of its machines with --hardware, e.g. 2xH100-80GB.")
     resolved = resolve(source, base=base)
-    adapters = parse_adapters(adapter or (), resolved, resolved.name)
+    adapters = open_adapters(split_adapters(adapter or ()), resolved)
     plan = planner.plan(
         resolved, objective=objective, hardware=hardware or "auto", context=context, concurrency=concurrency,
         adapters=max(1, len(adapters)),

@@ -10,6 +10,7 @@ from tuneserve.errors import InputError
 TARGETS: Mapping[str, str] = {
     "compose": "tuneserve.deploy.compose",
     "kubernetes": "tuneserve.deploy.kubernetes",
+    "ray": "tuneserve.deploy.ray",
     "systemd": "tuneserve.deploy.systemd",
 }
 

@@ -97,11 +97,18 @@ def _loads() -> Iterable[tuple[GaugeMetricFamily | CounterMetricFamily, Callable
     def counter(name: str, text: str) -> CounterMetricFamily:
         return CounterMetricFamily(f"vllm:{name}", f"Tokens {text} since the engine started.", labels=["model_name"])
 
+    def lost(name: str, text: str) -> CounterMetricFamily:
+        text = f"Sequences that {text}, because their replica was lost."
+        return CounterMetricFamily(f"tuneserve_sequences_{name}", text, labels=["model_name"])
+
     yield gauge("num_requests_running", "Sequences that the engine works on."), lambda load: load.running
     yield gauge("num_requests_waiting", "Sequences that wait for room."), lambda load: load.waiting
     yield gauge("kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1."), lambda load: load.cache_usage
     yield counter("prefix_cache_queries", "looked up in the prefix cache"), lambda load: load.prefix_queries
     yield counter("prefix_cache_hits", "found in the prefix cache"), lambda load: load.prefix_hits
+    yield lost("retried", "were begun again on another replica"), lambda load: load.retried
+    yield lost("resumed", "went on on another replica"), lambda load: load.resumed
+    yield lost("broken_off", "ended with an error"), lambda load: load.broken_off
 
 
 class _SequenceMetrics:

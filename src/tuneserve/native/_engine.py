@@ -104,6 +104,7 @@ class NativeCore:
             device=str(decoder.device),
             weight_bytes=decoder.weight_bytes + (0 if ranks is None else ranks.weight_bytes),
             max_running=max_running,
+            resumes=True,
         )
 
     @property
@@ -136,13 +137,14 @@ class NativeCore:
             assert request.params.prompt_logprobs is None
             sequence.pooling = Pooling(pool)
         if self._speculation:
-            limit = len(request.prompt_ids) + (request.params.max_tokens or self.info.context_length)
+            limit = len(request.prompt_ids) - request.resumed + (request.params.max_tokens or self.info.context_length)
             sequence.drafter = Drafter(sequence.tokens, self._speculation, min(limit, self.info.context_length))
         self._sequences[request.id] = sequence
         if request.params.grammar is None:
             self._scheduler.add(sequence)
         else:
-            self._compiling[sequence] = self._grammars.start(request.params.grammar)
+            past = request.prompt_ids[len(request.prompt_ids) - request.resumed :]
+            self._compiling[sequence] = self._grammars.start(request.params.grammar, past)
 
     def load_adapter(self, name: str, path: Path) -> None:
         """Serve the adapter in a directory, unmerged, to requests that give ``name``.
@@ -293,6 +295,14 @@ class NativeCore:
                 f"the prompt has {len(ids)} tokens, which leaves no room in the context of "
                 f"{self.info.context_length}; shorten it.",
                 "prompt",
+            )
+        if not 0 <= request.resumed < len(ids):
+            raise RequestError(
+                f"{request.resumed} of {len(ids)} tokens cannot be resumed ones; leave one for the prompt.", "resumed"
+            )
+        if request.resumed and params.prompt_logprobs is not None:
+            raise RequestError(
+                "prompt_logprobs come with the first token; leave them out to resume.", "prompt_logprobs"
             )
         if min(ids) < 0 or max(ids) >= self.info.vocab_size:
             raise RequestError(

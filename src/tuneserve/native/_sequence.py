@@ -55,10 +55,13 @@ class Sequence:
         # As text, because integers would lose their sign.
         self.random = Random(None if seed is None else str(seed))  # noqa: S311
         params = self.request.params
+        if params.temperature > 0:
+            for _ in range(self.request.resumed):
+                self.random.random()
         if params.repetition_penalty != 1:
             self.seen = TokenCounts(self.tokens)
         if params.presence_penalty or params.frequency_penalty:
-            self.new = TokenCounts()
+            self.new = TokenCounts(self.tokens[len(self.tokens) - self.request.resumed :])
         if params.bad_words:
             self.bad_words = BadWords(params.bad_words)
         changes = (self.seen, self.new, params.bad_words, params.logit_bias, params.min_tokens, params.grammar)
@@ -67,7 +70,7 @@ class Sequence:
     @property
     def generated(self) -> int:
         """Tokens produced so far."""
-        return len(self.tokens) - len(self.request.prompt_ids)
+        return len(self.tokens) - len(self.request.prompt_ids) + self.request.resumed
 
     @property
     def pending(self) -> int:
