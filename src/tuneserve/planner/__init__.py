@@ -3,6 +3,7 @@
 from tuneserve.planner._entry import DEFAULT_CONTEXT, plan
 from tuneserve.planner._options import Objective
 from tuneserve.planner._plan import Plan
+from tuneserve.planner._roofline import Roofline, roofline
 from tuneserve.planner._text import explain
 
-__all__ = ["DEFAULT_CONTEXT", "Objective", "Plan", "explain", "plan"]
+__all__ = ["DEFAULT_CONTEXT", "Objective", "Plan", "Roofline", "explain", "plan", "roofline"]
