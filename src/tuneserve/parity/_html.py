@@ -115,7 +115,7 @@ def _plots(report: ParityReport) -> Iterator[Html]:
 
 def _shown(kl: float) -> float:
     """Return the KL, or the least that is drawn; NaN stays and is not."""
-    return _LEAST if kl < _LEAST else kl
+    return max(kl, _LEAST)
 
 
 def _worst(report: ParityReport) -> Iterator[Html]:
