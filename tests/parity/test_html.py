@@ -2,10 +2,15 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
+from tests.native.conftest import write_byte_tokenizer
 from tuneserve.parity import ParityReport, Place, TextCheck, Thresholds, html_report
+from tuneserve.parity._places import places_of
+from tuneserve.parity._probes import Probes, load_tokenizer
 
 TOKENS = ("<|im_start|>", "<script>", "&amp;", " word")
 
@@ -52,3 +57,12 @@ def test_numbers_that_are_none_fail_and_draw(report: ParityReport) -> None:
 
 def test_a_report_as_json_leaves_the_places_out(report: ParityReport) -> None:
     assert "places" not in report.to_dict() and report.to_dict()["passed"] is False
+
+
+def test_characters_of_several_tokens_stay_whole(tmp_path: Path) -> None:
+    write_byte_tokenizer(tmp_path, 300)
+    tokenizer = load_tokenizer(tmp_path)
+    ids = tokenizer("aüb", add_special_tokens=False).input_ids
+    probes = Probes(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool), random=False)
+    places = places_of(probes, zip(probes.where(), [0.0] * len(ids), strict=True), tokenizer)
+    assert "".join(place.token for place in places) == "aüb" and len(places) == len(ids) > 3

@@ -63,9 +63,9 @@ def _measured(report: ParityReport) -> Html:
     limits = report.thresholds
     # Written so that NaN is over its limit.
     rows = [
-        ("mean KL", f"{report.mean_kl:.2e}", f"≤ {limits.mean_kl:.2g}", report.mean_kl <= limits.mean_kl),
-        ("p99 KL", f"{report.p99_kl:.2e}", f"≤ {limits.p99_kl:.2g}", report.p99_kl <= limits.p99_kl),
-        ("max KL", f"{report.max_kl:.2e}", f"≤ {limits.max_kl:.2g}", report.max_kl <= limits.max_kl),
+        ("mean KL", f"{report.mean_kl:.2e}", f"≤ {limits.mean_kl:.3g}", report.mean_kl <= limits.mean_kl),
+        ("p99 KL", f"{report.p99_kl:.2e}", f"≤ {limits.p99_kl:.3g}", report.p99_kl <= limits.p99_kl),
+        ("max KL", f"{report.max_kl:.2e}", f"≤ {limits.max_kl:.3g}", report.max_kl <= limits.max_kl),
         (
             f"top-1 agreement ({report.ties} near-ties)", f"{report.agreement:.2%}", f"≥ {limits.agreement:.1%}",
             report.agreement >= limits.agreement,

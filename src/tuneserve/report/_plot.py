@@ -11,6 +11,8 @@ COLOURS = 6
 _WIDTH, _HEIGHT = 560, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 12, 46
 _MOST_TICKS = 9
+# On a line of more points the dots would be the line.
+_MOST_DOTS = 80
 # Far within what a float holds, so that the room around the points is one too.
 _LARGEST = 1e100
 
@@ -171,6 +173,8 @@ def _drawn(series: Series, points: Sequence[tuple[float, float]], across: _Axis,
     if series.joined and len(places) > 1:
         way = "M" + " L".join(f"{x:.1f} {y:.1f}" for x, y in places)
         yield element("path", d=way, class_=f"path {kind}{' dashed' if series.dashed else ''}")
+    if series.joined and len(places) > _MOST_DOTS:
+        return
     for (x, y), (across_value, up_value) in zip(places, points, strict=True):
         said = element("title", f"{series.name}: {number(up_value)} at {number(across_value)}")
         radius = 3.5 if series.joined else 2.5
