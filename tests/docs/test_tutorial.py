@@ -33,8 +33,8 @@ def test_the_tutorial_runs_as_written(demo_base: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     for said in (
-        "adapter          LoRA", "the files are as they were written", "same model on", "exit code 1", "what broke: merge",
-        '"order":"K20418"', " 0 failed", '"finish_reason":"stop"',
+        "adapter          LoRA", "the files are as they were written", "same model on", "exit code 1",
+        "what broke: merge", '"order":"K20418"', " 0 failed", '"finish_reason":"stop"',
     ):  # fmt: skip
         assert said in done.stdout, said
     for page in ("plan", "parity", "load"):

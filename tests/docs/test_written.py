@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -36,7 +37,7 @@ def test_every_option_of_every_verb_is_in_the_reference() -> None:
     """By Typer's own tree of commands, which the script does not use."""
     page = cli_page()
 
-    def walk(command: typer.main.TyperCommand | typer.main.TyperGroup, name: str) -> None:
+    def walk(command: Any, name: str) -> None:
         for inner, each in getattr(command, "commands", {}).items():
             walk(each, f"{name} {inner}")
         if name == "tuneserve" or (hasattr(command, "commands") and command.callback is None):
@@ -48,7 +49,7 @@ def test_every_option_of_every_verb_is_in_the_reference() -> None:
                 shown = option if option.startswith("-") else option.upper()
                 assert option in ("--help", "-h") or f"`{shown}`" in section[1], f"{name} {option}"
 
-    walk(typer.main.get_command(app), "tuneserve")  # type: ignore[arg-type]
+    walk(typer.main.get_command(app), "tuneserve")
 
 
 def test_every_argument_of_every_public_name_is_in_the_reference() -> None:

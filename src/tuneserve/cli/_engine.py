@@ -68,7 +68,10 @@ def parse_adapters(given: Sequence[str], source: ResolvedSource, name: str) -> t
     for text in given:
         called, _, path = text.partition("=")
         if not _ADAPTER_NAME.fullmatch(called) or not path:
-            raise InputError(f"--adapter {text[:100]!r} is not NAME=PATH with a name of letters, digits, . _ and -.")
+            raise InputError(
+                f"--adapter {text[:100]!r} is not NAME=PATH; give it a name of letters, digits, . _ and -, "
+                "like en=outputs/en."
+            )
         if called in found or called == name:
             raise InputError(f"two models would be called {called!r}; choose another name for the adapter.")
         try:
