@@ -66,7 +66,10 @@ def split_adapters(given: Sequence[str]) -> dict[str, str]:
     for text in given:
         name, _, path = text.partition("=")
         if not _ADAPTER_NAME.fullmatch(name) or not path:
-            raise InputError(f"--adapter {text[:100]!r} is not NAME=PATH with a name of letters, digits, . _ and -.")
+            raise InputError(
+                f"--adapter {text[:100]!r} is not NAME=PATH; give it a name of letters, digits, . _ and -, "
+                "like en=outputs/en."
+            )
         if name in found:
             raise InputError(f"two models would be called {name!r}; choose another name for the adapter.")
         found[name] = path
