@@ -13,10 +13,9 @@ import typer.main
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+import tuneserve  # noqa: E402
 from scripts.pictures import architecture, deciding  # noqa: E402
 from scripts.reference_docs import cli_page, python_page  # noqa: E402
-
-import tuneserve  # noqa: E402
 from tuneserve.cli import app  # noqa: E402
 
 

@@ -10,9 +10,9 @@ from tuneserve.kernels.gpu.decode_attention import DecodeScratch
 from tuneserve.kernels.gpu.greedy import greedy_scratch
 from tuneserve.spec import ModelSpec
 
-# Two programs for each multiprocessor of the largest GPUs.
-_PROGRAMS = 264
-_MOST_SPLITS = 32
+# Some eight warps for each multiprocessor of the largest GPUs, as measured.
+_PROGRAMS = 1024
+_MOST_SPLITS = 64
 
 
 @dataclass(frozen=True)
