@@ -176,7 +176,8 @@ def main() -> None:
     generate(core, 1, options.prompt, 2, sampled)
     cold = time.perf_counter() - started
     shape = json.loads((options.model / "config.json").read_text())
-    put_adapters(core, read_spec(shape), options.adapters, options.rank)
+    if options.adapters:
+        put_adapters(core, read_spec(shape), options.adapters, options.rank)
     lines = []
     for batch in options.batch:
         generate(core, batch, options.prompt, 16, sampled)
