@@ -127,7 +127,7 @@ def test_several_machines_are_replicas_or_a_pipeline(
     shapes = {f"model.layers.{layer}.mlp.up_proj.weight": (100_000, 130_000) for layer in range(100)}
     pipeline = plan(make_headers(tmp_path / "1300b", config, shapes), hardware="4x8xH100-80GB", concurrency=1)
     assert (pipeline.taken.tensor, pipeline.taken.pipeline, pipeline.taken.replicas) == (8, 4, 1)
-    assert "--target ray" in pipeline.commands.shell[-1]
+    assert "--target kubernetes" in pipeline.commands.shell[-1]
 
 
 def test_any_family_is_planned_and_a_mixture_reads_only_its_experts(

@@ -46,4 +46,5 @@ def _options(
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    run(app)
+    # By whatever name it was started, so that completions and help say the same.
+    run(lambda: app(prog_name="tuneserve"))
