@@ -107,6 +107,7 @@ def _contents(operation: Operation, names: dict[type[BaseModel], str]) -> _Json:
         data: _Json = {"type": "string", "contentMediaType": "application/json"}
         if not isinstance(told, str):
             data["contentSchema"] = {"$ref": names[told]}
+            data = {"anyOf": [{"const": "[DONE]"}, data]}
         properties = {"data": data, "event": {"type": "string"}}
         event = {"type": "object", "description": text, "properties": properties, "required": ["data"]}
         contents["text/event-stream"] = {"schema": event}
