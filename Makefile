@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt scripts/install.sh
 
-.PHONY: demo test soak fuzz clients test-calibrated lint unit js example-train example-eval clean
+.PHONY: demo test page-test soak fuzz clients test-calibrated lint unit js example-train example-eval clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/tuneserve demo --port $(PORT)
@@ -14,6 +14,10 @@ test: lint js unit
 # Half an hour of load and faults on the demo model; see benchmarks/serving.
 soak: $(VENV)/.installed-dev
 	for script in overhead streams cancelled faults soak; do $(BIN)/python benchmarks/serving/$$script.py || exit 1; done
+
+# The page in a real browser; part of `make test` where there is a Chromium (Debian: apt-get install chromium).
+page-test: $(VENV)/.installed-dev
+	$(BIN)/pytest tests/gateway/test_page.py tests/gateway/test_page_in_browser.py
 
 # Thousands of requests made from our own document and from what OpenAI and Anthropic publish.
 fuzz: $(VENV)/.installed-dev

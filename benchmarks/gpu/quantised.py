@@ -39,18 +39,18 @@ SHAPES = {
     "down": (4096, 14336, False),
 }
 LAYERS = 32
-# Of fragments of rows, blocks of columns, warps; for up to 8 rows, and for more.
+# Of fragments of rows, blocks of columns, warps, and how far ahead; for up to 8 rows, and for more.
 FEW = [
-    (1, 4, 4), (1, 8, 8), (1, 8, 4), (1, 16, 8), (1, 16, 4), (1, 4, 2), (1, 16, 16), (2, 4, 4), (2, 8, 8), (2, 8, 4),
-    (4, 4, 4), (1, 8, 2),
+    (1, 16, 4, 1), (1, 16, 4, 2), (1, 16, 16, 1), (1, 16, 16, 2), (1, 16, 8, 2), (1, 8, 4, 1), (1, 8, 4, 2),
+    (1, 8, 8, 2), (1, 4, 2, 1), (1, 4, 2, 2), (2, 4, 4, 1),
 ]  # fmt: skip
-MORE = [(1, 4, 4), (2, 4, 4), (4, 4, 4), (2, 8, 8), (2, 2, 2)]
-# Fragments of rows, rows of the input, warps and stages; these are also tried for 32.
+MORE = [(1, 4, 4, 1), (2, 4, 4, 1), (2, 8, 8, 1), (2, 2, 2, 1), (2, 8, 8, 2), (2, 4, 4, 2)]
+# Fragments of rows, rows of the input, warps and stages.
 WIDE = {
-    32: [(4, 32, 4, 3), (4, 32, 4, 5), (8, 32, 4, 4), (8, 32, 8, 4)],
-    64: [(4, 64, 4, 3), (4, 64, 4, 5), (8, 64, 4, 3), (8, 64, 8, 4)],
-    128: [(4, 128, 4, 3), (4, 64, 4, 3), (4, 64, 4, 5), (8, 128, 8, 3), (8, 128, 8, 4), (8, 64, 4, 3), (8, 64, 8, 4)],
+    64: [(4, 64, 4, 3), (4, 64, 4, 4), (8, 64, 8, 4)],
+    128: [(4, 128, 4, 3), (4, 128, 4, 4), (8, 128, 8, 3), (8, 128, 8, 4), (4, 64, 4, 4), (8, 64, 8, 4)],
 }
+WIDE[256] = WIDE[128]
 MOST_COLD = 160e6
 
 
@@ -66,8 +66,7 @@ class Case(NamedTuple):
 def cases(kinds: list[str], rows: list[int]) -> Iterator[Case]:
     """Yield what is timed."""
     for kind, count, shape in itertools.product(kinds, rows, SHAPES):
-        configs: list[tuple[int, ...]] = [*(FEW if count <= 8 else MORE if count <= 32 else ())]
-        for config in configs + WIDE.get(count, []):
+        for config in FEW if count <= 8 else MORE if count <= 32 else WIDE[count]:
             yield Case(kind, count, shape, config)
 
 
@@ -124,9 +123,14 @@ def _error(weight: PackedWeight, count: int, *, gated: bool) -> float:
     if count <= 32:
         few.packed_skinny(x, weight, gated=gated, bias=bias, residual=residual, out=out)
     else:
-        many.packed_wide(x, weight, bias=bias, residual=residual, out=out)
+        many.packed_wide(x, weight, bias=bias, residual=residual, scratch=_scratch(), out=out)
     exact = few.packed_skinny_reference(x.float(), weight, gated=gated, bias=bias, residual=residual)
     return float((out.float() - exact).norm() / exact.norm())
+
+
+@functools.cache
+def _scratch() -> many.WideScratch:
+    return many.WideScratch.of(torch.device("cuda"))
 
 
 def random_packed(kind: str, rows: int, columns: int) -> PackedWeight:
@@ -168,11 +172,13 @@ def launches_of(case: Case, weights: list[PackedWeight]) -> list[Callable[[], ob
     out = torch.zeros(case.rows, results, device="cuda", dtype=torch.bfloat16)
     residual = None if gated or case.shape == "qkv" else out
     times = max(1, 40 // len(weights))
-    if len(case.config) == 4:
+    if case.rows > 32:
         # What is gated goes through memory.
         many.shape_of = lambda *_: case.config
         out = torch.zeros(case.rows, rows, device="cuda", dtype=torch.bfloat16)
-        product = functools.partial(many.packed_wide, x, residual=None if residual is None else out, out=out)
+        product = functools.partial(
+            many.packed_wide, x, residual=None if residual is None else out, scratch=_scratch(), out=out
+        )
     else:
         few.shape_of = lambda *_: case.config
         product = functools.partial(few.packed_skinny, x, gated=gated, residual=residual, out=out)
@@ -250,7 +256,7 @@ def main() -> None:
     """Compile, check, time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 64, 128])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 128, 256])
     parser.add_argument("--processes", type=int, default=12)
     parser.add_argument("--part", type=int)
     parser.add_argument("--no-check", action="store_true")

@@ -28,13 +28,14 @@ def server(source: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
             if "serving" in line:
                 try:
                     yield next(word for word in line.split() if word.startswith("http")), process
-                finally:
-                    # Also where the test has failed, or it would wait for the process forever.
-                    if process.poll() is None:
-                        process.send_signal(signal.SIGTERM)
+                except BaseException:
+                    process.kill()  # else a failed test would wait for it for ever
+                    raise
                 break
         else:
             pytest.fail("".join(seen))
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
         process.stderr.read()
         assert process.wait() == 0
 

@@ -100,9 +100,9 @@ def main() -> None:
     global SCRIPT
     SCRIPT = make_served(write_tokenizer(Path(sys.argv[1]), TEMPLATE), ScriptedEngine, context_length=100_000)
 
-    async def build() -> ServedModel:
+    async def build() -> tuple[ServedModel, ...]:
         await asyncio.sleep(0)
-        return SCRIPT
+        return (SCRIPT,)
 
     serve(build, on_ready=lambda url: print(f"serving {url}", flush=True), port=0)  # noqa: T201
 

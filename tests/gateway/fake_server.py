@@ -34,7 +34,7 @@ def _release_when_told(engine: FakeEngine) -> None:
 def main() -> int:
     directory, options = Path(sys.argv[1]), json.loads(sys.argv[2])
 
-    async def build() -> ServedModel:
+    async def build() -> list[ServedModel]:
         say("building")
         if options.get("build") == "fail":
             raise InputError("the model is broken; choose another.")
@@ -43,7 +43,7 @@ def main() -> int:
         served = make_served(directory, engine_type=_Engine, **options.get("engine", {}))
         assert isinstance(served.engine, FakeEngine)
         threading.Thread(target=_release_when_told, args=(served.engine,), daemon=True).start()
-        return served
+        return [served]
 
     try:
         keys = options.get("api_keys")

@@ -25,6 +25,7 @@ from schemathesis.specs.openapi.checks import (
 from tests.gateway.conftest import make_served
 from tests.gateway.test_other_routes import HostingEngine
 from tuneserve.gateway import Settings, create_app
+from tuneserve.gateway._page import PAGE_PATHS
 from tuneserve.gateway.openapi import document
 from tuneserve.gateway.openapi._operations import NEUTRAL, OPERATIONS
 from tuneserve.gateway.schemas import ChatRequest
@@ -45,7 +46,7 @@ async def test_every_route_is_described_and_no_other(client: httpx.AsyncClient, 
         for method in getattr(route, "methods", None) or ()
         if method != "HEAD"
     }
-    pages = {("GET", path) for path in ("/", "/chat.js", "/style.css", "/docs", "/docs.js", "/openapi.json")}
+    pages = {("GET", path) for path in (*PAGE_PATHS, "/openapi.json")}
     assert routes - pages == described
 
 

@@ -159,6 +159,6 @@ def test_when_the_engine_is_killed_every_stream_is_told_and_the_next_request_wor
                 await asyncio.sleep(0.01)
             assert await server.stream(1) == expected
             metrics = (await server.client.get("/metrics")).text
-            assert "tuneserve_engine_ready 1.0" in metrics
+            assert 'tuneserve_engine_ready{model_name="m"} 1.0' in metrics
 
     within(scenario())

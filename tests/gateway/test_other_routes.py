@@ -3,7 +3,7 @@
 import base64
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from tests.gateway.conftest import END, START, FakeEngine, chat_body, make_serve
 from tuneserve.engines.contract import GenerationRequest, TokenChunk
 from tuneserve.errors import InputError
 from tuneserve.gateway import Limits, ServedModel, Settings, add_key, create_app
+from tuneserve.gateway._app import application
+from tuneserve.gateway._state import Gateway
 
 pytestmark = pytest.mark.anyio
 
@@ -220,6 +222,35 @@ async def test_without_a_directory_or_a_host_there_is_no_loading(
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as other:
         response = await other.post("/v1/load_lora_adapter", json=body)
         assert (response.status_code, response.json()["error"]["code"]) == (400, "unsupported_parameter")
+
+
+async def test_of_several_models_an_adapter_names_its_own(tokenizer_dir: Path, tmp_path: Path) -> None:
+    first, second = (replace(make_served(tokenizer_dir, HostingEngine), name=name) for name in ("first", "second"))
+    engine: Any = second.engine
+    (tmp_path / "one").mkdir()
+    gateway = Gateway(Settings(adapter_dirs=(tmp_path,)))
+    gateway.open(first, second)
+    transport = httpx.ASGITransport(application(gateway))
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        for base in (None, "third", "one"):
+            body = {"lora_name": "one", "lora_path": "one", "base_model_name": base}
+            error = (await client.post("/v1/load_lora_adapter", json=body)).json()["error"]
+            assert (error["param"], error["code"]) == ("base_model_name", "invalid_value")
+            assert "'first', 'second'" in error["message"]
+        body = {"lora_name": "one", "lora_path": "one", "base_model_name": "second"}
+        assert (await client.post("/v1/load_lora_adapter", json=body)).status_code == 200
+        listed = (await client.get("/v1/models")).json()["data"]
+        assert [(model["id"], model.get("parent")) for model in listed] == [
+            ("first", None), ("second", None), ("one", "second"),
+        ]  # fmt: skip
+        assert engine.loaded == {"one": tmp_path / "one"}
+        assert (await client.post("/v1/chat/completions", json=chat_body(model="one"))).status_code == 200
+        assert engine.requests[-1].adapter == "one"
+        shown = (await client.get("/v1/tuneserve/models")).json()["data"][-1]
+        assert [(step["kind"], step["name"]) for step in shown["lineage"]] == [("adapter", "one"), ("engine", "fake")]
+        assert (await client.post("/v1/unload_lora_adapter", json={"lora_name": "one"})).status_code == 200
+        assert not engine.loaded
+        assert len((await client.get("/v1/models")).json()["data"]) == 2
 
 
 async def test_with_keys_only_an_admins_loads_and_unloads(hosting: ServedModel, tmp_path: Path) -> None:

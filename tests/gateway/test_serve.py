@@ -65,7 +65,7 @@ def _program(directory: Path, *, logged: str = "", **options: Any) -> Iterator[P
             process.kill()
 
 
-async def _never() -> ServedModel:
+async def _never() -> list[ServedModel]:
     raise AssertionError("nothing may be loaded when the port cannot be opened")
 
 

@@ -84,6 +84,22 @@ def test_each_row_has_its_own(family: str, count: int, make_family: Make) -> Non
         assert_close(found[index], served.expected(prompts[index], models[index % 4])[-1])
 
 
+def test_many_rows_of_a_few_adapters_are_one_product_with_the_base(make_family: Make) -> None:
+    served = Served(make_family("llama biases", **{**WIDE, "num_hidden_layers": 1}))
+    served.add(1, target_modules=ALL_LINEAR)
+    served.add(0, target_modules=["q_proj", "v_proj", "down_proj"], r=3)
+    layers = served.decoder._adapters.layers.values()
+    assert all(layer.joined is not None for layer in layers)
+    models, slots = [0, None, 1], [1, -1, 0]
+    prompts = [prompt(2 + index % 2, index) for index in range(33)]
+    found = served.decoded(prompts, [slots[index % 3] for index in range(33)])
+    for index in range(33):
+        assert_close(found[index], served.expected(prompts[index], models[index % 3])[-1])
+    served.decoder.drop_adapter(0)
+    served.decoder.drop_adapter(1)
+    assert all(layer.base is not None and layer.base.weight.is_contiguous() for layer in layers)
+
+
 def test_packed_weights_have_them_too(make_family: Make) -> None:
     served = Served(make_family("llama", hidden_size=128, intermediate_size=128, head_dim=32), bits="int8")
     served.add(0, target_modules=ALL_LINEAR, spread=0.3)

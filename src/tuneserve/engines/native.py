@@ -75,6 +75,7 @@ class NativeEngine:
         context_length: int | None = None,
         max_running: int | None = None,
         dtype: str = "auto",
+        tensor_parallel: int = 1,
         native: NativeOptions | None = None,
     ) -> "NativeEngine":
         """Start the process and wait until it has loaded the model; see :class:`~tuneserve.native.EngineConfig`.
@@ -91,6 +92,7 @@ class NativeEngine:
             "context_length": context_length,
             "max_running": max_running,
             "dtype": dtype,
+            "tensor_parallel": tensor_parallel,
             **asdict(native or NativeOptions()),
         }
         ours, theirs = socket.socketpair()

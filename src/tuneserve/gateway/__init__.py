@@ -6,13 +6,15 @@ from tuneserve.gateway._listen import Tls, listen
 from tuneserve.gateway._log import logging_to
 from tuneserve.gateway._sampling import without_lacking
 from tuneserve.gateway._serve import serve
-from tuneserve.gateway._served import ServedModel, read_sampling_defaults
+from tuneserve.gateway._served import Agreement, ServedModel, Step, read_sampling_defaults
 from tuneserve.gateway._state import Settings
 
 __all__ = [
+    "Agreement",
     "Limits",
     "ServedModel",
     "Settings",
+    "Step",
     "Tls",
     "add_key",
     "create_app",

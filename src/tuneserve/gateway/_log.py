@@ -19,6 +19,8 @@ from tuneserve.gateway._record import Record, current
 _QUEUED_LINES = 10_000
 _FLUSH_SECONDS = 2.0
 _MAX_TEXT = 2000
+# What monitors ask every few seconds.
+_PROBES = ("/health", "/ready", "/metrics")
 _logger = logging.getLogger("tuneserve.gateway.access")
 _dropped = 0
 
@@ -31,8 +33,9 @@ def dropped_lines() -> int:
 
 
 def log_request(record: Record, status: int) -> None:
-    """Log that a request was answered; 499 is a client that left first."""
-    if not _logger.isEnabledFor(logging.INFO):
+    """Log that a request was answered; 499 is a client that left first. Probes are for debugging alone."""
+    level = logging.DEBUG if record.path in _PROBES else logging.INFO
+    if not _logger.isEnabledFor(level):
         return
     first = record.first_token
     fields: dict[str, Any] = {
@@ -49,7 +52,8 @@ def log_request(record: Record, status: int) -> None:
     }
     if record.body is not None:
         fields["body"] = record.body.decode("utf-8", "replace")
-    _logger.info("request", extra={"fields": {name: value for name, value in fields.items() if value is not None}})
+    given = {name: value for name, value in fields.items() if value is not None}
+    _logger.log(level, "request", extra={"fields": given})
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What an operator watches, for Prometheus; where vLLM has a metric of the same meaning, under its name."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
@@ -61,42 +61,54 @@ class Metrics:
         self._of_models[model].prompt(prompt_tokens)
         return SequenceTimer(self._of_models[model], record, arrived)
 
-    def render(self, load: EngineStats | None, model: str, *, ready: bool) -> bytes:
-        """Return all of it in Prometheus' text format; ``load`` is None when the engine does not say."""
-        self._engine.load, self._engine.model, self._engine.ready = load, model, ready
+    def render(self, loads: Mapping[str, EngineStats | None], ready: Mapping[str, bool]) -> bytes:
+        """Return all of it in Prometheus' text format.
+
+        Both are by the name of an engine's model; a load is None when the engine does not say.
+        """
+        self._engine.loads, self._engine.ready = loads, ready
         return generate_latest(self._registry)
 
 
 class _EngineMetrics(Collector):
-    """What the engine said last, and the log lines that were lost."""
+    """What the engines said last, and the log lines that were lost."""
 
     def __init__(self) -> None:
-        self.load: EngineStats | None = None
-        self.model = ""
-        self.ready = False
+        self.loads: Mapping[str, EngineStats | None] = {}
+        self.ready: Mapping[str, bool] = {}
 
     def collect(self) -> Iterable[Metric]:
-        yield GaugeMetricFamily("tuneserve_engine_ready", "1 while the engine takes requests.", float(self.ready))
         yield CounterMetricFamily("tuneserve_log_lines_dropped", "Lines that the log had no room for.", dropped_lines())
-        if self.load is None:
-            return
-        load = self.load
-        for name, text, value in (
-            ("num_requests_running", "Sequences that the engine works on.", load.running),
-            ("num_requests_waiting", "Sequences that wait for room.", load.waiting),
-            ("kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1.", load.cache_usage),
-        ):
-            gauge = GaugeMetricFamily(f"vllm:{name}", text, labels=["model_name"])
-            gauge.add_metric([self.model], value)
-            yield gauge
-        for name, text, value in (
-            ("prefix_cache_queries", "Tokens looked up in the prefix cache since the engine started.",
-             load.prefix_queries),
-            ("prefix_cache_hits", "Tokens found in the prefix cache since the engine started.", load.prefix_hits),
-        ):  # fmt: skip
-            counter = CounterMetricFamily(f"vllm:{name}", text, labels=["model_name"])
-            counter.add_metric([self.model], value)
-            yield counter
+        ready = GaugeMetricFamily("tuneserve_engine_ready", "1 while the engine takes requests.", labels=["model_name"])
+        for model, is_ready in self.ready.items():
+            ready.add_metric([model], float(is_ready))
+        yield ready
+        for metric, value_of in _loads():
+            for model, load in self.loads.items():
+                if load is not None:
+                    metric.add_metric([model], value_of(load))
+            yield metric
+
+
+def _loads() -> Iterable[tuple[GaugeMetricFamily | CounterMetricFamily, Callable[[EngineStats], float]]]:
+    def gauge(name: str, text: str) -> GaugeMetricFamily:
+        return GaugeMetricFamily(f"vllm:{name}", text, labels=["model_name"])
+
+    def counter(name: str, text: str) -> CounterMetricFamily:
+        return CounterMetricFamily(f"vllm:{name}", f"Tokens {text} since the engine started.", labels=["model_name"])
+
+    def lost(name: str, text: str) -> CounterMetricFamily:
+        text = f"Sequences that {text}, because their replica was lost."
+        return CounterMetricFamily(f"tuneserve_sequences_{name}", text, labels=["model_name"])
+
+    yield gauge("num_requests_running", "Sequences that the engine works on."), lambda load: load.running
+    yield gauge("num_requests_waiting", "Sequences that wait for room."), lambda load: load.waiting
+    yield gauge("kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1."), lambda load: load.cache_usage
+    yield counter("prefix_cache_queries", "looked up in the prefix cache"), lambda load: load.prefix_queries
+    yield counter("prefix_cache_hits", "found in the prefix cache"), lambda load: load.prefix_hits
+    yield lost("retried", "were begun again on another replica"), lambda load: load.retried
+    yield lost("resumed", "went on on another replica"), lambda load: load.resumed
+    yield lost("broken_off", "ended with an error"), lambda load: load.broken_off
 
 
 class _SequenceMetrics:

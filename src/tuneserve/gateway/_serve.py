@@ -5,7 +5,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from types import FrameType
 from typing import TypeVar
@@ -26,7 +26,7 @@ _logger = logging.getLogger("tuneserve.gateway")
 
 
 def serve(
-    build: Callable[[], Awaitable[ServedModel]],
+    build: Callable[[], Awaitable[Sequence[ServedModel]]],
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -36,11 +36,11 @@ def serve(
     allowed_hosts: tuple[str, ...] = (),
     tls: Tls | None = None,
 ) -> None:
-    """Claim the port, load the model with ``build``, and serve it until SIGTERM or SIGINT.
+    """Claim the port, load the models with ``build``, and serve them until SIGTERM or SIGINT.
 
     While ``build`` runs, and while the server drains, requests are answered with 503; ``on_ready`` gets the URL once
     they are taken. The first signal lets running requests finish for up to ``drain_seconds``, a second one ends them.
-    Then the engine is closed. Port 0 takes a free one. On a loopback address, only requests for a loopback name,
+    Then the engines are closed. Port 0 takes a free one. On a loopback address, only requests for a loopback name,
     ``host`` or one of ``allowed_hosts`` are answered. SIGHUP has the file of API keys read again.
 
     Raises:
@@ -60,7 +60,7 @@ def serve(
 
 async def _run(
     listener: socket.socket,
-    build: Callable[[], Awaitable[ServedModel]],
+    build: Callable[[], Awaitable[Sequence[ServedModel]]],
     gateway: Gateway,
     on_ready: Callable[[], None],
     drain_seconds: float,
@@ -84,10 +84,14 @@ async def _run(
 
 
 async def _serve_until_stopped(
-    server: "_Server", gateway: Gateway, served: ServedModel, on_ready: Callable[[], None], drain_seconds: float
+    server: "_Server",
+    gateway: Gateway,
+    served: Sequence[ServedModel],
+    on_ready: Callable[[], None],
+    drain_seconds: float,
 ) -> None:
     try:
-        gateway.open(served)
+        gateway.open(*served)
         on_ready()
         await server.stopping.wait()
         gateway.drain()
@@ -96,7 +100,7 @@ async def _serve_until_stopped(
     finally:
         gateway.drain()
         # Ends what is still running with an error, which its clients are told.
-        await served.engine.close()
+        await asyncio.gather(*(each.engine.close() for each in served))
 
 
 async def _unless(event: asyncio.Event, work: Awaitable[_T]) -> _T | None:

@@ -7,12 +7,16 @@ from tuneserve.model._experts import Experts
 from tuneserve.model._linear import DenseLinear, Linear
 from tuneserve.model._lora import AdapterWeights, Delta, load_deltas
 from tuneserve.model._lora_linear import AdaptedLinears, LoraStack
+from tuneserve.model._parallel import join
+from tuneserve.model._sampled import Chosen, SampledRows
+from tuneserve.model._shard import load_shard
 from tuneserve.model._weights import LayerWeights, Weights, load_weights
 
 __all__ = [
     "AdaptedLinears",
     "AdapterWeights",
     "Attention",
+    "Chosen",
     "CompiledDecoder",
     "Decoder",
     "Delta",
@@ -25,9 +29,12 @@ __all__ = [
     "LoraStack",
     "PagedBatch",
     "Recurrence",
+    "SampledRows",
     "Scan",
     "Weights",
+    "join",
     "load_deltas",
+    "load_shard",
     "load_weights",
     "reasons_against",
 ]

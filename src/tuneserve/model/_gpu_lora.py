@@ -1,40 +1,34 @@
 """Adapters unmerged on a GPU: low-rank deltas beside each linear layer, each row of a step with its own.
 
-Up to :data:`~tuneserve.model._gpu_linear.FEW` rows, the product of a dense weight computes the delta as well; beyond,
-and beside packed weights, kernels after the product do.
+Up to :data:`~tuneserve.model._gpu_linear.FEW` rows, the product of a dense weight computes the delta as well. So it
+does for more rows of a few adapters, whose expands then stand beside the weight in the same matrix; beside packed
+weights and for many adapters, kernels after the product do.
 """
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from tuneserve.adapters import LinearName, linear_shapes
 from tuneserve.errors import AdapterError
+from tuneserve.kernels.gpu.gate import gate
 from tuneserve.kernels.gpu.launch import power_of_two
 from tuneserve.kernels.gpu.lora import lora_expand, lora_gate, lora_shrink
-from tuneserve.kernels.gpu.lora_rows import LoraRows, LoraWeights
+from tuneserve.kernels.gpu.lora_join import lora_join, put_joined
+from tuneserve.kernels.gpu.lora_rows import LoraRows
 from tuneserve.kernels.gpu.matvec import LoraCall, matvec
 from tuneserve.kernels.gpu.skinny import skinny
-from tuneserve.model._gpu_linear import FEW, DenseGpuLinear, GpuLinear, Norm
+from tuneserve.model._gpu_linear import FEW, DenseGpuLinear, GpuLinear, Norm, write_product
+from tuneserve.model._gpu_lora_layer import AdaptedLayer, fill, grown, piece_ends_of, pieces_of
 from tuneserve.model._gpu_weights import GpuWeights
-from tuneserve.model._lora import AdapterWeights, Delta
+from tuneserve.model._lora import AdapterWeights
 from tuneserve.spec import ModelSpec
 
 # The kernels have the whole rank of a tile in shared memory.
 _LEAST_RANK, _MOST_RANK = 16, 128
 # No more are in a captured step.
 _KEPT_ROWS = 512
-
-
-@dataclass
-class _Layer:
-    """A linear layer's shape and its adapters, where any changes it; ``arrived`` is for the programs of its product."""
-
-    columns: int
-    ends: tuple[int, ...]
-    arrived: torch.Tensor
-    adapters: LoraWeights | None = None
 
 
 class GpuAdapters:
@@ -53,7 +47,7 @@ class GpuAdapters:
         shapes = linear_shapes(spec)
         self._arrived = torch.zeros(len(shapes), 1, dtype=torch.int32, device=device)
         self.layers = {
-            key: _Layer(columns, _ends(spec, key[1], outputs), arrived)
+            key: AdaptedLayer(columns, piece_ends_of(spec, key[1], outputs), arrived)
             for (key, (outputs, columns)), arrived in zip(shapes.items(), self._arrived, strict=True)
         }
 
@@ -63,7 +57,7 @@ class GpuAdapters:
         Raises:
             AdapterError: its rank is too large, or there is not enough memory.
         """
-        pieces = {key: _pieces(self.layers[key].ends, deltas) for key, deltas in adapter.items()}
+        pieces = {key: pieces_of(self.layers[key].ends, deltas) for key, deltas in adapter.items()}
         rank = max((len(a) for parts in pieces.values() for a, _ in parts), default=1)
         if rank > _MOST_RANK:
             raise AdapterError(
@@ -77,7 +71,9 @@ class GpuAdapters:
         self._used.add(slot)
         for key, layer in self.layers.items():
             if layer.adapters is not None:
-                _fill(layer.adapters, layer.ends, slot, pieces.get(key, []))
+                fill(layer.adapters, layer.ends, slot, pieces.get(key, []))
+                if layer.joined is not None:
+                    put_joined(layer.joined, layer.adapters, slot)
         return moved
 
     def drop(self, slot: int) -> bool:
@@ -87,6 +83,7 @@ class GpuAdapters:
             return False
         for layer in self.layers.values():
             layer.adapters = None
+            layer.join()
         self._slots = self._rank = 0
         self._kept.clear()
         self.rows = None
@@ -116,17 +113,18 @@ class GpuAdapters:
 
     def _grow(self, slots: int, rank: int, changed: Collection[tuple[int, LinearName]]) -> None:
         self._kept.clear()
-        grown = {}
+        larger = {}
         try:
             for key, layer in self.layers.items():
                 if layer.adapters is not None or key in changed:
-                    grown[key] = _grown(layer, slots, rank, self._dtype, self._device)
+                    larger[key] = grown(layer, slots, rank, self._dtype, self._device)
         except torch.OutOfMemoryError as error:
             raise AdapterError(
                 "the GPU has not enough memory left for the adapter; unload another, or give the cache less."
             ) from error
-        for key, adapters in grown.items():
+        for key, adapters in larger.items():
             self.layers[key].adapters = adapters
+            self.layers[key].join()
         self._slots, self._rank = slots, rank
         if self.rows is not None:
             # Steps that follow those in flight are of the same rows.
@@ -135,61 +133,10 @@ class GpuAdapters:
             self._kept[len(before.slots)] = self.rows
 
 
-def _ends(spec: ModelSpec, name: LinearName, outputs: int) -> tuple[int, ...]:
-    if name == "qkv":
-        return spec.q_size, (spec.q_size + outputs) // 2, outputs
-    return (outputs // 2, outputs) if name == "gate_up" else (outputs,)
-
-
-def _pieces(ends: tuple[int, ...], deltas: tuple[Delta, ...]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return A (rank, in) and B (rows, rank) of each piece; a delta of fused weights is part of each of its pieces."""
-    parts, begin = [], 0
-    for end in ends:
-        factors, shape = [], deltas[0].a.shape[1]
-        for delta in deltas:
-            first, last = max(begin, delta.first), min(end, delta.first + len(delta.b))
-            if first < last:
-                b = delta.b.new_zeros(end - begin, delta.b.shape[1])
-                b[first - begin : last - begin] = delta.b[first - delta.first : last - delta.first]
-                factors.append((delta.a, b))
-        a = torch.cat([a for a, _ in factors]) if factors else deltas[0].a.new_zeros(0, shape)
-        b = torch.cat([b for _, b in factors], 1) if factors else deltas[0].b.new_zeros(end - begin, 0)
-        parts.append((a, b))
-        begin = end
-    return parts
-
-
-def _grown(layer: _Layer, slots: int, rank: int, dtype: torch.dtype, device: torch.device) -> LoraWeights:
-    """Return zeroed room for so many slots and ranks, with what a layer has."""
-    pieces, outputs = len(layer.ends), layer.ends[-1]
-    a = torch.zeros(slots, pieces, rank, layer.columns, dtype=dtype, device=device)
-    b = torch.zeros(slots, outputs, rank, dtype=dtype, device=device)
-    ranks = torch.zeros(slots, dtype=torch.int32, device=device)
-    if (old := layer.adapters) is not None:
-        had = len(old.ranks)
-        a[:had, :, : old.rank] = old.a.view(had, pieces, old.rank, -1)
-        b[:had, :, : old.rank] = old.b
-        ranks[:had] = old.ranks
-    return LoraWeights(a.view(slots, pieces * rank, -1), b, ranks, layer.ends)
-
-
-def _fill(
-    adapters: LoraWeights, ends: tuple[int, ...], slot: int, parts: list[tuple[torch.Tensor, torch.Tensor]]
-) -> None:
-    adapters.a[slot] = 0
-    adapters.b[slot] = 0
-    begin = 0
-    for piece, ((a, b), end) in enumerate(zip(parts, ends, strict=True) if parts else ()):
-        adapters.a[slot, piece * adapters.rank :][: len(a)] = a
-        adapters.b[slot, begin:end, : b.shape[1]] = b
-        begin = end
-    adapters.ranks[slot] = max((len(a) for a, _ in parts), default=0)
-
-
 class AdaptedGpuLinear:
     """A linear layer and the adapters beside it; see :class:`~tuneserve.model._gpu_linear.GpuLinear`."""
 
-    def __init__(self, base: GpuLinear, layer: _Layer, adapters: GpuAdapters) -> None:
+    def __init__(self, base: GpuLinear, layer: AdaptedLayer, adapters: GpuAdapters) -> None:
         self._base, self._layer, self._adapters = base, layer, adapters
 
     def tensors(self) -> Iterator[torch.Tensor]:
@@ -203,6 +150,8 @@ class AdaptedGpuLinear:
         if isinstance(self._base, DenseGpuLinear) and len(x) <= FEW:
             return self._few(self._base, call, x, out, norm=norm)
         x = x if norm is None else norm(x)
+        if (joined := self._joined(call, x)) is not None:
+            return write_product(*joined, out)
         return _expand(call, x, self._base.product(x, out))
 
     def gated(self, x: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor, norm: Norm) -> torch.Tensor:
@@ -212,9 +161,11 @@ class AdaptedGpuLinear:
         if isinstance(self._base, DenseGpuLinear) and len(x) <= FEW:
             return self._few(self._base, call, x, out, norm=norm, gated=True)
         x = norm(x)
+        if (joined := self._joined(call, x)) is not None:
+            return gate(write_product(*joined, scratch), out)
         self._base.product(x, scratch)
         lora_shrink(x, call.weights, call.rows)
-        return lora_gate(call.weights, call.rows, x.shape[1], scratch, out)
+        return lora_gate(call.weights, call.rows, scratch, out)
 
     def add(self, x: torch.Tensor, hidden: torch.Tensor) -> None:
         """Add the product of ``x``, and each row's delta, to ``hidden``."""
@@ -222,6 +173,11 @@ class AdaptedGpuLinear:
             self._base.add(x, hidden)
         elif isinstance(self._base, DenseGpuLinear) and len(x) <= FEW:
             self._few(self._base, call, x, hidden, residual=hidden)
+        elif (joined := self._joined(call, x)) is not None:
+            rows, weight, bias = joined
+            if bias is not None:
+                hidden.add_(bias)
+            hidden.addmm_(rows, weight.T)
         else:
             self._base.add(x, hidden)
             _expand(call, x, hidden)
@@ -229,6 +185,13 @@ class AdaptedGpuLinear:
     def _call(self) -> LoraCall | None:
         rows, weights = self._adapters.rows, self._layer.adapters
         return None if rows is None or weights is None else LoraCall(weights, rows, self._layer.arrived)
+
+    def _joined(self, call: LoraCall, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None:
+        """Return rows, weight and bias of the one product that is the base's and the deltas', if there is such."""
+        base, weight = self._layer.base, self._layer.joined
+        if base is None or weight is None or len(x) > _KEPT_ROWS:
+            return None
+        return lora_join(x, call.weights, call.rows, x.new_empty(len(x), weight.shape[1])), weight, base.bias
 
     def _few(
         self, base: DenseGpuLinear, call: LoraCall, x: torch.Tensor, out: torch.Tensor, *,
@@ -244,13 +207,15 @@ class AdaptedGpuLinear:
 
 def _expand(call: LoraCall, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     lora_shrink(x, call.weights, call.rows)
-    return lora_expand(call.weights, call.rows, x.shape[1], out)
+    return lora_expand(call.weights, call.rows, out)
 
 
 def adapted(weights: GpuWeights, adapters: GpuAdapters) -> GpuWeights:
     """Return the same weights with adapters beside them."""
     layers = list(weights.layers)
     for (index, name), layer in adapters.layers.items():
-        linear = AdaptedGpuLinear(getattr(layers[index], name), layer, adapters)
+        base = getattr(layers[index], name)
+        layer.base = base if isinstance(base, DenseGpuLinear) else None
+        linear = AdaptedGpuLinear(base, layer, adapters)
         layers[index] = replace(layers[index], **{name: linear})  # type: ignore[arg-type]
     return replace(weights, layers=tuple(layers))

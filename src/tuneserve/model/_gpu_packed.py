@@ -1,6 +1,7 @@
 """Linear layers of 4 and 8 bits on a GPU: as a checkpoint stores them, or quantised when they are loaded."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,7 +11,7 @@ from tuneserve.kernels.gpu.dequantise import dequantise
 from tuneserve.kernels.gpu.gate import gate
 from tuneserve.kernels.gpu.packed import ROWS, PackedWeight, pack, packed_kind
 from tuneserve.kernels.gpu.packed_skinny import packed_skinny
-from tuneserve.kernels.gpu.packed_wide import packed_wide
+from tuneserve.kernels.gpu.packed_wide import WideScratch, packed_wide
 from tuneserve.model._gpu_linear import FEW, Norm, write_product
 
 Bits = Literal["int8", "int4"]
@@ -22,16 +23,35 @@ _WIDE = 256
 _SLAB = 1 << 26
 
 
+@dataclass(frozen=True)
+class PackedScratch:
+    """What the products of all packed weights use in turn.
+
+    Attributes:
+        slab: where weights are written out.
+        wide: where shares of products are added up, in the same memory.
+    """
+
+    slab: torch.Tensor
+    wide: WideScratch
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, device: torch.device) -> "PackedScratch":
+        """Return scratch for weights in ``dtype``."""
+        slab = torch.empty(_SLAB if device.type == "cuda" else 1 << 16, dtype=dtype, device=device)
+        return cls(slab, WideScratch.of(device, slab))
+
+
 class PackedGpuLinear:
     """A packed weight, and perhaps a bias; products of many rows write it out in 16 bits, a slab at a time.
 
     Args:
         weight: (out, in).
-        slab: of :func:`make_slab`, where weights are written out; of all layers.
+        scratch: of all layers.
     """
 
-    def __init__(self, weight: PackedWeight, bias: torch.Tensor | None, slab: torch.Tensor) -> None:
-        self.weight, self.bias, self._slab = weight, bias, slab
+    def __init__(self, weight: PackedWeight, bias: torch.Tensor | None, scratch: PackedScratch) -> None:
+        self.weight, self.bias, self._scratch = weight, bias, scratch
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yield the parts of the weight, and the bias if there is one."""
@@ -59,7 +79,7 @@ class PackedGpuLinear:
             packed_skinny(x, self.weight, bias=self.bias, residual=hidden, out=hidden)
             return
         if len(x) <= _WIDE:
-            packed_wide(x, self.weight, bias=self.bias, residual=hidden, out=hidden)
+            packed_wide(x, self.weight, bias=self.bias, residual=hidden, scratch=self._scratch.wide, out=hidden)
             return
         if self.bias is not None:
             hidden.add_(self.bias)
@@ -68,24 +88,19 @@ class PackedGpuLinear:
 
     def _many(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         if len(x) <= _WIDE:
-            return packed_wide(x, self.weight, bias=self.bias, out=out)
+            return packed_wide(x, self.weight, bias=self.bias, scratch=self._scratch.wide, out=out)
         for first, part in self._slabs():
             rows = slice(first, first + len(part))
             write_product(x, part, None if self.bias is None else self.bias[rows], out[:, rows])
         return out
 
     def _slabs(self) -> Iterator[tuple[int, torch.Tensor]]:
-        weight = self.weight
-        step = max(1, self._slab.numel() // (weight.columns * ROWS))
+        weight, slab = self.weight, self._scratch.slab
+        step = max(1, slab.numel() // (weight.columns * ROWS))
         for start in range(0, len(weight.words), step):
             part = weight.fragments(start, start + step)
-            out = self._slab[: part.rows * part.columns].view(part.rows, part.columns)
+            out = slab[: part.rows * part.columns].view(part.rows, part.columns)
             yield start * ROWS, dequantise(part, out)
-
-
-def make_slab(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return memory for weights in 16 bits."""
-    return torch.empty(_SLAB if device.type == "cuda" else 1 << 16, dtype=dtype, device=device)
 
 
 def pack_stored(

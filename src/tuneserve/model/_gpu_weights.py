@@ -8,7 +8,7 @@ import torch
 from tuneserve.kernels.gpu.packed import pack
 from tuneserve.model._deferred import DeferredLinear
 from tuneserve.model._gpu_linear import DenseGpuLinear, GpuLinear
-from tuneserve.model._gpu_packed import Bits, PackedGpuLinear, make_slab, pack_stored, quantise
+from tuneserve.model._gpu_packed import Bits, PackedGpuLinear, PackedScratch, pack_stored, quantise
 from tuneserve.model._linear import DenseLinear, Linear
 from tuneserve.model._weights import LayerWeights, Weights
 
@@ -75,7 +75,7 @@ def gpu_weights(weights: Weights, bits: Bits | None, *, keep: bool) -> GpuWeight
 class _Maker:
     def __init__(self, dtype: torch.dtype, device: torch.device, bits: Bits | None, keep: bool) -> None:
         self._dtype, self._device, self._bits, self._keep = dtype, device, bits, keep
-        self._slab: torch.Tensor | None = None
+        self._scratch: PackedScratch | None = None
         self.kept = self.dequantised = 0
 
     def layer(self, layer: LayerWeights) -> GpuLayer:
@@ -96,15 +96,15 @@ class _Maker:
                 packed = pack_stored(codes, self._device, self._dtype, gated=gated)
                 if packed is not None:
                     self.kept += 1
-                    return PackedGpuLinear(packed, linear.read_bias(), self._slab_of_all())
+                    return PackedGpuLinear(packed, linear.read_bias(), self._scratch_of_all())
                 self.dequantised += 1
             linear = linear.load()
         assert isinstance(linear, DenseLinear)
         if bits is None:
             return DenseGpuLinear(linear)
-        return PackedGpuLinear(pack(quantise(linear.weight, bits)), linear.bias, self._slab_of_all())
+        return PackedGpuLinear(pack(quantise(linear.weight, bits)), linear.bias, self._scratch_of_all())
 
-    def _slab_of_all(self) -> torch.Tensor:
-        if self._slab is None:
-            self._slab = make_slab(self._dtype, self._device)
-        return self._slab
+    def _scratch_of_all(self) -> PackedScratch:
+        if self._scratch is None:
+            self._scratch = PackedScratch.of(self._dtype, self._device)
+        return self._scratch

@@ -133,9 +133,9 @@ def load_weights(
     if spec.wrapped:
         reader = TextPart(reader)
     # Transformers has saved experts in both ways.
-    stacked = any(name.endswith(_STACKED) for name in reader.tensors)
+    stacked = stacks_experts(reader)
     shapes = tensor_shapes(spec, stacked=stacked)
-    _check(spec, reader, shapes)
+    check_tensors(spec, reader, shapes)
     loader = _Loader(spec, reader, shapes, dtype, device, deferred)
     embedding = loader.stacked(EMBEDDING)
     layers = tuple(
@@ -280,7 +280,13 @@ class _Loader:
         return weight
 
 
-def _check(spec: ModelSpec, reader: WeightReader, shapes: dict[str, tuple[int, ...]]) -> None:
+def stacks_experts(reader: WeightReader) -> bool:
+    """Say whether a checkpoint has all experts of a layer in one tensor."""
+    return any(name.endswith(_STACKED) for name in reader.tensors)
+
+
+def check_tensors(spec: ModelSpec, reader: WeightReader, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise the :class:`CheckpointError` of :func:`load_weights` unless a reader has just what a model needs."""
     problems = []
     for name, shape in shapes.items():
         header = reader.tensors.get(name)

@@ -1,7 +1,8 @@
 """A step as tensors."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,15 @@ class Batch:
     counts: tuple[int, ...]
     begins: tuple[bool, ...]
     adapters: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the same with its tensors, which are on the CPU, on ``device``."""
+        moved: dict[str, Any] = {
+            field.name: to_device(value, device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), torch.Tensor)
+        }
+        return replace(self, **moved)
 
 
 def make_batch(step: Step, device: torch.device, ahead: int = 0) -> Batch:
@@ -94,6 +104,10 @@ def _tables(sequences: Collection[Sequence], lengths: list[int]) -> _Integers:
 
 
 def _tensor(values: _Integers, device: torch.device) -> torch.Tensor:
-    tensor = torch.from_numpy(values)
+    return to_device(torch.from_numpy(values), device)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor of the CPU on ``device``, without waiting for that."""
     # From pageable memory the host would wait until the device comes to the copy.
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -115,21 +115,24 @@ class Grammars:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="grammar")
         self._compiled = lru_cache(_KEPT)(self._compile)
 
-    def start(self, grammar: Grammar) -> "Future[GrammarState]":
-        """Return what will be the state of a new sequence.
+    def start(self, grammar: Grammar, past: list[int]) -> "Future[GrammarState]":
+        """Return what will be the state of a sequence that has the tokens ``past``.
 
         Its result raises :class:`~tuneserve.errors.RequestError` where the grammar cannot be used.
         """
         # The pool starts its threads as it is given work.
         before = threading.stack_size(_STACK_BYTES)
         try:
-            return self._threads.submit(self._state, grammar)
+            return self._threads.submit(self._state, grammar, past)
         finally:
             threading.stack_size(before)
 
-    def _state(self, grammar: Grammar) -> GrammarState:
+    def _state(self, grammar: Grammar, past: list[int]) -> GrammarState:
         matcher = self._compiled(grammar.kind, grammar.text).deep_copy()
-        return GrammarState(matcher, self._tokenizer.vocab_size)
+        state = GrammarState(matcher, self._tokenizer.vocab_size)
+        for token in past:
+            state.advance(token)
+        return state
 
     def _compile(self, kind: str, text: str) -> "LLMatcher":
         from llguidance import LLMatcher, LLParserLimits

@@ -12,6 +12,9 @@ from tuneserve.native._draft import Drafter
 from tuneserve.native._grammar import GrammarState
 from tuneserve.native._pooling import Pooling
 
+# Of how many tokens a device gives log-probabilities by itself, beside the chosen.
+MOST_LOGPROBS = 20
+
 
 @dataclass(eq=False)
 class Sequence:
@@ -52,10 +55,13 @@ class Sequence:
         # As text, because integers would lose their sign.
         self.random = Random(None if seed is None else str(seed))  # noqa: S311
         params = self.request.params
+        if params.temperature > 0:
+            for _ in range(self.request.resumed):
+                self.random.random()
         if params.repetition_penalty != 1:
             self.seen = TokenCounts(self.tokens)
         if params.presence_penalty or params.frequency_penalty:
-            self.new = TokenCounts()
+            self.new = TokenCounts(self.tokens[len(self.tokens) - self.request.resumed :])
         if params.bad_words:
             self.bad_words = BadWords(params.bad_words)
         changes = (self.seen, self.new, params.bad_words, params.logit_bias, params.min_tokens, params.grammar)
@@ -64,7 +70,7 @@ class Sequence:
     @property
     def generated(self) -> int:
         """Tokens produced so far."""
-        return len(self.tokens) - len(self.request.prompt_ids)
+        return len(self.tokens) - len(self.request.prompt_ids) + self.request.resumed
 
     @property
     def pending(self) -> int:
@@ -145,6 +151,16 @@ class Sequence:
         params = self.request.params
         asks = params.logprobs is not None or self.reusable < len(self.tokens)
         return params.temperature == 0 and not (self.edited or asks or self.drafter)
+
+    @property
+    def steps_alone(self) -> bool:
+        """Whether a device can choose its next tokens one after the other, without the host."""
+        params = self.request.params
+        # What its prompt was asked about is known, and has been looked at.
+        done = self.reusable == len(self.tokens) and (params.prompt_logprobs is None or self.generated > 0)
+        banned = self.bad_words is None or self.bad_words.always() is not None
+        plain = params.grammar is None and params.typical_p == 1 and (params.logprobs or 0) <= MOST_LOGPROBS
+        return done and banned and plain and self.drafter is None
 
     def left(self, context_length: int) -> int:
         """Return how many tokens may still come."""

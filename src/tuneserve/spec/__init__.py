@@ -24,6 +24,7 @@ from tuneserve.spec._spec import (
     LayerSpec,
     ModelSpec,
 )
+from tuneserve.spec._split import Share, kv_heads_of, reasons_against_split, split_spec
 from tuneserve.spec._tensors import (
     EMBEDDING,
     HEAD,
@@ -70,13 +71,17 @@ __all__ = [
     "QueryScaling",
     "RopeScaling",
     "RopeSpec",
+    "Share",
     "YarnScaling",
     "computation_of",
     "gguf_parts",
     "hf_name",
     "is_unused",
+    "kv_heads_of",
     "layer_names",
     "plain_name",
     "read_spec",
+    "reasons_against_split",
+    "split_spec",
     "tensor_shapes",
 ]

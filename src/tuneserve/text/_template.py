@@ -173,7 +173,11 @@ def _mark_ending(message: dict[str, Any]) -> str:
         if isinstance(part, dict) and isinstance(text := part.get(key), str):
             part[key] = text + _MARK + " "
             return text
-    raise RequestError("the last message has no text in it, so it cannot be continued.", "messages")
+    raise RequestError(
+        "the last message has no text in it, so it cannot be continued; give it some, or leave "
+        "continue_final_message out.",
+        "messages",
+    )
 
 
 def _cut_at_mark(text: str, ending: str) -> str:

@@ -13,6 +13,7 @@ from tuneserve.kernels.gpu.lora import (
     lora_reference,
     lora_shrink,
 )
+from tuneserve.kernels.gpu.lora_join import joined_columns, lora_join, lora_join_reference, put_joined
 from tuneserve.kernels.gpu.lora_rows import LoraRows, LoraWeights, lora_tiles
 from tuneserve.kernels.gpu.matvec import LoraCall, matvec, matvec_reference
 from tuneserve.kernels.gpu.skinny import skinny, skinny_reference
@@ -98,7 +99,7 @@ def test_shrink_and_expand(slots: list[int], ends: tuple[int, ...]) -> None:
     rows = rows_of(adapters, slots)
     expected = out + lora_reference(x, adapters, rows.slots)
     lora_shrink(x, adapters, rows)
-    torch.testing.assert_close(lora_expand(adapters, rows, 700, out), expected, **CLOSE)
+    torch.testing.assert_close(lora_expand(adapters, rows, out), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("slots", [[-1] * 3, [0] * 40, [0, -1, 3, 3, 2, 1, 4] * 6])
@@ -107,8 +108,24 @@ def test_gate(slots: list[int]) -> None:
     gate_up, out = torch.randn(len(slots), 300), torch.full((len(slots), 150), torch.nan)
     rows = rows_of(adapters, slots)
     lora_shrink(x, adapters, rows)
-    lora_gate(adapters, rows, 700, gate_up, out)
+    lora_gate(adapters, rows, gate_up, out)
     torch.testing.assert_close(out, lora_gate_reference(adapters, x, rows.slots, gate_up), **CLOSE)
+
+
+@pytest.mark.parametrize("slots", [[-1] * 3, [0] * 40, [0, -1, 3, 3, 2, 1, 4] * 6])
+def test_one_product_of_rows_beside_their_shrinks_is_that_of_base_and_delta(slots: list[int]) -> None:
+    adapters, x, weight = weights(700, (64, 70, 150)), torch.randn(len(slots), 700), torch.randn(150, 700)
+    rows = rows_of(adapters, slots)
+    joined = torch.zeros(150, 700 + joined_columns(adapters))
+    joined[:, :700] = weight
+    for slot in range(SLOTS):
+        put_joined(joined, adapters, slot)
+    expected = x @ weight.T + lora_reference(x, adapters, rows.slots)
+    for _ in range(2):
+        # The second finds what programs tell each other as the first has left it.
+        found = lora_join(x, adapters, rows, torch.full((len(x), joined.shape[1]), torch.nan))
+        torch.testing.assert_close(found, lora_join_reference(x, adapters, rows.slots), **CLOSE)
+        torch.testing.assert_close(found @ joined.T, expected, **CLOSE)
 
 
 def test_rows_beyond_a_batch_have_none() -> None:

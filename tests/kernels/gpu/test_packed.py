@@ -9,7 +9,7 @@ from tuneserve.checkpoint import StoredCodes
 from tuneserve.kernels.gpu.dequantise import dequantise
 from tuneserve.kernels.gpu.packed import NF4, PackedKind, PackedWeight, pack, unpacked
 from tuneserve.kernels.gpu.packed_skinny import packed_skinny, packed_skinny_reference
-from tuneserve.kernels.gpu.packed_wide import packed_wide, packed_wide_reference
+from tuneserve.kernels.gpu.packed_wide import WideScratch, packed_wide, packed_wide_reference
 
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 KINDS: list[PackedKind] = ["int4", "nf4", "int8", "fp8"]
@@ -18,15 +18,18 @@ ROUNDED = {"nf4": 1.6e-3}
 # Of the largest numbers, for the products to be small.
 SIZES = {"int4": 80, "nf4": 10, "int8": 1280, "fp8": 4480}
 ROWS, COLUMNS = 72, 384
+CPU = torch.device("cpu")
 
 
-def codes(kind: PackedKind, group: int = 64, rows: int = ROWS, *, minima: bool = False) -> StoredCodes:
+def codes(
+    kind: PackedKind, group: int = 64, rows: int = ROWS, columns: int = COLUMNS, *, minima: bool = False
+) -> StoredCodes:
     """Return random codes, each ``group`` columns of which have one scale."""
     generator = torch.Generator().manual_seed(rows + group)
-    drawn = torch.randint(16 if kind in ("int4", "nf4") else 256, (rows, COLUMNS), generator=generator).byte()
+    drawn = torch.randint(16 if kind in ("int4", "nf4") else 256, (rows, columns), generator=generator).byte()
     if kind == "fp8":
         drawn[drawn & 127 == 127] = 0
-    scales, least = (torch.rand(2, rows, COLUMNS // group, generator=generator) + 0.1).repeat_interleave(
+    scales, least = (torch.rand(2, rows, columns // group, generator=generator) + 0.1).repeat_interleave(
         group // 32, -1
     ) / SIZES[kind]
     return StoredCodes(kind, drawn, scales, None if kind != "int4" else -least if minima else -8 * scales)
@@ -88,8 +91,23 @@ def test_products_of_many_rows(weight: PackedWeight, count: int, residual: bool)
     x = torch.randn(count, COLUMNS)
     options: dict[str, Any] = {"residual": torch.randn(count, ROWS)} if residual else {"bias": torch.randn(ROWS)}
     out = torch.full((count, ROWS), torch.nan)
-    packed_wide(x, weight, **options, out=out)
+    packed_wide(x, weight, **options, scratch=WideScratch.of(CPU), out=out)
     torch.testing.assert_close(out, packed_wide_reference(x, weight, **options), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "minima"), [*((kind, False) for kind in KINDS), ("int4", True)])
+def test_products_of_many_rows_whose_columns_are_shared(kind: PackedKind, minima: bool) -> None:
+    weight = pack(codes(kind, 128, columns=1664, minima=minima))
+    x, hidden, scratch = torch.randn(130, 1664), torch.randn(130, ROWS), WideScratch.of(CPU)
+    scratch.partials.zero_()
+    expected = packed_wide_reference(x, weight, residual=hidden)
+    for _ in range(2):
+        # The second finds the scratch as the first has left it.
+        out = hidden.clone()
+        packed_wide(x, weight, residual=out, scratch=scratch, out=out)
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+    assert not scratch.arrived.any()
+    assert scratch.partials.any()
 
 
 @pytest.mark.parametrize("kind", KINDS)

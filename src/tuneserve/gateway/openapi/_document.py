@@ -106,7 +106,8 @@ def _contents(operation: Operation, names: dict[type[BaseModel], str]) -> _Json:
         text = told if isinstance(told, str) else f"Events, each with a {told.__name__}, and [DONE] at the end."
         data: _Json = {"type": "string", "contentMediaType": "application/json"}
         if not isinstance(told, str):
-            data = {"anyOf": [{"const": "[DONE]"}, {**data, "contentSchema": {"$ref": names[told]}}]}
+            data["contentSchema"] = {"$ref": names[told]}
+            data = {"anyOf": [{"const": "[DONE]"}, data]}
         properties = {"data": data, "event": {"type": "string"}}
         event = {"type": "object", "description": text, "properties": properties, "required": ["data"]}
         contents["text/event-stream"] = {"schema": event}

@@ -89,10 +89,13 @@ OPERATIONS = (
         "post", "/v1/messages/count_tokens", "Count the tokens of a conversation, in Anthropic's form.",
         others.TokenCount, (CountTokensRequest,), errors=(404,), is_anthropic=True,
     ),
-    Operation("get", "/v1/models", "List the model and its adapters.", others.Models),
+    Operation("get", "/v1/models", "List the models and their adapters.", others.Models),
     Operation(
         "get", "/v1/models/{name}", "Read about one.", others.Model, errors=(404,),
         parameters={"name": "What /v1/models calls it."},
+    ),
+    Operation(
+        "get", "/v1/tuneserve/models", "Read how each model came to be, and what runs it.", others.DescribedModels
     ),
     Operation(
         "post", "/tokenize", "Turn a text or a conversation into token ids.", others.Tokens,

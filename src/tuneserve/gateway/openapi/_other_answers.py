@@ -113,6 +113,21 @@ class Models(Answer):
     data: list[Model]
 
 
+class DescribedModel(Model):
+    """A model with its engine and how it came to be: its base, its adapters, what was made of them, the engine."""
+
+    ready: bool
+    engine: _Json
+    lineage: list[_Json]
+
+
+class DescribedModels(Answer):
+    """The answer of ``/v1/tuneserve/models``."""
+
+    object: Literal["list"]
+    data: list[DescribedModel]
+
+
 class Status(Answer):
     """Where the server is in its life."""
 

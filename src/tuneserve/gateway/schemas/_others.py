@@ -57,6 +57,9 @@ class LoadAdapterRequest(Schema):
 
     lora_name: AdapterName = Field(description="What requests will call it.")
     lora_path: AdapterPath = Field(description="Its directory on the server, within one allowed at the start.")
+    base_model_name: str | None = Field(
+        default=None, description="The model that it is over; needed where the server has several."
+    )
 
 
 class UnloadAdapterRequest(Schema):

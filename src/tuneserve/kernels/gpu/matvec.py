@@ -72,8 +72,8 @@ def matvec(
 
     Args:
         x: (1, columns).
-        weight: (rows, columns), contiguous; where ``gated``, the first half of the rows is the gate, and the result is
-            ``silu(first) * second``.
+        weight: (rows, columns), each row contiguous; where ``gated``, the first half of the rows is the gate, and the
+            result is ``silu(first) * second``.
         norm: (columns), weight of an RMS norm of ``x``, whose mean square is a single number and applied at the end.
         bias: (rows), added to the product.
         residual: (1, rows of the result), added to the result.
@@ -93,7 +93,7 @@ def matvec(
     # As many as without a delta, so that as many programs run at once.
     registers = {"maxnreg": 96} if gated and lora is not None else {}
     _matvec[(shrinks + triton.cdiv(results, per_program),)](
-        x, weight, norm, bias, residual, out, results, columns, eps, *adapters, *ends,
+        x, weight, weight.stride(0), norm, bias, residual, out, results, columns, eps, *adapters, *ends,
         LORA=lora is not None, SHRUNK=shrunk, RANK=rank, LANES=power_of_two(max(rank, 1)), SHARES=shares, SPAN=SPAN,
         SHARE_LANES=power_of_two(shares), TAKEN=_SHRUNK_ROWS,
         ROWS=per_program, BLOCK=block, NORM=norm is not None, BIAS=bias is not None, RESIDUAL=residual is not None,
@@ -113,8 +113,8 @@ def shape_of(gated: bool) -> tuple[int, int, int]:
 
 @triton.jit
 def _matvec(
-    x, weight, norm, bias, residual, out, results, columns, eps, slots, a, b, ranks, shares, arrived, first_end,
-    second_end, LORA: tl.constexpr, SHRUNK: tl.constexpr, RANK: tl.constexpr, LANES: tl.constexpr,
+    x, weight, stride, norm, bias, residual, out, results, columns, eps, slots, a, b, ranks, shares, arrived,
+    first_end, second_end, LORA: tl.constexpr, SHRUNK: tl.constexpr, RANK: tl.constexpr, LANES: tl.constexpr,
     SHARES: tl.constexpr, SPAN: tl.constexpr, SHARE_LANES: tl.constexpr, TAKEN: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
     GATED: tl.constexpr, PDL: tl.constexpr,
@@ -134,8 +134,8 @@ def _matvec(
     row = program * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
     inside = (row < results)[:, None]
-    first = weight + row.to(tl.int64)[:, None] * columns + column[None, :]
-    second = first + results.to(tl.int64) * columns
+    first = weight + row.to(tl.int64)[:, None] * stride + column[None, :]
+    second = first + results.to(tl.int64) * stride
     if LORA:
         lane = tl.arange(0, LANES)
         used = (lane < RANK) & (lane < tl.load(ranks + slot, mask=slot >= 0, other=0))

@@ -52,36 +52,36 @@ def packed_skinny(
     results = weight.rows // 2 if gated else weight.rows
     assert count <= 32 and not (gated and results % 16)
     padded = 8 if count <= 8 else 16 if count <= 16 else 32
-    tiles, steps, warps = shape_of(weight, padded, gated)
+    tiles, steps, warps, ahead = shape_of(weight, padded, gated)
     launch = dependent(_packed_skinny)
     _packed_skinny[(triton.cdiv(fragments // 2 if gated else fragments, tiles),)](
         x, weight.words, weight.scales, weight.minima, bias, residual, out, count, results, weight.columns,
         weight.words.shape[1], weight.scales.shape[1], table_of(weight),
         KIND=weight.kind, BLOCK=block_of(weight.kind), SHARED=shared_of(weight), TILES=tiles, STEPS=steps,
-        COUNT=padded, MINIMA=weight.minima is not None, BIAS=bias is not None, RESIDUAL=residual is not None,
-        GATED=gated, PTX=x.is_cuda, num_warps=warps, num_stages=1, **launch,
+        AHEAD=ahead, COUNT=padded, MINIMA=weight.minima is not None, BIAS=bias is not None,
+        RESIDUAL=residual is not None, GATED=gated, PTX=x.is_cuda, num_warps=warps, num_stages=1, **launch,
     )  # fmt: skip
     return out
 
 
-def shape_of(weight: PackedWeight, count: int, gated: bool) -> tuple[int, int, int]:
-    """Return fragments of rows per program, blocks of columns at a time and warps, as measured on an H100."""
+def shape_of(weight: PackedWeight, count: int, gated: bool) -> tuple[int, int, int, int]:
+    """Return fragments of rows per program, blocks of columns at a time, warps and how many such times ahead."""
     cheap = weight.kind == "int4"
     if count <= 8:
         if gated:
-            return (1, 4, 2) if cheap else (1, 8, 4)
-        return (1, 16, 16) if weight.columns >= _LONG else (1, 16, 4)
+            return (1, 4, 2, 2) if cheap else (1, 8, 4, 1)
+        return (1, 16, 16, 2) if weight.columns >= _LONG else (1, 16, 4, 2)
     if gated:
-        return (2, 2, 2) if cheap else (1, 4, 4)
-    return (2, 8, 8) if len(weight.words) <= _SHORT else (2, 4, 4)
+        return (2, 2, 2, 1) if cheap else (1, 4, 4, 1)
+    return (2, 8, 8, 1) if len(weight.words) <= _SHORT else (2, 4, 4, 1)
 
 
 @triton.jit
 def _packed_skinny(
     x, words, scales, minima, bias, residual, out, count, results, columns, blocks, groups, table,
     KIND: tl.constexpr, BLOCK: tl.constexpr, SHARED: tl.constexpr, TILES: tl.constexpr, STEPS: tl.constexpr,
-    COUNT: tl.constexpr, MINIMA: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr,
-    PTX: tl.constexpr, PDL: tl.constexpr,
+    AHEAD: tl.constexpr, COUNT: tl.constexpr, MINIMA: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    GATED: tl.constexpr, PTX: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
@@ -99,39 +99,47 @@ def _packed_skinny(
     x_at = x + (eights * 8 + eight) * columns + (step * BLOCK)[None, :, None, None] + tl.arange(0, 32)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     scale_at = (row // 16 * groups * 16 + row % 16)[None, :]
-    here = (step < blocks)[:, None, None]
-    w = tl.load(word_at, mask=here & real, other=0, eviction_policy="evict_first")
+    has = (row // 16 < last)[None, :]
+    # The next words and scales are always on their way, the first before the kernel that makes ``x`` is done.
+    w, w_scale = _words(word_at, scales, minima, scale_at, 0, step, blocks, real, has, SHARED, MINIMA)
+    if AHEAD == 2:
+        w_next, w_next_scale = _words(
+            word_at, scales, minima, scale_at, STEPS, step, blocks, real, has, SHARED, MINIMA
+        )  # fmt: skip
     if GATED:
-        v = tl.load(up_at, mask=here & real, other=0, eviction_policy="evict_first")
+        up_scale_at = scale_at + last * groups * 16
+        v, v_scale = _words(up_at, scales, minima, up_scale_at, 0, step, blocks, real, has, SHARED, MINIMA)
+        if AHEAD == 2:
+            v_next, v_next_scale = _words(
+                up_at, scales, minima, up_scale_at, STEPS, step, blocks, real, has, SHARED, MINIMA
+            )  # fmt: skip
     entries = load_table(table, KIND, PTX)
     if PDL:
         gdc_wait()
     total = tl.zeros((STEPS, ROWS, COUNT), tl.float32)
     other = tl.zeros((STEPS, ROWS, COUNT), tl.float32)
     for start in range(0, blocks, STEPS):
-        block = start + step
-        within = valid & (block < blocks)[None, :, None, None]
+        within = valid & (start + step < blocks)[None, :, None, None]
         values = tl.load(x_at + start * BLOCK, mask=within, other=0.0)
         more = tl.load(x_at + start * BLOCK + 32, mask=within, other=0.0) if BLOCK == 64 else values
-        if SHARED == 0:
-            group = block * 2
-        elif SHARED == -1:
-            group = block * 0
+        following = start + AHEAD * STEPS
+        new, new_scale = _words(word_at, scales, minima, scale_at, following, step, blocks, real, has, SHARED, MINIMA)
+        total = _add(total, w, values, more, w_scale, entries, KIND, SHARED, MINIMA, PTX)
+        if AHEAD == 2:
+            w, w_scale = w_next, w_next_scale
+            w_next, w_next_scale = new, new_scale
         else:
-            group = block // SHARED
-        group = group[:, None] * 16 + scale_at
-        inside = (block < blocks)[:, None] & (row // 16 < last)[None, :]
-        ahead = (block + STEPS < blocks)[:, None, None] & real
-        next_w = tl.load(word_at + (start + STEPS) * 128, mask=ahead, other=0, eviction_policy="evict_first")
-        total = _add(total, w, values, more, scales, minima, group, inside, entries, KIND, SHARED, MINIMA, PTX)
-        w = next_w
+            w, w_scale = new, new_scale
         if GATED:
-            next_v = tl.load(up_at + (start + STEPS) * 128, mask=ahead, other=0, eviction_policy="evict_first")
-            other = _add(
-                other, v, values, more, scales, minima, group + last * groups * 16, inside, entries, KIND, SHARED,
-                MINIMA, PTX,
+            new, new_scale = _words(
+                up_at, scales, minima, up_scale_at, following, step, blocks, real, has, SHARED, MINIMA
             )  # fmt: skip
-            v = next_v
+            other = _add(other, v, values, more, v_scale, entries, KIND, SHARED, MINIMA, PTX)
+            if AHEAD == 2:
+                v, v_scale = v_next, v_next_scale
+                v_next, v_next_scale = new, new_scale
+            else:
+                v, v_scale = new, new_scale
     result = tl.sum(total, 0)
     if BIAS:
         result += tl.load(bias + row, mask=row < results, other=0.0).to(tl.float32)[:, None]
@@ -148,8 +156,37 @@ def _packed_skinny(
 
 
 @triton.jit
+def _words(
+    word_at, scales, minima, scale_at, start, step, blocks, real, has, SHARED: tl.constexpr, MINIMA: tl.constexpr,
+):  # fmt: skip
+    """Return the words of some blocks of columns from ``start`` on, and their scales: two for each, then minima."""
+    block = start + step
+    here = block < blocks
+    words = tl.load(
+        word_at + start * 128, mask=here[:, None, None] & real, other=0, eviction_policy="evict_first"
+    )  # fmt: skip
+    if SHARED == 0:
+        group = block * 2
+    elif SHARED == -1:
+        group = block * 0
+    else:
+        group = block // SHARED
+    at = group[:, None] * 16 + scale_at
+    inside = here[:, None] & has
+    scale = tl.load(scales + at, mask=inside, other=0.0)
+    second = tl.load(scales + at + 16, mask=inside, other=0.0) if SHARED == 0 else scale
+    if MINIMA:
+        least = tl.load(minima + at, mask=inside, other=0.0)
+        second_least = tl.load(minima + at + 16, mask=inside, other=0.0) if SHARED == 0 else least
+    else:
+        least = scale
+        second_least = scale
+    return words, (scale, second, least, second_least)
+
+
+@triton.jit
 def _add(
-    total, words, values, more, scales, minima, group, inside, table,
+    total, words, values, more, scales, table,
     KIND: tl.constexpr, SHARED: tl.constexpr, MINIMA: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """Return ``total`` with the products of one block of columns for each step."""
@@ -158,34 +195,31 @@ def _add(
     # Lanes are (8 rows, 4 threads of columns), their words (pairs of columns, upper and lower rows).
     ordered = words.reshape(STEPS, words.shape[1], 8, 4, 2, 2).permute(0, 1, 5, 2, 3, 4).reshape(STEPS, ROWS, 8)
     x0, x1 = _by_products(values)
-    scale = tl.load(scales + group, mask=inside, other=0.0)[:, :, None]
+    scale, second, least, second_least = scales
     if KIND == "int4" or KIND == "nf4":
         w0, w1, w2, w3 = operands(ordered, table, KIND, PTX, values.dtype)
         x2, x3 = _by_products(more)
         product = tl.dot(w1, x1, tl.dot(w0, x0))
         if SHARED == 0:
-            total += product * scale
-            scale = tl.load(scales + group + 16, mask=inside, other=0.0)[:, :, None]
+            total += product * scale[:, :, None]
             product = tl.dot(w3, x3, tl.dot(w2, x2))
         else:
             product = tl.dot(w3, x3, tl.dot(w2, x2, product))
-        total += product * scale
+        total += product * second[:, :, None]
     else:
         w0, w1 = operands(ordered, table, KIND, PTX, values.dtype)
-        total += tl.dot(w1, x1, tl.dot(w0, x0)) * scale
+        total += tl.dot(w1, x1, tl.dot(w0, x0)) * scale[:, :, None]
     if MINIMA:
         # Joined as the operands are, for the products to have one layout.
         one = tl.full((STEPS, ROWS, 8), 1.0, values.dtype)
         ones = tl.join(one, one).reshape(STEPS, ROWS, 16)
         sums = tl.dot(ones, x1, tl.dot(ones, x0))
-        least = tl.load(minima + group, mask=inside, other=0.0)[:, :, None]
         if SHARED == 0:
-            total += sums * least
-            least = tl.load(minima + group + 16, mask=inside, other=0.0)[:, :, None]
+            total += sums * least[:, :, None]
             sums = tl.dot(ones, x3, tl.dot(ones, x2))
         elif KIND == "int4":
             sums = tl.dot(ones, x3, tl.dot(ones, x2, sums))
-        total += sums * least
+        total += sums * second_least[:, :, None]
     return total
 
 

@@ -12,7 +12,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from tuneserve.kernels.gpu.launch import dependent
-from tuneserve.kernels.gpu.lora import piece_ends, shrink_shape, shrink_tile
+from tuneserve.kernels.gpu.lora import finish_tile, piece_ends, shrink_shape, shrink_tile
 from tuneserve.kernels.gpu.lora_rows import span_of
 from tuneserve.kernels.gpu.matvec import LoraCall, matvec_reference
 
@@ -40,7 +40,7 @@ def skinny(
 
     Args:
         x: (count, columns), ``count`` at most 32.
-        weight: (rows, columns), contiguous; where ``gated``, the first half of the rows is the gate.
+        weight: (rows, columns), each row contiguous; where ``gated``, the first half of the rows is the gate.
         bias: (rows), added to the product.
         residual: (count, rows of the result), added to the result.
         lora: added to the product, before the gate. The first programs of the launch shrink, while the others multiply
@@ -63,7 +63,7 @@ def skinny(
     shrinkers = 0 if lora is None else _SHRINKERS
     span = span_of(columns)
     _skinny[(shrinkers + triton.cdiv(results, block_rows),)](
-        x, weight, bias, residual, out, count, results, columns, *adapters, LORA=lora is not None,
+        x, weight, weight.stride(0), bias, residual, out, count, results, columns, *adapters, LORA=lora is not None,
         SHRINKERS=_SHRINKERS, SHARES=triton.cdiv(columns, span), SPAN=span, EXPANDED=_EXPANDED, **shape,
         ROWS=block_rows, BLOCK=block, COUNT=16 if count <= 16 else 32, BIAS=bias is not None,
         RESIDUAL=residual is not None, GATED=gated, num_warps=warps, num_stages=stages, **dependent(_skinny),
@@ -78,7 +78,7 @@ def shape_of(gated: bool) -> tuple[int, int, int, int]:
 
 @triton.jit
 def _skinny(
-    x, weight, bias, residual, out, count, results, columns,
+    x, weight, stride, bias, residual, out, count, results, columns,
     tile_of, order, tiles, counts, a, b, ranks, shares, shrunk, done, arrived, first_end, second_end,
     LORA: tl.constexpr, SHRINKERS: tl.constexpr, SHRUNK: tl.constexpr, RANK: tl.constexpr, SHARES: tl.constexpr,
     EXPANDED: tl.constexpr, PADDED: tl.constexpr, TILE: tl.constexpr, SPAN: tl.constexpr, PART: tl.constexpr,
@@ -97,17 +97,17 @@ def _skinny(
                     x, a, ranks, order, tiles, shares, count, columns, item // SHARES, item % SHARES, SHRUNK, RANK,
                     PADDED, TILE, SPAN, PART,
                 )  # fmt: skip
-                _finish(
-                    order, tiles, shares, shrunk, done, arrived, count, item // SHARES, SHRUNK, PADDED, TILE, SHARES
-                )
+                if finish_tile(order, tiles, shares, shrunk, done, count, item // SHARES, SHRUNK, PADDED, TILE, SHARES):
+                    tl.debug_barrier()
+                    tl.atomic_add(arrived, 1, sem="release")
             return
         program -= SHRINKERS
     row = program * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
     token = tl.arange(0, COUNT)
     inside = (row < results)[:, None]
-    first = weight + row.to(tl.int64)[:, None] * columns + column[None, :]
-    second = first + results.to(tl.int64) * columns
+    first = weight + row.to(tl.int64)[:, None] * stride + column[None, :]
+    second = first + results.to(tl.int64) * stride
     values = x + token[None, :] * columns + column[:, None]
     total = tl.zeros((ROWS, COUNT), tl.float32)
     other = tl.zeros((ROWS, COUNT), tl.float32)
@@ -156,32 +156,6 @@ def _skinny(
     if RESIDUAL:
         total += tl.load(residual + place, mask=valid, other=0.0).to(tl.float32)
     tl.store(out + place, total.to(out.dtype.element_ty), mask=valid)
-
-
-@triton.jit
-def _finish(
-    order, tiles, shares, shrunk, done, arrived, count, tile,
-    SHRUNK: tl.constexpr, PADDED: tl.constexpr, TILE: tl.constexpr, SHARES: tl.constexpr,
-):  # fmt: skip
-    """Add up the shares of a tile if all are there, and say so."""
-    tl.debug_barrier()
-    before = tl.atomic_add(done + tile, 1, sem="acq_rel")
-    if before + 1 == SHARES:
-        begin = tl.load(tiles + tile * 3)
-        member = tl.arange(0, TILE)
-        real = member < tl.load(tiles + tile * 3 + 1)
-        row = tl.load(order + begin + member, mask=real, other=0)
-        for first in range(0, SHRUNK, PADDED):
-            number = first + tl.arange(0, PADDED)
-            place = row[None, :] * SHRUNK + number[:, None]
-            known = (number < SHRUNK)[:, None] & real[None, :]
-            total = tl.zeros((PADDED, TILE), tl.float32)
-            for share in tl.static_range(SHARES):
-                total += tl.load(shares + share * count * SHRUNK + place, mask=known, other=0.0, cache_modifier=".cg")
-            tl.store(shrunk + place, total.to(shrunk.dtype.element_ty), mask=known)
-        tl.store(done + tile, 0)
-        tl.debug_barrier()
-        tl.atomic_add(arrived, 1, sem="release")
 
 
 @triton.jit
