@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt scripts/install.sh
 
-.PHONY: demo test page-test soak fuzz clients test-calibrated lint unit js example-train example-eval clean
+.PHONY: demo test page-test soak fuzz clients test-calibrated lint unit js docs package example-train example-eval clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/tuneserve demo --port $(PORT)
@@ -42,6 +42,14 @@ unit: $(VENV)/.installed-dev clients/js/node_modules/.installed
 
 js: clients/js/node_modules/.installed
 	npm test --prefix clients/js
+
+# The documentation, into build/site; a broken link is an error. Part of `make test`.
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# The sdist and the wheel, into dist/, and whether what the wheel installs runs.
+package: $(VENV)/.installed
+	scripts/check_package.sh $(VENV)
 
 example-train: $(VENV)/.installed
 	$(BIN)/python examples/tickets/train.py
