@@ -26,10 +26,10 @@ from tuneserve.model._gpu_prompts import DeviceBatch, Prompts, PromptStep
 from tuneserve.model._gpu_sampler import GpuSampler
 from tuneserve.model._gpu_weights import GpuLayer, gpu_weights
 from tuneserve.model._lora import AdapterWeights
-from tuneserve.model._rope import rope_tables
+from tuneserve.model._rope import half_tables
 from tuneserve.model._sampled import Chosen, SampledRows
 from tuneserve.model._weights import Weights
-from tuneserve.spec import LayerSpec, ModelSpec, RopeSpec
+from tuneserve.spec import LayerSpec, ModelSpec
 
 # Of the cache; room for the tables of larger ones is room to spare.
 _LEAST_BLOCK = 16
@@ -66,7 +66,7 @@ class GpuDecoder:
         self.weights = adapted(gpu_weights(weights, bits, keep=keep), self._adapters)
         self._keys = self._values = torch.empty(0)
         ropes = {layer.rope for layer in spec.per_layer if layer.rope}
-        self._tables = {rope: _angles(rope, context_length, self.device) for rope in ropes}
+        self._tables = {rope: half_tables(rope, context_length, self.device) for rope in ropes}
         blocks = -(-context_length // _LEAST_BLOCK)
         self._ids = torch.zeros(sequences, dtype=torch.int64, device=self.device)
         self._lengths = torch.zeros(sequences, dtype=torch.int32, device=self.device)
@@ -170,12 +170,7 @@ class GpuDecoder:
     def go_on_sampling(
         self, block_tables: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, uniforms: torch.Tensor
     ) -> Chosen:
-        """Continue the sequences of the call before by as many tokens more as there are random numbers for each.
-
-        Args:
-            block_tables, keys, values: as in :meth:`go_on_greedily`.
-            uniforms: float64 (sequences, steps), on the CPU.
-        """
+        """Continue the sequences of the call before by as many tokens as there are ``uniforms``, float64, for each."""
         self._use(keys, values)
         self._blocks[: len(block_tables), : block_tables.shape[1]] = block_tables
         self._sampler.feed(uniforms)
@@ -300,10 +295,3 @@ class GpuDecoder:
     def _turn(self, layer: LayerSpec) -> tuple[torch.Tensor, torch.Tensor]:
         assert layer.rope is not None
         return self._tables[layer.rope]
-
-
-def _angles(rope: RopeSpec, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return cos and sin, float32 (length, rope.dim / 2)."""
-    cos, sin = rope_tables(rope, length, torch.float32, device)
-    half = rope.dim // 2
-    return cos[:, 0, half:].contiguous(), sin[:, 0, half:].contiguous()

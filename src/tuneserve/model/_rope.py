@@ -30,6 +30,13 @@ def rope_tables(
     return cos.unsqueeze(1).to(dtype=dtype, device=device), sin.unsqueeze(1).to(dtype=dtype, device=device)
 
 
+def half_tables(rope: RopeSpec, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cos and sin of each angle once, float32 (length, rope.dim / 2)."""
+    cos, sin = rope_tables(rope, length, torch.float32, device)
+    half = rope.dim // 2
+    return cos[:, 0, half:].contiguous(), sin[:, 0, half:].contiguous()
+
+
 def query_scales(scaling: QueryScaling, length: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Return what the queries of every position below ``length`` are multiplied by, (length, 1, 1)."""
     periods = torch.arange(length, dtype=torch.int64) // scaling.original_length
