@@ -10,12 +10,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "tuneserve"
 ROOMS = (
-    "_version", "errors", "hardware", "client", "checkpoint", "spec", "sources", "adapters", "text", "engines",
-    "kernels", "model", "native", "parity", "artifacts", "planner", "fast", "gateway", "deploy", "bench", "cli",
+    "_version", "errors", "report", "hardware", "client", "checkpoint", "spec", "sources", "adapters", "text",
+    "engines", "kernels", "model", "native", "parity", "artifacts", "planner", "fast", "gateway", "deploy",
+    "bench", "cli",
 )  # fmt: skip
 WITHOUT_TORCH = (
-    "errors", "hardware", "client", "checkpoint", "spec", "sources", "adapters", "text", "engines", "planner",
-    "gateway", "bench", "cli",
+    "errors", "report", "hardware", "client", "checkpoint", "spec", "sources", "adapters", "text", "engines",
+    "planner", "gateway", "deploy", "bench", "cli",
 )  # fmt: skip
 SERVING = ("engines.native", "gateway", "native.server")
 

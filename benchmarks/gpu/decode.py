@@ -1,4 +1,5 @@
-"""Checks the native engine's GPU kernels against float32, and times the engine: prompts of 32 tokens, 128 new, greedy.
+"""Checks the native engine's GPU kernels against float32, and times the engine: prompts of 32 tokens, 128 new, greedy
+unless an option says otherwise.
 
 The model is a directory, as ``benchmarks/export/checkpoint.py`` writes one with random weights: speed depends on the
 shape alone. Appends a line per batch size to ``decode.jsonl``, or to the file that ``--out`` names.
@@ -17,6 +18,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import torch
 import triton
 
@@ -34,6 +36,7 @@ from tuneserve.sources import open_files
 from tuneserve.spec import ModelSpec, read_spec
 
 _CHECKED_LAYERS = 3
+_PLAIN = msgspec.structs.asdict(SamplingParams(temperature=0))
 _CHECKED_PROMPT, _CHECKED_STEPS = 100, 4
 
 
@@ -98,9 +101,9 @@ def check(model: Path) -> None:
         assert of_ours < 1.1 * in_16_bits, "the kernels are less exact than PyTorch's own operations"
 
 
-def generate(core: NativeCore, batch: int, prompt: int, new: int) -> float:
+def generate(core: NativeCore, batch: int, prompt: int, new: int, sampled: SamplingParams) -> float:
     """Return the seconds that ``batch`` requests take together."""
-    params = SamplingParams(temperature=0, max_tokens=new)
+    params = msgspec.structs.replace(sampled, max_tokens=new)
     produced = 0
     started = time.perf_counter()
     for index in range(batch):
@@ -147,6 +150,11 @@ def main() -> None:
     parser.add_argument("--weights", default="auto", help="auto, dequantised, int8 or int4, of EngineConfig")
     parser.add_argument("--adapters", type=int, default=0, help="how many are served unmerged, in turn")
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--top-k", type=int, default=0)
+    parser.add_argument("--repetition-penalty", type=float, default=1.0)
+    parser.add_argument("--logprobs", type=int, help="of how many of the likeliest tokens, at each token")
     parser.add_argument("--no-check", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".jsonl"))
     options = parser.parse_args()
@@ -157,21 +165,30 @@ def main() -> None:
         prefix_cache=False,
         weights=options.weights,
     )
+    sampled = SamplingParams(
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        repetition_penalty=options.repetition_penalty,
+        logprobs=options.logprobs,
+    )
     core = NativeCore(config)
-    generate(core, 1, options.prompt, 2)
+    generate(core, 1, options.prompt, 2, sampled)
     cold = time.perf_counter() - started
     shape = json.loads((options.model / "config.json").read_text())
-    put_adapters(core, read_spec(shape), options.adapters, options.rank)
+    if options.adapters:
+        put_adapters(core, read_spec(shape), options.adapters, options.rank)
     lines = []
     for batch in options.batch:
-        generate(core, batch, options.prompt, 16)
-        seconds = [generate(core, batch, options.prompt, options.new) for _ in range(options.runs)]
+        generate(core, batch, options.prompt, 16, sampled)
+        seconds = [generate(core, batch, options.prompt, options.new, sampled) for _ in range(options.runs)]
         lines.append({"batch": batch, "tok_per_s": round(batch * options.new / statistics.median(seconds), 1)})
         print(json.dumps(lines[-1]), flush=True)
     facts = {
         "engine": "tuneserve", "hidden": shape["hidden_size"], "layers": shape["num_hidden_layers"],
         "stored": shape.get("quantization_config", {}).get("quant_method", "16-bit"), "weights": options.weights,
         "adapters": options.adapters, "rank": options.rank if options.adapters else None,
+        "sampled": {name: value for name, value in msgspec.structs.asdict(sampled).items() if value != _PLAIN[name]},
         "prompt": options.prompt, "new": options.new, "imports_to_first_token_s": round(cold, 1),
         "weight_gb": round(core.info.weight_bytes / 1e9, 2), "commit": _said("git", "rev-parse", "HEAD"),
         "gpu": torch.cuda.get_device_name(),

@@ -24,12 +24,13 @@ from tuneserve.kernels.gpu.lora import lora_expand, lora_gate, lora_shrink
 from tuneserve.kernels.gpu.lora_join import joined_columns, lora_join, put_joined
 from tuneserve.kernels.gpu.lora_rows import LoraRows, LoraWeights
 from tuneserve.kernels.gpu.matvec import LoraCall, matvec, matvec_reference
-from tuneserve.kernels.gpu.sample import SamplingResults, SamplingRows, sample, sample_reference
+from tuneserve.kernels.gpu.sample import Asks, SamplingResults, SamplingRows, sample, sample_reference
 from tuneserve.kernels.gpu.skinny import skinny
 
 Call = Callable[[], Any]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 COPIES, LAUNCHES = 4, 16
+SEEN = 500
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,10 @@ class Results:
         name = torch.cuda.get_device_name() if timed else "none"
         self._facts = {"gpu": name, "torch": torch.__version__}
 
-    def add(self, calls: list[Call], **facts: Any) -> None:
-        """Time ``calls`` in one graph; µs are of one of them."""
-        line = facts | {"us": round(microseconds(calls), 2) if self._timed else None}
+    def add(self, calls: list[Call], times: int = 0, **facts: Any) -> None:
+        """Time ``calls`` in one graph; µs are of one of them, or of a part of them of which there are so many."""
+        us = microseconds(calls) * len(calls) / (times or len(calls)) if self._timed else None
+        line = facts | {"us": us and round(us, 2)}
         with self._out.open("a") as out:
             out.write(json.dumps(line | self._facts) + "\n")
         print(json.dumps(line), flush=True)
@@ -207,23 +209,25 @@ SAMPLED: dict[str, dict[str, float]] = {
 
 
 def sampling_rows(count: int, vocabulary: int, params: dict[str, float]) -> SamplingRows:
-    """Return rows that all ask for the same."""
+    """Return rows that all ask for the same; with penalties, each has seen so many tokens."""
     names = {"temperature": 0.0, "top_p": 1.0, "min_p": 0.0, "repetition": 1.0, "presence": 0.0, "frequency": 0.0}
     numbers = [params.get(name, default) for name, default in names.items()]
     whole = partial(torch.full, (count,), dtype=torch.int32, device=DEVICE)
-    penalised = "repetition" in params
-    counts = torch.randint(0, 3, (count, vocabulary) if penalised else (1,), dtype=torch.int32, device=DEVICE)
+    seen = SEEN if "repetition" in params else 0
+    room = count * (seen + 8)
+    tokens = torch.stack([torch.randperm(vocabulary)[: seen + 8] for _ in range(count)]).flatten()
     return SamplingRows(
         numbers=torch.tensor([numbers] * count, dtype=torch.float64, device=DEVICE),
         top_k=whole(int(params.get("top_k", 0))),
         asked=whole(int(params.get("asked", -1))),
-        counts=counts,
-        penalised=whole(int(penalised)),
-        edits=torch.zeros(count + 1, dtype=torch.int32, device=DEVICE),
-        tokens=whole(0),
-        bias=torch.zeros(count, device=DEVICE),
-        until=whole(0),
-        raw=torch.zeros(count, device=DEVICE),
+        penalised=whole(int(seen > 0)),
+        edits=torch.arange(0, room + 1, seen + 8, dtype=torch.int32, device=DEVICE),
+        used=whole(seen),
+        tokens=tokens.to(DEVICE, torch.int32),
+        bias=torch.zeros(room, device=DEVICE),
+        until=torch.zeros(room, dtype=torch.int32, device=DEVICE),
+        counts=torch.randint(0, 4, (room,), dtype=torch.int32, device=DEVICE),
+        raw=torch.zeros(room, device=DEVICE),
         uniforms=torch.rand(count, 8, dtype=torch.float64, device=DEVICE),
         step=whole(0),
         produced=whole(0),
@@ -236,25 +240,27 @@ def sampling(sizes: Sizes, results: Results) -> None:
         for spread in (3.0, 0.5):
             logits = torch.randn(count, sizes.vocabulary, device=DEVICE) * spread
             ids, lengths = torch.zeros(count, dtype=torch.int64, device=DEVICE), torch.ones(count, device=DEVICE).int()
-            scratch, kept = greedy_scratch(count, DEVICE), SamplingResults.of(count, DEVICE)
+            scratch, kept = greedy_scratch(count, DEVICE), SamplingResults.of(count, sizes.vocabulary, DEVICE)
             calls = [partial(greedy, logits, ids, lengths, scratch)] * 8
             results.add(calls, kernel="greedy", rows=count, spread=spread)
             for name, params in SAMPLED.items():
                 rows = sampling_rows(count, sizes.vocabulary, params)
-                if spread == 3.0:
-                    _check_sample(logits, rows, name)
+                asks = Asks(bool({"top_k", "top_p", "min_p"} & set(params)), "repetition" in params, "asked" in params)
+                if count <= 32:
+                    _check_sample(logits, rows, asks, f"{name}, spread {spread}")
                 rows.step.zero_()
-                calls = [partial(sample, logits, ids, lengths, rows, kept), rows.step.zero_] * 8
-                results.add(calls, kernel="sample", asked=name, rows=count, spread=spread)
+                calls = [partial(sample, logits, ids, lengths, rows, kept, asks), rows.step.zero_] * 8
+                line = {"kernel": "sample", "asked": name, "rows": count, "spread": spread}
+                results.add(calls, times=8, **line)
 
 
-def _check_sample(logits: torch.Tensor, rows: SamplingRows, name: str) -> None:
+def _check_sample(logits: torch.Tensor, rows: SamplingRows, asks: Asks, name: str) -> None:
     count = len(logits)
     ids, expected = (torch.zeros(count, dtype=torch.int64, device=DEVICE) for _ in range(2))
     lengths = [torch.ones(count, dtype=torch.int32, device=DEVICE) for _ in range(2)]
-    found = [SamplingResults.of(count, DEVICE) for _ in range(2)]
+    found = [SamplingResults.of(count, logits.shape[1], DEVICE) for _ in range(2)]
     before = SamplingRows(*(tensor.clone() for tensor in rows.tensors()))
-    sample(logits.clone(), ids, lengths[0], rows, found[0])
+    sample(logits.clone(), ids, lengths[0], rows, found[0], asks)
     sample_reference(logits.clone(), expected, lengths[1], before, found[1])
     equal = float((ids == expected).float().mean())
     print(f"check sample, {count} rows, {name}: {equal:.3f} of the tokens equal", flush=True)

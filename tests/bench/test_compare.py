@@ -1,4 +1,4 @@
-"""Protects: percentiles are right, results survive a file, and noise is not called a change."""
+"""Protects: percentiles and goodput are right, results survive a file, and noise is not called a change."""
 
 from io import BytesIO
 from pathlib import Path
@@ -8,22 +8,21 @@ import msgspec
 import numpy as np
 import pytest
 
-from tuneserve.bench import RunResult, Timed, compare, read_results, summarise, write_result
+from tuneserve.bench import Level, RunResult, Timed, Workload, compare, read_results, summarise, write_result
 from tuneserve.errors import InputError
 
 
 def result(speed: float, run: int = 0, concurrency: int = 4) -> RunResult:
     timed = [Timed(0.0, (0.1, 0.1 + 1 / speed, 0.1 + 2 / speed), 3)] * concurrency
-    return summarise(
-        timed, target="x", concurrency=concurrency, prompt_tokens=3, new_tokens=3, run=run, about={"model": "m"}
-    )
+    workload = Workload(prompt_tokens=3, new_tokens=3, first_token_target=200, inter_token_target=1e3 / 110)
+    return summarise(timed, workload, Level(concurrency, None), run, target="x", about={"model": "m"})
 
 
 def test_percentiles_are_those_of_numpy() -> None:
     random = Random(0)
     sent = [random.random() for _ in range(57)]
     timed = [Timed(start, (start + random.random(), start + 1 + random.random()), 2) for start in sent]
-    made = summarise(timed, target="x", concurrency=57, prompt_tokens=1, new_tokens=2, run=0, about={})
+    made = summarise(timed, Workload(), Level(57, None), 0, target="x", about={})
     first = [1e3 * (request.pieces[0] - request.sent) for request in timed]
     gaps = [1e3 * (request.pieces[1] - request.pieces[0]) for request in timed]
     for found, values in ((made.first_token, first), (made.inter_token, gaps)):
@@ -34,7 +33,7 @@ def test_percentiles_are_those_of_numpy() -> None:
 
 
 def test_an_answer_in_one_piece_has_no_times_between_tokens() -> None:
-    made = summarise([Timed(0, (1.0,), 5)], target="x", concurrency=1, prompt_tokens=1, new_tokens=5, run=0, about={})
+    made = summarise([Timed(0, (1.0,), 5)], Workload(), Level(1, None), 0, target="x", about={})
     assert made.inter_token is None and made.tokens == 5
 
 
@@ -93,3 +92,25 @@ def test_too_few_runs_are_refused() -> None:
     few = [result(10, run) for run in range(3)]
     with pytest.raises(InputError, match="too few"):
         compare(few, few)
+
+
+def test_goodput_counts_the_requests_that_keep_to_both_targets() -> None:
+    def answer(first: float, between: float) -> Timed:
+        return Timed(1.0, tuple(1.0 + first + between * index for index in range(5)), 5)
+
+    # A pause in an answer is forgiven where the others make up for it.
+    uneven = Timed(1.0, (1.1, 1.15, 1.16, 1.17, 1.18), 5)
+    timed = [answer(0.1, 0.02), answer(0.3, 0.02), answer(0.1, 0.04), uneven, Timed(1.0, (), 0, "failed")]
+    workload = Workload(first_token_target=200, inter_token_target=30)
+    made = summarise(timed, workload, Level(None, 2.0), 0, target="x", about={})
+    assert made.good == 2 and made.goodput == pytest.approx(2 / made.seconds, abs=1e-3)
+    only_first = summarise(timed, Workload(first_token_target=200), Level(4, None), 0, target="x", about={})
+    assert only_first.good == 3
+    assert summarise(timed, Workload(), Level(4, None), 0, target="x", about={}).goodput is None
+
+
+def test_goodput_under_other_targets_is_not_compared() -> None:
+    sides = [[result(100, run) for run in range(4)] for _ in range(2)]
+    assert "goodput, requests/s" in {change.metric for change in compare(*sides)}
+    sides[1] = [msgspec.structs.replace(each, first_token_target=7.0) for each in sides[1]]
+    assert "goodput, requests/s" not in {change.metric for change in compare(*sides)}

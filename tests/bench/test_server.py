@@ -1,11 +1,15 @@
 """Protects: load on a server is the load that was asked for, and an odd server is a typed error in bounded time."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from statistics import mean, stdev
 from typing import Any
 
 import pytest
 
-from tuneserve.bench import ServerTarget, Workload, measure
+from tests.bench.conftest import AT_ONCE
+from tuneserve.bench import Level, Load, Progress, Prompt, ServerTarget, Workload, measure
 from tuneserve.client import ApiError, OpenAIClient, ProtocolError, TransportError
 from tuneserve.errors import EngineError, InputError
 
@@ -31,7 +35,7 @@ Make = Callable[..., tuple[ServerTarget, Any]]
 
 
 def test_the_load_is_what_was_asked_for(target: Make) -> None:
-    measured, server = target()
+    measured, server = target("all at once")
     results = list(measure(measured, SMALL))
     assert [(result.run, result.requests, result.tokens, result.failed) for result in results] == [
         (0, 7, 42, 0),
@@ -44,6 +48,61 @@ def test_the_load_is_what_was_asked_for(target: Make) -> None:
     assert all(len(body["prompt"]) == 5 for body in asked)
     assert len({tuple(body["prompt"]) for body in asked}) == 14
     assert server.most_running == 3
+
+
+def test_open_load_waits_for_nobody(target: Make) -> None:
+    measured, server = target("holds all")
+    load = replace(SMALL, rates=(1000.0,), requests=AT_ONCE, runs=1)
+    (result,) = measure(measured, load)
+    # The server answers none before all are there, which closed load with one at a time would never be.
+    assert server.most_running == AT_ONCE
+    assert (result.rate, result.concurrency, result.requests, result.failed) == (1000.0, None, AT_ONCE, 0)
+
+
+def test_open_load_that_takes_too_long_is_left(target: Make) -> None:
+    measured, _ = target(run_seconds=0.2)
+    with pytest.raises(TransportError, match="did not answer 3 requests"):
+        measured.run(
+            Load(prompts=[Prompt([1])] * 3, new_tokens=2, concurrency=3, arrivals=(0.0, 0.01, 9.0)), lambda: None
+        )
+
+
+def test_a_late_request_counts_from_when_it_should_have_been_sent(target: Make) -> None:
+    measured, _ = target()
+    timed = measured.run(
+        Load(prompts=[Prompt([1])] * 3, new_tokens=2, concurrency=3, arrivals=(0.0, 0.05, 0.1)), lambda: None
+    )
+    first = timed[0].sent
+    assert [request.sent - first for request in timed] == pytest.approx([0.0, 0.05, 0.1])
+
+
+def test_models_share_the_load_and_prompts_their_prefix(target: Make) -> None:
+    measured, server = target(models=("a", "b"))
+    (result,) = measure(measured, replace(SMALL, requests=8, shared_prefix=3, runs=1))
+    asked = [body for body in server.seen if body["max_tokens"] == 6]
+    assert sorted(body["model"] for body in asked) == ["a"] * 4 + ["b"] * 4
+    assert len({tuple(body["prompt"][:3]) for body in asked}) == 1
+    assert len({tuple(body["prompt"][3:]) for body in asked}) == 8
+    assert (result.models, result.shared_prefix, result.about["model"]) == (2, 3, "a, b")
+
+
+def test_arrivals_are_poisson_and_the_same_for_the_same_seed() -> None:
+    workload = Workload(rates=(50.0,), requests=4000)
+    times = [workload.loads(1000, ()).run(Level(None, 50.0)).arrivals for _ in range(2)]
+    assert times[0] == times[1] and times[0] is not None
+    gaps = [after - before for before, after in pairwise(times[0])]
+    # Mean and standard deviation of an exponential distribution are equal.
+    assert mean(gaps) == pytest.approx(0.02, rel=0.1) and stdev(gaps) == pytest.approx(0.02, rel=0.1)
+    other = replace(workload, seed=1).loads(1000, ()).run(Level(None, 50.0)).arrivals
+    assert other != times[0]
+
+
+def test_progress_counts_the_requests_of_each_run(target: Make) -> None:
+    measured, _ = target()
+    seen: list[Progress] = []
+    list(measure(measured, SMALL, seen.append))
+    assert [(each.run, each.done) for each in seen] == [(run, done) for run in range(2) for done in range(8)]
+    assert {each.requests for each in seen} == {7} and str(seen[0].level) == "3 at once"
 
 
 def test_times_are_in_order(target: Make) -> None:
@@ -103,8 +162,10 @@ def test_a_server_without_a_model_is_refused(target: Make) -> None:
 @pytest.mark.parametrize(
     "change",
     [{"concurrency": (0,)}, {"concurrency": (5000,)}, {"concurrency": (2, 2)}, {"concurrency": ()}, {"requests": 0},
-     {"prompt_tokens": 0}, {"new_tokens": 10**9}, {"runs": 0}],
+     {"prompt_tokens": 0}, {"new_tokens": 10**9}, {"runs": 0}, {"rates": (0.0,)}, {"rates": (float("nan"),)},
+     {"rates": (1.0, 1.0)}, {"rates": (5000.0,)}, {"rates": (1e9,)}, {"shared_prefix": 32}, {"shared_prefix": -1},
+     {"first_token_target": 0.0}, {"inter_token_target": float("inf")}],
 )  # fmt: skip
 def test_a_workload_out_of_range_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"concurrency|requests|tokens|runs"):
+    with pytest.raises(InputError, match=r"concurrency|requests|tokens|runs|rate|prefix|target"):
         Workload(**change).check()

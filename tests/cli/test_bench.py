@@ -48,6 +48,19 @@ def test_a_source_is_measured_kept_and_compared(model: Path, tmp_path: Path) -> 
     assert sum("tokens/s" in line for line in compared.splitlines()) == 2
 
 
+def test_open_load_over_adapters_becomes_a_page(model: Path, make_lora: Callable[..., Path], tmp_path: Path) -> None:
+    page = tmp_path / "load.html"
+    adapters = [option for name in "ab" for option in ("--adapter", f"{name}={make_lora(model, name)}")]
+    text = run(
+        model, *adapters, "--rate", "200,400", "--requests", "4", "--prompt-tokens", "8", "--new-tokens", "3",
+        "--shared-prefix", "4", "--ttft-target", "60000", "--runs", "1", "--html", page,
+    )  # fmt: skip
+    assert [line.split()[0] for line in text.splitlines()[2:]] == ["200", "400"]
+    assert "within targets" in text
+    shown = page.read_text()
+    assert "200 per second" in shown and "adapters a, b" in shown and "target, 60000 ms" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
@@ -58,6 +71,13 @@ def test_a_source_is_measured_kept_and_compared(model: Path, tmp_path: Path) -> 
         (("--new-tokens", "1000"), "the model has 128"),
         (("--against", "missing.jsonl"), "cannot be read"),
         (("--out", "."), "already"),
+        (("--html", "."), "already"),
+        (("--html", "no/such/directory.html"), "no directory"),
+        (("--rate", "1", "--prompt-tokens", "4"), "give one of them"),
+        (("--model", "x"), "is for a server"),
+        (("--shared-prefix", "32"), "choose from 0 to 31"),
+        (("--ttft-target", "0"), "above 0"),
+        (("--adapter", "nonsense"), "NAME=PATH"),
     ],
 )
 def test_bad_input_is_refused(model: Path, arguments: tuple[str, ...], problem: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.engines.model_engine import ModelEngine
-from tuneserve.cli._engine import check_program, parse_adapters, prepare
+from tuneserve.cli._engine import check_program, open_adapters, prepare, split_adapters
 from tuneserve.engines import registry
 from tuneserve.engines.contract import Engine
 from tuneserve.engines.kind import EngineKind, NamedAdapter, NativeOptions, Preflight, ServeOptions
@@ -92,7 +92,7 @@ def test_adapters_are_made_into_what_it_loads(
     install(monkeypatch, Kind("converter", adapter_export="lora"))
     base = resolve(make_llama())
     path = make_lora(base.model_dir)
-    served = prepare("converter", base, parse_adapters([f"tickets={path}"], base, "b"), ServeOptions(), verify=False)
+    served = prepare("converter", base, open_adapters({"tickets": str(path)}, base), ServeOptions(), verify=False)
     (adapter,) = served.adapters
     assert adapter.named.directory.parent == cache / "served"
     assert (adapter.named.directory / "adapter_model.safetensors").exists()
@@ -142,27 +142,36 @@ def test_the_native_engine_refuses_what_is_not_its_own(make_llama: Make) -> None
         prepare("native", source, (), ServeOptions(arguments=("--x",)), verify=False)
     with pytest.raises(InputError, match="dtype 'int3' is not known"):
         prepare("native", source, (), ServeOptions(dtype="int3"), verify=False)
-    with pytest.raises(InputError, match="without tensor parallelism"):
-        prepare("native", source, (), ServeOptions(tensor_parallel=2), verify=False)
+    with pytest.raises(InputError, match="3 devices do not divide its 4 attention heads"):
+        prepare("native", source, (), ServeOptions(tensor_parallel=3), verify=False)
+    assert prepare("native", source, (), ServeOptions(tensor_parallel=2), verify=False).options.tensor_parallel == 2
+
+
+def test_the_native_engine_divides_no_unmerged_adapters(make_llama: Make, make_lora: Make) -> None:
+    source = resolve(make_llama())
+    adapters = open_adapters({"tickets": str(make_lora(source.model_dir))}, source)
+    with pytest.raises(InputError, match="with tensor parallelism it does not compute adapters unmerged"):
+        prepare("native", source, adapters, ServeOptions(tensor_parallel=2), verify=False)
 
 
 def test_adapters_are_named_once_and_are_over_the_source(make_llama: Make, make_lora: Make) -> None:
     base = resolve(make_llama())
     path = make_lora(base.model_dir)
-    (adapter,) = parse_adapters([f"tickets={path}"], base, "base")
+    (adapter,) = open_adapters(split_adapters([f"tickets={path}"]), base)
     assert adapter.named == NamedAdapter("tickets", path)
     assert adapter.source.model_dir == base.model_dir
     for given, reason in (
         ([str(path)], "is not NAME=PATH"),
         ([f"a/b={path}"], "is not NAME=PATH"),
         ([f"x={path}", f"x={path}"], "two models would be called 'x'"),
-        ([f"base={path}"], "two models would be called 'base'"),
         ([f"x={base.model_dir}"], "the adapter x cannot be served: .* is a whole model"),
     ):
         with pytest.raises(InputError, match=reason):
-            parse_adapters(given, base, "base")
+            open_adapters(split_adapters(given), base)
     with pytest.raises(InputError, match="is an adapter itself"):
-        parse_adapters([f"x={path}"], resolve(path), "adapter")
+        open_adapters({"x": str(path)}, resolve(path))
+    with pytest.raises(InputError, match="an adapter cannot be called 'a/b'"):
+        open_adapters({"a/b": str(path)}, base)
 
 
 def test_a_program_is_for_the_engines_that_have_one() -> None:

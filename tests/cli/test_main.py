@@ -20,13 +20,38 @@ def run(*arguments: str | Path, **options: str) -> subprocess.CompletedProcess[s
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-def test_help_needs_no_torch() -> None:
-    code = "import sys; from tuneserve import cli; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+def test_help_imports_nothing_but_the_command_line() -> None:
+    """So that it, and every completion of the shell, takes a fraction of a second."""
+    code = "import sys; from tuneserve import cli; print(*sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    rooms = {name.split(".")[1] for name in shown if name.startswith("tuneserve.")}
+    assert rooms == {"_version", "cli", "errors"}
+    foreign = {name.partition(".")[0] for name in shown} - set(sys.stdlib_module_names) - {"__main__", "__mp_main__"}
+    # What sitecustomize and installers bring is not ours.
+    assert not foreign & {"torch", "numpy", "transformers", "httpx", "pydantic", "fastapi", "msgspec", "tokenizers"}
+
+
+def test_the_shell_is_offered_completion() -> None:
+    shown = run("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    assert shown.returncode == 0 and "complete" in shown.stdout
+    offered = run(_TUNESERVE_COMPLETE="complete_bash", COMP_WORDS="tuneserve ver", COMP_CWORD="1")
+    assert offered.stdout.split() == ["verify"]
 
 
 def test_every_verb_has_help_with_an_example() -> None:
-    for verb in ("demo", "inspect", "plan", "export", "verify", "serve", "generate", "chat", "check", "engines"):
+    for verb in (
+        "demo",
+        "inspect",
+        "plan",
+        "export",
+        "verify",
+        "serve",
+        "generate",
+        "chat",
+        "check",
+        "deploy",
+        "engines",
+    ):
         result = run(verb, "--help")
         assert result.returncode == 0
         assert f"tuneserve {verb}" in result.stdout

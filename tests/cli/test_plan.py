@@ -27,6 +27,19 @@ def test_the_tree_and_the_commands_are_printed(make_llama: Make) -> None:
     assert not result.stderr
 
 
+def test_the_page_has_a_bar_for_each_option_whose_memory_was_estimated(make_llama: Make, tmp_path: Path) -> None:
+    page = tmp_path / "plan.html"
+    result = run(make_llama(), "--hardware", "rtx4090", "--objective", "latency", "--report", page)
+    assert result.returncode == 0, result.stderr
+    text, (taken,) = page.read_text(), re.findall("└─ (.*) on (.*?),? *(?:without.*)?$", result.stdout, re.MULTILINE)
+    assert f"<h1>{taken[0]} on {taken[1]}" in text
+    assert f"{taken[0]} on {taken[1]}: weights " in text and "what an engine uses" in text
+    for step in re.findall("├─ (.*)", result.stdout):
+        assert step.split("?")[0].replace("<", "&lt;") in text
+    again = run(make_llama("again"), "--hardware", "rtx4090", "--report", page)
+    assert again.returncode == 2 and "already" in again.stderr
+
+
 def names(value: Any, prefix: str = "") -> set[str]:
     """Return the dotted names of all fields of a JSON value."""
     if isinstance(value, list):

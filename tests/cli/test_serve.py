@@ -26,7 +26,11 @@ def server(source: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
         for line in process.stderr:
             seen.append(line)
             if "serving" in line:
-                yield next(word for word in line.split() if word.startswith("http")), process
+                try:
+                    yield next(word for word in line.split() if word.startswith("http")), process
+                except BaseException:
+                    process.kill()  # else a failed test would wait for it for ever
+                    raise
                 break
         else:
             pytest.fail("".join(seen))

@@ -1,5 +1,6 @@
 """Protects: nobody serves a broken merge unknowingly, and a right one is served until the process is asked to stop."""
 
+import asyncio
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -13,10 +14,11 @@ from tests.engines.model_engine import ModelEngine
 from tests.gateway.conftest import write_tokenizer
 from tuneserve import artifacts
 from tuneserve.cli._engine import Adapter, Served
-from tuneserve.cli._serving import run_server
+from tuneserve.cli._serving import run_server, start
 from tuneserve.engines.contract import Engine
 from tuneserve.engines.kind import NamedAdapter, Preflight, ServeOptions
 from tuneserve.errors import ParityError
+from tuneserve.gateway import ServedModel
 from tuneserve.sources import ResolvedSource, resolve
 
 Make = Callable[..., Path]
@@ -76,7 +78,7 @@ def serve(kind: Kind, source: Path, adapters: Sequence[Adapter] = (), method: st
         kind=kind, source=resolved, artifact=resolved, method=method, adapters=tuple(adapters), options=ServeOptions(),
         notes=(),
     )  # fmt: skip
-    run_server(served, name="model", host="127.0.0.1", port=0, on_ready=ready)
+    run_server({"model": served}, host="127.0.0.1", port=0, on_ready=ready)
     return found
 
 
@@ -111,3 +113,66 @@ def test_an_engine_that_tells_no_probabilities_is_served_with_a_note(
     assert serve(Kind(base, lacks=("logprobs", "prompt_logprobs")), base)
     said = " ".join(capsys.readouterr().err.split())
     assert "was not checked: exact gives no log-probabilities" in said
+
+
+def test_several_models_start_and_are_closed_together(base: Path, merged: Path, adapter: Path) -> None:
+    kinds = [Kind(base), Kind(merged)]
+    sources = [resolve(base), resolve(adapter)]
+    models = {
+        f"model-{index}": Served(
+            kind=kind, source=source, artifact=source, method=None, adapters=(), options=ServeOptions(), notes=(),
+            verify=False,
+        )
+        for index, (kind, source) in enumerate(zip(kinds, sources, strict=True))
+    }  # fmt: skip
+    run_server(models, host="127.0.0.1", port=0, on_ready=lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    assert all(kind.engine is not None and kind.engine.closed for kind in kinds)
+
+
+def test_when_the_second_model_is_broken_the_first_is_not_left_behind(base: Path, adapter: Path) -> None:
+    kinds = [Kind(base), Kind(base)]
+    models = {
+        f"model-{index}": Served(
+            kind=kind, source=source, artifact=source, method=method, adapters=(), options=ServeOptions(), notes=(),
+        )
+        for index, (kind, source, method) in enumerate(
+            zip(kinds, (resolve(base), resolve(adapter)), (None, "merged_16bit"), strict=True)
+        )
+    }  # fmt: skip
+    with pytest.raises(ParityError, match="not the model that was trained"):
+        run_server(models, host="127.0.0.1", port=0, on_ready=lambda _: pytest.fail("it was served"))
+    assert all(kind.engine is not None and kind.engine.closed for kind in kinds)
+
+
+def test_what_is_served_tells_each_step_with_its_divergence(base: Path, adapter: Path, merged: Path) -> None:
+    tuned = Adapter(name="tuned", source=resolve(adapter))
+    over_base = Served(
+        kind=Kind(base, {"tuned": adapter}), source=resolve(base), artifact=resolve(base), method=None,
+        adapters=(tuned,), options=ServeOptions(), notes=(),
+    )  # fmt: skip
+
+    async def started(served: Served) -> ServedModel:
+        model = await start("model", served)
+        await model.engine.close()
+        return model
+
+    model = asyncio.run(started(over_base))
+    assert [(step.kind, step.name) for step in model.lineage] == [("model", "base"), ("engine", "exact")]
+    (unmerged,) = model.adapters
+    assert [step.kind for step in unmerged.lineage] == ["model", "adapter", "engine"]
+    parity = unmerged.lineage[-1].parity
+    assert parity is not None
+    assert parity.at_least
+    assert parity.kl < 1e-3
+
+    # Both of an artifact of ours and of what was made for the engine, the manifest tells.
+    for source, artifact, method in ((merged, merged, None), (adapter, merged, "merged_16bit")):
+        served = Served(
+            kind=Kind(merged), source=resolve(source), artifact=resolve(artifact), method=method, adapters=(),
+            options=ServeOptions(), notes=(), verify=False,
+        )  # fmt: skip
+        lineage = asyncio.run(started(served)).lineage
+        assert [step.kind for step in lineage] == ["base", "adapter", "method", "engine"]
+        assert lineage[2].name == "merged_16bit"
+        assert lineage[2].facts["changed tensors"] == "14"
+        assert lineage[2].parity is None, "it was exported without a check"

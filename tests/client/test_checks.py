@@ -81,7 +81,8 @@ FAULTS = [
 
 def check(server: Any, model: str | None = None) -> list[CheckResult]:
     with OpenAIClient(server.url, timeout=20) as client:
-        return list(run_checks(client, model))
+        # What the JavaScript checker has too; the rest is held against the gateway.
+        return [result for result in run_checks(client, model) if result.name in NAMES]
 
 
 def outcomes(results: list[CheckResult], outcome: str) -> list[str]:

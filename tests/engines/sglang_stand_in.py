@@ -102,6 +102,7 @@ def events(body: Any) -> Any:
         if reason is None and count == limit:
             reason = {"type": "length", "length": limit}
         meta: dict[str, Any] = {"id": body["rid"], "finish_reason": reason, "completion_tokens": count}
+        meta["cached_tokens"] = len(ids) - 1
         if body.get("return_logprob"):
             meta["output_token_logprobs"] = [place(token)]
             meta["output_top_logprobs"] = [top(token, body["top_logprobs_num"])]

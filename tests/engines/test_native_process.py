@@ -75,6 +75,54 @@ def test_its_own_options_reach_the_process(make_llama: Make) -> None:
     asyncio.run(scenario())
 
 
+def test_tokens_that_wait_come_together(make_llama: Make) -> None:
+    async def scenario() -> None:
+        engine = await NativeEngine.start(resolve(make_llama()), dtype="float32")
+        try:
+            params = SamplingParams(max_tokens=20, temperature=0, logprobs=1, prompt_logprobs=0)
+            asked = GenerationRequest(id="x", prompt_ids=[1, 2], params=params)
+            eager = [chunk async for chunk in engine.generate(asked)]
+            assert sum(len(chunk.token_ids) for chunk in eager) == 20
+            async with aclosing(engine.generate(asked)) as stream:
+                late = [await anext(stream)]
+                while (await engine.stats()).running:
+                    await asyncio.sleep(0)
+                late += [chunk async for chunk in stream]
+            assert len(late) == 2
+            assert late[-1].finish_reason == "length"
+            for chunks in (eager, late):
+                assert chunks[0].prompt_logprobs
+            assert [token for chunk in late for token in chunk.token_ids] == [
+                token for each in eager for token in each.token_ids
+            ]
+            assert [one for chunk in late for one in chunk.logprobs or ()] == [
+                one for each in eager for one in each.logprobs or ()
+            ]
+            assert not engine._answers
+        finally:
+            await engine.close()
+
+    asyncio.run(scenario())
+
+
+def test_what_was_found_in_the_cache_comes_with_the_first_tokens(make_llama: Make) -> None:
+    async def scenario() -> None:
+        engine = await NativeEngine.start(resolve(make_llama()), dtype="float32")
+        try:
+            prompt = list(range(5, 45))
+            for expected in (0, 32, 32):
+                asked = request("x", prompt, 3)
+                chunks = [chunk async for chunk in engine.generate(asked)]
+                assert [chunk.cached_tokens for chunk in chunks] == [expected, *[None] * (len(chunks) - 1)]
+            # Two of the same that come together compute it once.
+            twins = await asyncio.gather(*(anext(engine.generate(request(name, [9] * 40, 1))) for name in "ab"))
+            assert sorted(chunk.cached_tokens or 0 for chunk in twins) == [0, 32]
+        finally:
+            await engine.close()
+
+    asyncio.run(scenario())
+
+
 def test_what_keeps_it_from_starting_is_told(make_llama: Make) -> None:
     source = resolve(make_llama())
     (source.model_dir / "config.json").unlink()

@@ -124,6 +124,7 @@ def test_requests_keep_the_contract(model: Path, python: Path, tmp_path: Path) -
             chunks = await collect(engine, request([5, 6], max_tokens=3, stop_token_ids=(2, 257)))
             assert ids(chunks) == [7, 8, 9]
             assert chunks[-1].finish_reason == "length"
+            assert [chunk.cached_tokens for chunk in chunks] == [1, None, None]
             assert last_body(tmp_path)["sampling_params"]["stop_token_ids"] == [2, 257]
             assert last_body(tmp_path)["sampling_params"]["top_k"] == -1
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import socket
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -16,9 +17,17 @@ import uvicorn
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
-from tuneserve.engines.contract import EngineInfo, EngineStats, FinishReason, GenerationRequest, TokenChunk
+from tuneserve.engines.contract import (
+    EngineInfo,
+    EngineStats,
+    FinishReason,
+    GenerationRequest,
+    TokenChunk,
+    TokenLogprob,
+)
 from tuneserve.errors import EngineError
 from tuneserve.gateway import ServedModel, Settings, create_app
+from tuneserve.gateway._connection import Connection
 from tuneserve.text import open_chat_template, open_tokenizer
 
 START, END = "<|im_start|>", "<|im_end|>"
@@ -58,6 +67,7 @@ class FakeEngine:
     requests: list[GenerationRequest] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     closed: bool = False
+    lacks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.holding = threading.Semaphore(0)
@@ -69,7 +79,7 @@ class FakeEngine:
     def info(self) -> EngineInfo:
         return EngineInfo(
             engine="fake", version="1", context_length=self.context_length, vocab_size=258, dtype="float32",
-            device="cpu", weight_bytes=1, max_running=8,
+            device="cpu", weight_bytes=1, max_running=8, lacks=self.lacks,
         )  # fmt: skip
 
     @property
@@ -90,7 +100,16 @@ class FakeEngine:
                 if request.prompt_ids == self.broken_prompt or self._fails(count):
                     raise EngineError("the fake engine broke, as it was told to; do not worry.")
                 reason = _reason(count, token, request)
-                yield TokenChunk(token_ids=[token], finish_reason=reason)
+                params, first = request.params, count == 1
+                await asyncio.sleep(0)  # as an engine in another process, which is always waited for
+                yield TokenChunk(
+                    token_ids=[token],
+                    finish_reason=reason,
+                    logprobs=None if params.logprobs is None else [_scored(token, params.logprobs)],
+                    prompt_logprobs=None
+                    if params.prompt_logprobs is None or not first
+                    else [_scored(each, params.prompt_logprobs) for each in request.prompt_ids[1:]],
+                )
         except (asyncio.CancelledError, GeneratorExit):
             if reason is None:
                 self.cancelled.append(request.id)
@@ -111,6 +130,11 @@ class FakeEngine:
         """Let held sequences go on, from any thread."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._released.set)
+
+
+def _scored(token: int, count: int) -> TokenLogprob:
+    """Say that the token after this one in the vocabulary is the likeliest, and this one the second."""
+    return TokenLogprob(token, -1.0, [((token + 1) % 256, -0.5), (token, -1.0), (0, -math.inf)][:count])
 
 
 def _reason(count: int, token: int, request: GenerationRequest) -> FinishReason | None:
@@ -156,9 +180,13 @@ async def client(served: ServedModel) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @contextmanager
-def running_server(served: ServedModel) -> Iterator[str]:
+def running_server(
+    served: ServedModel, settings: Settings | None = None, connection: type[Connection] = Connection
+) -> Iterator[str]:
     """Serve on a free port from a thread; the value is the URL."""
-    config = uvicorn.Config(create_app(served), lifespan="off", log_config=None, log_level="warning")
+    config = uvicorn.Config(
+        create_app(served, settings), http=connection, lifespan="off", log_config=None, log_level="error"
+    )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -182,3 +210,13 @@ def sse_events(text: str) -> list[Any]:
     assert text.endswith("\n\n")
     data = [line.removeprefix("data: ") for line in text.removesuffix("\n\n").split("\n\n")]
     return [each if each == "[DONE]" else json.loads(each) for each in data]
+
+
+def named_events(text: str) -> list[tuple[str, Any]]:
+    """Return the events of a stream with their names."""
+    assert text.endswith("\n\n")
+    found = []
+    for block in text.removesuffix("\n\n").split("\n\n"):
+        name, data = block.split("\n")
+        found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    return found

@@ -27,7 +27,10 @@ async def test_an_answer_has_text_usage_and_reason(client: httpx.AsyncClient, en
     assert choice["message"] == {"role": "assistant", "content": "Hello, wörld!", "refusal": None}
     assert choice["finish_reason"] == "stop"
     prompt = len(engine.prompt)
-    assert answer["usage"] == {"prompt_tokens": prompt, "completion_tokens": 15, "total_tokens": prompt + 15}
+    assert answer["usage"] == {
+        "prompt_tokens": prompt, "completion_tokens": 15, "total_tokens": prompt + 15,
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }  # fmt: skip
     assert response.headers["x-request-id"].startswith("req_")
 
 

@@ -80,7 +80,7 @@ async def test_unknown_paths_and_methods_have_the_same_form(client: httpx.AsyncC
         ("GET", "/v2/models", 404),
         ("GET", "/v1/models/", 404),
         ("GET", "/%ff%00<script>", 404),
-        ("GET", "/docs", 404),
+        ("GET", "/redoc", 404),
         ("GET", CHAT, 405),
         ("DELETE", "/v1/models/tuned", 405),
         ("POST", "/", 405),

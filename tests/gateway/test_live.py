@@ -68,7 +68,8 @@ def test_a_client_that_leaves_cancels_its_sequence(
     assert engine.cancelled == [engine.requests[0].id]
     metrics = httpx.get(f"{server}/metrics").text
     assert (
-        f'tuneserve_requests_total{{endpoint="{CHAT}",status="{200 if stream and hold_after else 499}"}} 1.0' in metrics
+        f'http_requests_total{{handler="{CHAT}",method="POST",status="{200 if stream and hold_after else 499}"}} 1.0'
+        in metrics
     )
 
 
@@ -124,7 +125,7 @@ def test_openai_client_raises_its_own_errors(client: openai.OpenAI, engine: Fake
         client.chat.completions.create(model="other", messages=messages)
     assert not_found.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(model="tuned", messages=messages, n=3)
+        client.chat.completions.create(model="tuned", messages=messages, n=129)
     assert refused.value.param == "n"
     engine.fail_after = 3
     with pytest.raises(openai.APIError, match="engine failed"):

@@ -3,16 +3,17 @@
 import asyncio
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.gateway.conftest import FakeEngine, chat_body
+from tests.gateway.conftest import FakeEngine, chat_body, make_served
 from tuneserve._version import __version__
 from tuneserve.errors import EngineError
-from tuneserve.gateway import ServedModel, Settings, create_app
+from tuneserve.gateway import Agreement, ServedModel, Settings, Step, create_app
 from tuneserve.gateway._app import application
 from tuneserve.gateway._state import Gateway
 from tuneserve.text import Tokenizer
@@ -65,27 +66,31 @@ async def test_ready_follows_the_life_of_the_server(served: ServedModel, engine:
 
 async def test_metrics_count_what_happened(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     await client.post(CHAT, json=chat_body())
-    await client.post(CHAT, json=chat_body(n=2))
+    await client.post(CHAT, json=chat_body(n=0))
     await client.get("/nowhere/1")
     await client.get("/nowhere/2")
     response = await client.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain")
     samples = {
-        (sample.name, *sample.labels.values()): sample.value
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(response.text)
         for sample in family.samples
     }
-    assert samples["tuneserve_requests_total", CHAT, "200"] == 1
-    assert samples["tuneserve_requests_total", CHAT, "400"] == 1
-    assert samples["tuneserve_requests_total", "other", "404"] == 2
-    assert samples["tuneserve_request_seconds_count", CHAT] == 2
-    assert samples["tuneserve_prompt_tokens_total",] == len(engine.prompt)
-    assert samples["tuneserve_generated_tokens_total",] == 15
-    assert samples["tuneserve_time_to_first_token_seconds_count",] == 1
-    assert samples["tuneserve_time_per_output_token_seconds_count",] == 1
-    assert samples["tuneserve_sequences_running",] == 3
-    assert samples["tuneserve_sequences_waiting",] == 2
-    assert samples["tuneserve_cache_usage_ratio",] == 0.25
+    assert samples["http_requests_total", CHAT, "POST", "200"] == 1
+    assert samples["http_requests_total", CHAT, "POST", "400"] == 1
+    assert samples["http_requests_total", "other", "GET", "404"] == 2
+    assert samples["http_request_duration_seconds_count", CHAT] == 2
+    assert samples["vllm:prompt_tokens_total", "tuned"] == len(engine.prompt)
+    assert samples["vllm:generation_tokens_total", "tuned"] == 15
+    assert samples["vllm:request_success_total", "stop", "tuned"] == 1
+    assert samples["vllm:time_to_first_token_seconds_count", "tuned"] == 1
+    assert samples["vllm:inter_token_latency_seconds_count", "tuned"] == 14
+    assert samples["vllm:request_time_per_output_token_seconds_count", "tuned"] == 1
+    assert samples["vllm:e2e_request_latency_seconds_count", "tuned"] == 1
+    assert samples["vllm:num_requests_running", "tuned"] == 3
+    assert samples["vllm:num_requests_waiting", "tuned"] == 2
+    assert samples["vllm:kv_cache_usage_perc", "tuned"] == 0.25
+    assert samples["tuneserve_engine_ready", "tuned"] == 1
 
 
 async def test_a_long_prompt_does_not_hold_up_others(served: ServedModel) -> None:
@@ -151,3 +156,60 @@ async def test_other_web_pages_cannot_make_it_work(client: httpx.AsyncClient, en
         response = await client.post(CHAT, json=chat_body(), headers=headers)
         assert response.status_code == 200
         assert "access-control-allow-origin" not in response.headers
+
+
+def _two(directory: Path) -> tuple[ServedModel, ServedModel, Gateway]:
+    base, tuned = replace(make_served(directory), name="base"), make_served(directory)
+    gateway = Gateway(Settings())
+    gateway.open(base, tuned)
+    return base, tuned, gateway
+
+
+async def test_each_model_is_answered_by_its_own_engine(tokenizer_dir: Path) -> None:
+    base, tuned, gateway = _two(tokenizer_dir)
+    async with _client(gateway) as client:
+        assert [model["id"] for model in (await client.get("/v1/models")).json()["data"]] == ["base", "tuned"]
+        for name, asked, idle in (("base", base, tuned), ("tuned", tuned, base)):
+            before = len(cast(FakeEngine, idle.engine).requests)
+            answer = await client.post(CHAT, json=chat_body(model=name))
+            assert answer.json()["model"] == name
+            assert len(cast(FakeEngine, idle.engine).requests) == before
+            assert cast(FakeEngine, asked.engine).requests
+        # Without a name the first is meant.
+        assert (await client.post("/tokenize", json={"prompt": "Hi"})).json()["count"] == 2
+
+
+async def test_an_engine_that_is_down_takes_no_other_model_with_it(tokenizer_dir: Path) -> None:
+    base, _, gateway = _two(tokenizer_dir)
+    cast(FakeEngine, base.engine).ready = False
+    async with _client(gateway) as client:
+        assert (await client.get("/ready")).status_code == 503
+        assert (await client.get("/health")).json() == {"status": "failed"}
+        assert (await client.post(CHAT, json=chat_body())).status_code == 200
+        refused = await client.post(CHAT, json=chat_body(model="base"))
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "engine_error"
+        metrics = (await client.get("/metrics")).text
+        assert 'tuneserve_engine_ready{model_name="base"} 0.0' in metrics
+        assert 'tuneserve_engine_ready{model_name="tuned"} 1.0' in metrics
+        for name in ("base", "tuned"):
+            assert f'vllm:num_requests_running{{model_name="{name}"}} 3.0' in metrics
+
+
+async def test_a_model_tells_how_it_came_to_be(tokenizer_dir: Path) -> None:
+    steps = (
+        Step(kind="base", name="org/base", facts={"revision": "abc"}),
+        Step(kind="engine", name="fake", parity=Agreement(kl=1e-4, top1=1.0, positions=9, at_least=True)),
+    )
+    gateway = Gateway(Settings())
+    gateway.open(replace(make_served(tokenizer_dir), lineage=steps))
+    async with _client(gateway) as client:
+        (model,) = (await client.get("/v1/tuneserve/models")).json()["data"]
+    assert model["id"] == "tuned"
+    assert model["ready"] is True
+    assert model["engine"]["engine"] == "fake"
+    assert model["lineage"] == [
+        {"kind": "base", "name": "org/base", "facts": {"revision": "abc"}, "parity": None},
+        {"kind": "engine", "name": "fake", "facts": {},
+         "parity": {"kl": 1e-4, "top1": 1.0, "positions": 9, "at_least": True}},
+    ]  # fmt: skip

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pytest
 
 from tests.gateway.conftest import chat_body
 from tuneserve.errors import InputError
-from tuneserve.gateway import ServedModel, serve
+from tuneserve.gateway import Limits, ServedModel, Settings, Tls, add_key, serve
 from tuneserve.gateway._listen import host_names, listen
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +65,7 @@ def _program(directory: Path, *, logged: str = "", **options: Any) -> Iterator[P
             process.kill()
 
 
-async def _never() -> ServedModel:
+async def _never() -> list[ServedModel]:
     raise AssertionError("nothing may be loaded when the port cannot be opened")
 
 
@@ -176,3 +177,70 @@ def test_host_names_are_only_checked_on_loopback() -> None:
     names = host_names("127.0.0.1", "My-Laptop", ("Chat.Example",))
     assert names is not None
     assert {"localhost", "127.0.0.1", "::1", "my-laptop", "chat.example"} <= names
+
+
+def test_the_open_world_without_keys_is_warned_of(tokenizer_dir: Path, tmp_path: Path) -> None:
+    warned = r"whoever reaches 0\.0\.0\.0 port \d+ may use it; give it --api-key-file\.\n"
+    with _program(tokenizer_dir, logged=warned, serve={"port": 0, "host": "0.0.0.0"}) as program:
+        program.url()
+        program.process.terminate()
+    add_key(tmp_path / "keys.toml", "alice", Limits())
+    keys = str(tmp_path / "keys.toml")
+    with _program(tokenizer_dir, serve={"port": 0, "host": "0.0.0.0"}, api_keys=keys) as program:
+        program.url()
+        program.process.terminate()
+
+
+def test_a_hangup_has_the_keys_read_again(tokenizer_dir: Path, tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    first = add_key(file, "alice", Limits())
+    logged = "(the API keys were read again: there are 1\n)+"
+    with _program(tokenizer_dir, logged=logged, api_keys=str(file)) as program:
+        url = program.url()
+        assert httpx.get(f"{url}/v1/models", headers={"x-api-key": first}).status_code == 200
+        file.unlink()
+        second = add_key(file, "alice", Limits())
+        program.process.send_signal(signal.SIGHUP)
+        while httpx.get(f"{url}/v1/models", headers={"x-api-key": second}).status_code != 200:
+            pass
+        assert httpx.get(f"{url}/v1/models", headers={"x-api-key": first}).status_code == 401
+        program.process.terminate()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = [
+        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1",
+        "-keyout", str(key), "-out", str(certificate), "-subj", "/CN=x", "-addext", "subjectAltName=IP:127.0.0.1",
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    return certificate, key
+
+
+def test_it_serves_https(tokenizer_dir: Path, certificate: tuple[Path, Path]) -> None:
+    with _program(tokenizer_dir, tls=[str(path) for path in certificate]) as program:
+        url = program.url()
+        assert url.startswith("https://")
+        context = ssl.create_default_context(cafile=str(certificate[0]))
+        with httpx.stream("POST", url + CHAT, json=chat_body(stream=True), verify=context) as response:
+            assert list(response.iter_lines())[-2] == "data: [DONE]"
+        with pytest.raises(httpx.TransportError):
+            httpx.get(url.replace("https", "http"))
+        program.process.terminate()
+
+
+def test_a_certificate_that_cannot_be_used_is_one_sentence(certificate: tuple[Path, Path]) -> None:
+    pem, key = certificate
+    locked = key.with_name("locked.pem")
+    lock = ["openssl", "ec", "-in", str(key), "-out", str(locked), "-aes256", "-passout", "pass:secret"]
+    subprocess.run(lock, check=True, capture_output=True)
+    for pair in ((pem, locked), (pem, pem), (key, pem), (pem, key.with_name("missing.pem"))):
+        with pytest.raises(InputError, match=r"^the certificate .* cannot be used .*; name two PEM files .*[.]$"):
+            Tls(*pair)
+
+
+def test_bad_keys_are_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "keys.toml").write_text("")
+    with pytest.raises(InputError, match="has no keys"):
+        serve(_never, port=0, on_ready=print, settings=Settings(api_keys=tmp_path / "keys.toml"))

@@ -19,6 +19,8 @@ def write_family(directory: Path, name: str, **changes: Any) -> Path:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
+        for scalar in [tensor for name, tensor in model.named_buffers() if name.endswith("layer_scalar")]:
+            scalar.copy_(torch.rand(scalar.shape) + 0.5)
         for parameter in model.parameters():
             # Larger than what training begins with: differences must show in the logits.
             spread = 0.3 if parameter.dim() < 2 else 3.0 * parameter.shape[-1] ** -0.5 / 2

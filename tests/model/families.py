@@ -17,6 +17,15 @@ LONGROPE = {
     "rope_type": "longrope", "rope_theta": 500.0,
     "short_factor": [1.0, 1.1, 1.3], "long_factor": [1.5, 3.0, 7.0],
 }  # fmt: skip
+# What a delta net reads can be close to nothing, and the norm after it would make its rounding large.
+DELTA_NET: dict[str, Any] = {
+    "rms_norm_eps": 1e-2, "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 12,
+}  # fmt: skip
+GEMMA4: dict[str, Any] = {
+    "head_dim": 16, "global_head_dim": 24, "sliding_window": 9, "layer_types": ALTERNATING,
+    "hidden_size_per_layer_input": 0, "final_logit_softcapping": 3.0,
+}  # fmt: skip
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -91,4 +100,58 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {**YARN, "truncate": False},
         },
     ),
+    "qwen3_5": ("qwen3_5_text", DELTA_NET),
+    "qwen3_5 kernel": (
+        "qwen3_5_text", {
+            **DELTA_NET, "linear_conv_kernel_dim": 2, "linear_num_value_heads": 2, "attention_bias": True,
+            "layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"],
+            "tie_word_embeddings": True, "rope_parameters": {**YARN, "partial_rotary_factor": 0.5},
+        },
+    ),
+    "qwen3_5_moe": (
+        "qwen3_5_moe_text", {
+            **DELTA_NET, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24,
+            "shared_expert_intermediate_size": 40,
+        },
+    ),
+    "gemma4": ("gemma4_text", GEMMA4),
+    "gemma4 shared": (
+        "gemma4_text", {
+            **GEMMA4, "num_hidden_layers": 6, "layer_types": ALTERNATING + ALTERNATING[:2], "num_kv_shared_layers": 3,
+            "use_double_wide_mlp": True, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 96,
+        },
+    ),
+    "gemma4 equal": (
+        "gemma4_text", {
+            **GEMMA4, "attention_k_eq_v": True, "num_global_key_value_heads": 1, "final_logit_softcapping": None,
+            "attention_bias": True, "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 300.0, "factor": 2.0,
+                },
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+        },
+    ),
 }  # fmt: skip
+
+_PATCHES: dict[str, Any] = {
+    "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32,
+    "num_position_embeddings": 16,
+}  # fmt: skip
+WRAPPERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "gemma3": (
+        "gemma3", {
+            "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "image_size": 28, "patch_size": 14,
+        }, {"mm_tokens_per_image": 4},
+    ),
+    "qwen3_5": ("qwen3_5", _PATCHES, {}),
+    "qwen3_5_moe": ("qwen3_5_moe", _PATCHES, {}),
+    "gemma4": (
+        "gemma4 shared", {
+            "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "num_key_value_heads": 2, "head_dim": 8, "patch_size": 4,
+        }, {"audio_config": None},
+    ),
+}  # fmt: skip
+"""Multimodal models: which of :data:`FAMILIES` their text part is, then their vision tower and what is beside both."""

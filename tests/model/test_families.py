@@ -13,16 +13,22 @@ from safetensors.torch import load_file, save_file
 
 from tuneserve.adapters import WeightedAdapter, merge_model, open_adapter
 from tuneserve.checkpoint import WeightReader, open_checkpoint
+from tuneserve.errors import CheckpointError
 from tuneserve.kernels.attention import attend
-from tuneserve.model import Decoder, load_weights
+from tuneserve.model import Decoder, DeltaState, Scan, load_weights
 from tuneserve.spec import ModelSpec, read_spec
 
-from .families import FAMILIES, SMALL
+from .families import FAMILIES, SMALL, WRAPPERS
 
 Make = Callable[..., Path]
 # Of the largest logit; sums are in another order than Transformers'.
 TOLERANCE = 1e-4
 LONG = 48
+ADAPTED = {
+    "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
+    "qwen3_5": ["in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj", "q_proj", "k_proj", "o_proj"],
+    "gemma4 shared": ["q_proj", "v_proj", "gate_proj", "per_layer_projection", "per_layer_model_projection"],
+}
 
 
 class Context:
@@ -34,15 +40,22 @@ class Context:
         self._values: dict[tuple[int, int], torch.Tensor] = {}
 
     def __call__(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, window: int | None, **how: Any
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
+        *,
+        window: int | None,
+        **how: Any,
     ) -> torch.Tensor:
         out, begin = [], 0
         for sequence, count in enumerate(self.rows):
             if count == 0:
                 continue
             rows = slice(begin, begin + count)
-            keys = self._grown(self._keys, layer, sequence, key[rows])
-            values = self._grown(self._values, layer, sequence, value[rows])
+            keys = self._grown(self._keys, layer, sequence, None if key is None else key[rows])
+            values = self._grown(self._values, layer, sequence, None if value is None else value[rows])
             length = len(keys)
             last = torch.arange(length - count, length)[:, None]
             seen = (torch.arange(length) <= last) & (torch.arange(length) > last - (window or length))
@@ -53,11 +66,34 @@ class Context:
         return torch.cat(out)
 
     def _grown(
-        self, cache: dict[tuple[int, int], torch.Tensor], layer: int, sequence: int, new: torch.Tensor
+        self, cache: dict[tuple[int, int], torch.Tensor], layer: int, sequence: int, new: torch.Tensor | None
     ) -> torch.Tensor:
-        old = cache.get((layer, sequence))
-        cache[layer, sequence] = new if old is None else torch.cat((old, new))
+        if new is not None:
+            old = cache.get((layer, sequence))
+            cache[layer, sequence] = new if old is None else torch.cat((old, new))
         return cache[layer, sequence]
+
+
+class Carried:
+    """The simplest keeper of states: one sequence after the other."""
+
+    def __init__(self, spec: ModelSpec, context: Context) -> None:
+        self._spec, self._context = spec, context
+        self._states: dict[tuple[int, int], DeltaState] = {}
+
+    def __call__(self, layer: int, inputs: torch.Tensor, scan: Scan) -> torch.Tensor:
+        out = []
+        for sequence, rows in enumerate(torch.split(inputs, self._context.rows)):
+            if len(rows):
+                state = self._states.setdefault((layer, sequence), self._empty(layer))
+                out.append(scan(rows[None], state)[0])
+        return torch.cat(out)
+
+    def _empty(self, layer: int) -> DeltaState:
+        net = self._spec.layer(layer).delta_net
+        assert net is not None
+        past = torch.zeros(1, net.kernel - 1, net.conv_size)
+        return DeltaState(past, torch.zeros(1, net.value_heads, net.key_dim, net.value_dim))
 
 
 def open_decoder(directory: Path, context_length: int | None = None) -> Decoder:
@@ -73,12 +109,13 @@ def decoder_of(spec: ModelSpec, reader: WeightReader, context_length: int | None
 def compute(decoder: Decoder, prompts: list[list[int]], chunk: int) -> list[torch.Tensor]:
     """Return each prompt's logits, computed in one batch, ``chunk`` tokens of each at a time."""
     context, found = Context(), [[] for _ in prompts]  # type: ignore[var-annotated]
+    carried = Carried(decoder.spec, context)
     for begin in range(0, max(map(len, prompts)), chunk):
         parts = [prompt[begin : begin + chunk] for prompt in prompts]
         context.rows = [len(part) for part in parts]
         positions = [begin + index for part in parts for index in range(len(part))]
         ids = torch.tensor([token for part in parts for token in part])
-        logits = decoder.logits(decoder.forward(ids, torch.tensor(positions), context))
+        logits = decoder.logits(decoder.forward(ids, torch.tensor(positions), context, carried))
         for mine, part in zip(found, torch.split(logits, context.rows), strict=True):
             mine.append(part)
     return [torch.cat(mine) for mine in found]
@@ -159,18 +196,18 @@ def stacked(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return kept
 
 
-def test_an_adapter_over_fused_weights_is_merged_as_peft_applies_it(make_family: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ADAPTED)
+def test_an_adapter_is_merged_as_peft_applies_it(name: str, make_family: Make, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    directory = make_family("phi3")
+    directory = make_family(name)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
-    targets = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
     with warnings.catch_warnings():
         # PEFT asks Transformers in a way that is going to change.
         warnings.simplefilter("ignore", FutureWarning)
-        tuned = get_peft_model(model, LoraConfig(r=4, target_modules=targets)).eval()
+        tuned = get_peft_model(model, LoraConfig(r=4, target_modules=ADAPTED[name])).eval()
     for parameter in tuned.parameters():
         if parameter.requires_grad:
             parameter.data += torch.randn_like(parameter) * 0.2
@@ -187,25 +224,56 @@ def test_an_adapter_over_fused_weights_is_merged_as_peft_applies_it(make_family:
     assert (plain - expected).abs().max() > 100 * TOLERANCE * expected.abs().max()
 
 
-def test_the_text_part_of_a_multimodal_model_is_computed(tmp_path: Path) -> None:
-    from transformers import AutoConfig, AutoModelForImageTextToText
+def wrapped(wrapper: str) -> Any:
+    """Return the configuration of a tiny multimodal model."""
+    from transformers import AutoConfig
 
-    vision = {
-        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "image_size": 28, "patch_size": 14,
-    }  # fmt: skip
-    text = {**SMALL, **FAMILIES["gemma3"][1], "model_type": "gemma3_text"}
-    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    name, vision, fields = WRAPPERS[wrapper]
+    family, own = FAMILIES[name]
+    text = {**SMALL, **own, "model_type": family}
+    return AutoConfig.for_model(wrapper, text_config=text, vision_config=vision, **fields)
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_the_text_part_of_a_multimodal_model_is_computed(wrapper: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForImageTextToText
+
     torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForImageTextToText.from_config(
+        wrapped(wrapper), dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape) * 0.3
     model.save_pretrained(tmp_path)
-    assert any("vision_tower" in name for name in open_checkpoint(tmp_path).tensors)
+    assert any("vision_tower" in name or "visual" in name for name in open_checkpoint(tmp_path).tensors)
     text_ids = prompt(20, 1)
     (found,) = compute(open_decoder(tmp_path), [text_ids], 7)
     with torch.inference_mode():
         assert_close(found, model(input_ids=torch.tensor([text_ids]), use_cache=False).logits[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("qwen3_5", {"mtp.layers.0.mlp.down_proj.weight": (4, 4)}),
+        ("gemma4 shared", {"model.layers.4.self_attn.k_proj.weight": (32, 32)}),
+    ],
+)
+def test_weights_that_transformers_has_no_use_for_either_are_left_alone(
+    name: str, extra: dict[str, tuple[int, ...]], make_family: Make
+) -> None:
+    directory = make_family(name)
+    text = prompt(9, 1)
+    (before,) = compute(open_decoder(directory), [text], 9)
+    tensors = load_file(directory / "model.safetensors")
+    more = {key: torch.ones(shape) for key, shape in extra.items()}
+    save_file(tensors | more, directory / "model.safetensors")
+    (after,) = compute(open_decoder(directory), [text], 9)
+    assert torch.equal(before, after)
+    # Only where they are known for it: the first layers have keys of their own.
+    save_file(tensors | {"model.layers.0.self_attn.k_extra.weight": torch.ones(1)}, directory / "model.safetensors")
+    with pytest.raises(CheckpointError, match="k_extra"):
+        open_decoder(directory)
 
 
 def test_norms_that_add_one_keep_small_weights_in_16_bits(make_family: Make) -> None:

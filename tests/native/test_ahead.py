@@ -1,16 +1,19 @@
-"""Protects: greedy steps that run ahead of the host give the tokens that single steps give."""
+"""Protects: steps that run ahead of the host give the tokens that single steps give, greedy or sampled."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
-from tuneserve.engines.contract import GenerationRequest, SamplingParams
+from tuneserve.engines.contract import GenerationRequest, Grammar, SamplingParams
 from tuneserve.model import Weights
 from tuneserve.model._gpu import GpuDecoder
-from tuneserve.native import EngineConfig, NativeCore, _load
+from tuneserve.native import EngineConfig, NativeCore, _load, _runner, _sampled
+from tuneserve.native._engine import Output
+from tuneserve.native._sequence import Sequence
 from tuneserve.spec import ModelSpec
 
 
@@ -47,6 +50,84 @@ def requests(**params: Any) -> list[GenerationRequest]:
     ]
 
 
+SAMPLED: list[dict[str, Any]] = [
+    {"temperature": 0.0},
+    {"temperature": 0.9},
+    {"temperature": 1.2, "top_p": 0.8, "logprobs": 3},
+    {"temperature": 0.8, "repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.2, "logprobs": 0},
+    {"temperature": 0.0, "frequency_penalty": 1.5, "bad_words": ((7,), (8,)), "logit_bias": {9: 4.0, 11: -50.0}},
+    {"temperature": 1.0, "top_k": 30, "min_p": 0.01, "min_tokens": 5, "stop_token_ids": tuple(range(0, 256, 3))},
+]
+
+
+def sampled_requests(*kinds: dict[str, Any]) -> list[GenerationRequest]:
+    return [
+        GenerationRequest(
+            id=str(index), prompt_ids=[5 + index, 9, 5], params=SamplingParams(max_tokens=9, seed=index, **kind)
+        )
+        for index, kind in enumerate(kinds)
+    ]
+
+
+def outputs(directory: Path, requests: list[GenerationRequest], **options: Any) -> tuple[dict[str, list[Output]], int]:
+    core = NativeCore(EngineConfig(model_dir=str(directory), dtype="float32", context_length=64, **options))
+    for request in requests:
+        core.add(request)
+    produced: dict[str, list[Output]] = {request.id: [] for request in requests}
+    steps = 0
+    while not core.idle:
+        steps += 1
+        for output in core.step():
+            produced[output.id].append(output)
+    return produced, steps
+
+
+def test_what_is_sampled_is_the_same_in_fewer_steps(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, single = outputs(directory, sampled_requests(*SAMPLED), cpu_step="eager")
+    on_gpu_kernels(monkeypatch)
+    found, steps = outputs(directory, sampled_requests(*SAMPLED))
+    assert steps <= 3 < single
+    for name, theirs in expected.items():
+        ours = found[name]
+        assert [(one.token, one.finish_reason) for one in ours] == [(one.token, one.finish_reason) for one in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            assert (one.logprob is None) == (other.logprob is None)
+            if one.logprob is not None and other.logprob is not None:
+                assert one.logprob.token_id == one.token
+                assert one.logprob.logprob == pytest.approx(other.logprob.logprob, abs=2e-5)
+                assert [token for token, _ in one.logprob.top] == [token for token, _ in other.logprob.top]
+                values = [value for _, value in other.logprob.top]
+                assert [value for _, value in one.logprob.top] == pytest.approx(values, abs=2e-5)
+    # It ended when it might, within steps that ran ahead, and not before.
+    assert found["5"][-1].finish_reason == "stop" and len(found["5"]) > 5
+
+
+def test_counts_are_taken_from_the_host_when_room_runs_out(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = {"temperature": 0.7, "frequency_penalty": 1.0, "repetition_penalty": 1.2}
+    expected, _ = outputs(directory, sampled_requests(kind), cpu_step="eager")
+    on_gpu_kernels(monkeypatch)
+    monkeypatch.setattr(_runner, "ROOM", 6)
+    monkeypatch.setattr(_sampled, "ROOM", 6)
+    found, steps = outputs(directory, sampled_requests(kind))
+    assert found == expected
+    assert steps <= 5
+
+
+def test_nothing_left_to_choose_fails_its_sequence_alone(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 0.9},
+        {"temperature": 0.9, "bad_words": tuple((token,) for token in range(256))},
+    ]
+    expected, _ = outputs(directory, sampled_requests(*kinds), cpu_step="eager")
+    on_gpu_kernels(monkeypatch)
+    # Of a prompt of one token the first is chosen as all others are.
+    short = [msgspec.structs.replace(one, prompt_ids=[5]) for one in sampled_requests(*kinds)]
+    found, _ = outputs(directory, short)
+    assert found["1"][-1].failed == expected["1"][-1].failed
+    assert found["1"][-1].failed is not None
+    assert all(one.failed is None for one in found["0"])
+
+
 @pytest.mark.parametrize("cache_tokens", [None, 96])
 def test_tokens_are_the_same_in_fewer_steps(
     cache_tokens: int | None, directory: Path, monkeypatch: pytest.MonkeyPatch
@@ -69,10 +150,30 @@ def test_a_sequence_ends_within_what_was_run_ahead(directory: Path, monkeypatch:
     assert found["0"][-1][:2] == (end, "stop")
 
 
-def test_what_the_host_chooses_is_not_run_ahead(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, single = run(directory, requests(temperature=1.0, seed=1), cpu_step="eager")
+@pytest.mark.parametrize(
+    ("kind", "alone"),
+    [
+        ({"typical_p": 0.9}, False),
+        ({"bad_words": ((3, 4),)}, False),
+        ({"logprobs": 21}, False),
+        ({"prompt_logprobs": 1}, False),
+        ({"grammar": Grammar(kind="regex", text="a+")}, False),
+        ({"bad_words": ((3,),), "logprobs": 20, "top_k": 5, "logit_bias": {3: 1.0}, "min_tokens": 4}, True),
+    ],
+)
+def test_what_only_the_host_can_do_is_left_to_it(kind: dict[str, Any], alone: bool) -> None:
+    (request,) = sampled_requests(kind)
+    assert Sequence(request).steps_alone == alone
+
+
+def test_a_batch_in_which_the_host_chooses_is_not_run_ahead(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = [
+        msgspec.structs.replace(one, params=msgspec.structs.replace(one.params, max_tokens=4))
+        for one in sampled_requests({"temperature": 1.0, "typical_p": 0.9}, {"temperature": 0.0})
+    ]
+    expected = outputs(directory, wanted, cpu_step="eager")
     on_gpu_kernels(monkeypatch)
-    assert run(directory, requests(temperature=1.0, seed=1)) == (expected, single)
+    assert outputs(directory, wanted) == expected
 
 
 def test_numbers_that_are_not_finite_fail_their_sequence_alone(
@@ -95,8 +196,11 @@ def test_numbers_that_are_not_finite_fail_their_sequence_alone(
     assert found["1"][-1][2]
 
 
-def test_requests_come_and_go_while_steps_are_under_way(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second, third = requests()
+@pytest.mark.parametrize("params", [{}, {"temperature": 0.8, "seed": 3, "presence_penalty": 0.5, "max_tokens": 13}])
+def test_requests_come_and_go_while_steps_are_under_way(
+    params: dict[str, Any], directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = requests(**params)
     expected, _ = run(directory, [first, third], cpu_step="eager")
     on_gpu_kernels(monkeypatch)
     core = NativeCore(EngineConfig(model_dir=str(directory), dtype="float32", context_length=64))

@@ -17,11 +17,25 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2, "vocab_size": 96, "max_position_embeddings": 128, "sliding_window": 9,
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
+DELTA_NET: dict[str, Any] = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 12,
+    "rms_norm_eps": 1e-2,
+}  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {},
     "gemma2": {"query_pre_attn_scalar": 24, "attn_logit_softcapping": 2.0},
     "gemma3_text": {"num_hidden_layers": 7, "sliding_window_pattern": 3},
     "gpt_oss": {"num_local_experts": 5, "num_experts_per_tok": 2},
+    "qwen3_5_text": DELTA_NET,
+    "qwen3_5_moe_text": {**DELTA_NET, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    "gemma4_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 3,
+        "num_hidden_layers": 6,
+        "num_kv_shared_layers": 2,
+        "global_head_dim": 24,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 96,
+    },
 }
 PROMPTS = {"short": [5, 9, 30], "long": [(7 * index) % 90 + 3 for index in range(40)], "other": [77] * 12}
 

@@ -143,10 +143,24 @@ BOMBS = [
     ("regex", "(.*a.{30}){20}"),
     ("json_schema", '{"type": "array", "minItems": 1000000000}'),
     ("lark", 'start: a a a a a a a\na: "x" | a a |'),
+    # Chains of references, which llguidance follows by recursion.
+    ("lark", "start: a0\n" + "\n".join(f'a{i}: "x" | a{i + 1}' for i in range(3000)) + '\na3000: "y"'),
+    (
+        "json_schema",
+        json.dumps(
+            {
+                "$ref": "#/$defs/a0",
+                "$defs": {
+                    **{f"a{i}": {"properties": {"x": {"$ref": f"#/$defs/a{i + 1}"}}} for i in range(3000)},
+                    "a3000": {},
+                },
+            }
+        ),
+    ),
 ]
 
 
-@pytest.mark.parametrize(("kind", "text"), BOMBS, ids=str)
+@pytest.mark.parametrize(("kind", "text"), BOMBS, ids=lambda each: each[:40])
 def test_a_bomb_is_followed_or_refused_while_others_go_on(kind: str, text: str, llm: LLM) -> None:
     core = llm.core
     core.add(GenerationRequest(id="bomb", prompt_ids=[5], params=constrained(kind, text, max_tokens=20)))

@@ -1,7 +1,8 @@
 """Protects: whatever happens to requests in whatever order, each one still running gets the tokens it would get alone.
 
 The model is simulated. What it stores for a token stands for the whole history of that token, so a block that was given
-away too early, shared with the wrong sequence or not wiped is seen as soon as it is read.
+away too early, shared with the wrong sequence or not wiped is seen as soon as it is read. So is a state in a slot that
+is not that of the token before.
 """
 
 import zlib
@@ -61,10 +62,12 @@ class Engine(RuleBasedStateMachine):
         blocks=st.integers(3, 12),
         running=st.integers(1, 5),
         budget=st.integers(5, 90),
-        reuse=st.sampled_from([1, 1, 0]),
+        kind=st.sampled_from(["reuses", "reuses", "does not", "carries a state"]),
     )
-    def start(self, blocks: int, running: int, budget: int, reuse: int) -> None:
-        self.pool = BlockPool(blocks, reuse=bool(reuse))
+    def start(self, blocks: int, running: int, budget: int, kind: str) -> None:
+        self.pool = BlockPool(blocks, reuse=kind == "reuses")
+        self.carries = kind == "carries a state"
+        self.states = [POISON] * running
         self.scheduler = Scheduler(self.pool, running, budget)
         self.context = (blocks - 1) * BLOCK_SIZE
         self.memory: dict[int, list[int]] = {block: [0] * BLOCK_SIZE for block in range(blocks)}
@@ -101,7 +104,7 @@ class Engine(RuleBasedStateMachine):
         )
         self.added += 1
         sequence = self.alive[request.id] = Sequence(request)
-        sequence.drafter = Guesser(request) if self.added % 3 else None
+        sequence.drafter = Guesser(request) if self.added % 3 and not self.carries else None
         self.scheduler.add(self.alive[request.id])
 
     @precondition(lambda self: self.alive)
@@ -109,7 +112,7 @@ class Engine(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         sequence = self.alive.pop(data.draw(st.sampled_from(sorted(self.alive))))
         self.scheduler.remove(sequence)
-        assert not sequence.blocks
+        assert not sequence.blocks and sequence.state_slot == -1
 
     @rule(fails=st.sampled_from([False] * 9 + [True]), data=st.data())
     def step(self, fails: bool, data: st.DataObject) -> None:
@@ -146,6 +149,9 @@ class Engine(RuleBasedStateMachine):
         sequence = segment.sequence
         others = {block for other in self.scheduler.running if other is not sequence for block in other.blocks}
         numbers = histories(sequence.request.adapter, sequence.past(len(sequence.draft)))
+        if self.carries:
+            assert segment.start == 0 or self.states[sequence.state_slot] == numbers[segment.start - 1]
+            self.states[sequence.state_slot] = POISON if fails else numbers[segment.end - 1]
         for position in range(segment.end):
             block, offset = sequence.blocks[position // BLOCK_SIZE], position % BLOCK_SIZE
             if position < segment.start:

@@ -108,7 +108,7 @@ def made(template: str, tokenizer: Tokenizer, choice: str, parallel: bool = True
 
 def accepts(grammars: Grammars, text: str, tokenizer: Tokenizer, output: str) -> bool:
     """Whether the whole of ``output``, and then its end, keeps to the grammar."""
-    state = grammars.start(Grammar(kind="lark", text=text)).result()
+    state = grammars.start(Grammar(kind="lark", text=text), []).result()
     ids = tokenizer.encode(output, add_special_tokens=False)
     if state.allowed(ids) < len(ids):
         return False

@@ -22,6 +22,13 @@ _SMALL: dict[str, Any] = {
 }
 _HEADS = {"head_dim": 8}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
+_DELTA_NET = {
+    "head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": False},
     "llama-tied": {"tie_word_embeddings": True},
@@ -35,6 +42,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {**_HEADS, **_EXPERTS},
     "gpt_oss": {**_HEADS, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16},
+    "qwen3_5_text": {**_DELTA_NET, "layer_types": ["linear_attention", "full_attention"]},
+    "qwen3_5_moe_text": {**_DELTA_NET, **_EXPERTS, "layer_types": ["linear_attention", "full_attention"]},
+    "gemma4_text": {
+        **_HEADS,
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+        "sliding_window": 16,
+        "global_head_dim": 16,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 96,
+    },
     "granite": {"logits_scaling": 2.0, "embedding_multiplier": 3.0},
 }
 

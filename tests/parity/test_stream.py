@@ -38,6 +38,8 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
     "fused": ("phi3", {"r": 4, "target_modules": ["qkv_proj", "gate_up_proj"]}),
     "experts": ("qwen3_moe", {"r": 2, "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}),
     "transposed experts": ("gpt_oss", {"r": 2, "target_parameters": ["mlp.experts.down_proj"]}),
+    "delta net": ("qwen3_5_text", {"r": 4, "target_modules": ["in_proj_qkv", "in_proj_b", "out_proj", "q_proj"]}),
+    "shared keys": ("gemma4_text", {"r": 4, "target_modules": ["k_proj", "per_layer_projection"]}),
     "pissa": ("llama", {"r": 4, "init_lora_weights": "pissa", "target_modules": ["q_proj", "down_proj"]}),
     "olora": ("llama", {"r": 4, "init_lora_weights": "olora", "target_modules": ["q_proj", "down_proj"]}),
 }

@@ -23,6 +23,33 @@ def test_a_token_takes_what_the_native_engine_gives_it() -> None:
     assert bytes_per_block(read_spec(LLAMA), torch.bfloat16) == BLOCK_SIZE * 131072
 
 
+QWEN3_5 = {
+    **LLAMA, "model_type": "qwen3_5_text", "head_dim": 256, "full_attention_interval": 4,
+    "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
+}  # fmt: skip
+GEMMA4 = {
+    **LLAMA, "model_type": "gemma4_text", "head_dim": 256, "sliding_window": 512, "global_head_dim": 512,
+    "num_kv_shared_layers": 12, "attention_k_eq_v": True, "num_global_key_value_heads": 2,
+    "vocab_size_per_layer_input": 128256,
+}  # fmt: skip
+
+
+def test_states_and_shared_layers_take_what_the_native_engine_gives_them() -> None:
+    import torch
+
+    from tuneserve.model import DeltaState
+    from tuneserve.native._states import StateCache
+
+    cache, spec = read_cache(QWEN3_5), read_spec(QWEN3_5)
+    assert (cache.full, cache.others) == (8, 24)
+    assert bytes_per_block(spec, torch.bfloat16) == BLOCK_SIZE * cache.per_token
+    states: list[DeltaState] = list(StateCache(spec, 1, torch.bfloat16, torch.device("cpu")).layers.values())
+    assert cache.bytes(1000) == 1000 * cache.per_token + sum(state.memory.nbytes for state in states)
+    shared = read_cache(GEMMA4)
+    assert (shared.full, shared.windowed, shared.others) == (3, 17, 12)
+    assert bytes_per_block(read_spec(GEMMA4), torch.bfloat16) == BLOCK_SIZE * shared.per_token
+
+
 @pytest.mark.parametrize(
     ("changes", "full", "windowed", "others", "window"),
     [

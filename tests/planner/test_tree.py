@@ -102,6 +102,21 @@ def test_tensor_parallelism_divides_the_heads(make_headers: Callable[..., Path],
     assert plan(source, hardware="3xA100-80GB", concurrency=4).taken.tensor == 1
 
 
+def test_the_native_engine_divides_what_one_gpu_does_not_hold(llama_8b: Path) -> None:
+    made = plan(llama_8b, hardware="4xA2-16GB", objective="simple", concurrency=2)
+    assert (choice(made), made.taken.tensor, made.taken.replicas) == (("merged_16bit", "native"), 2, 2)
+    assert [line.partition(" ")[0] for line in made.commands.shell] == [
+        "CUDA_VISIBLE_DEVICES=0,1", "CUDA_VISIBLE_DEVICES=2,3",
+    ]  # fmt: skip
+    assert all("--engine native" in line and "--tensor-parallel 2" in line for line in made.commands.shell)
+    # Beside half of the other weights, each GPU has the whole embedding.
+    assert made.taken.fit is not None
+    embedding = 2 * 128256 * 4096
+    whole = made.taken.weights or 0
+    assert made.taken.fit.weights == pytest.approx(embedding + (whole - embedding) / 2, rel=1e-3)
+    assert plan(llama_8b, hardware="4xA100-80GB", objective="simple").taken.tensor == 1
+
+
 def test_several_machines_are_replicas_or_a_pipeline(
     make_headers: Callable[..., Path], llama_8b: Path, tmp_path: Path
 ) -> None:
@@ -112,7 +127,7 @@ def test_several_machines_are_replicas_or_a_pipeline(
     shapes = {f"model.layers.{layer}.mlp.up_proj.weight": (100_000, 130_000) for layer in range(100)}
     pipeline = plan(make_headers(tmp_path / "1300b", config, shapes), hardware="4x8xH100-80GB", concurrency=1)
     assert (pipeline.taken.tensor, pipeline.taken.pipeline, pipeline.taken.replicas) == (8, 4, 1)
-    assert "--target ray" in pipeline.commands.shell[-1]
+    assert "--target kubernetes" in pipeline.commands.shell[-1]
 
 
 def test_any_family_is_planned_and_a_mixture_reads_only_its_experts(

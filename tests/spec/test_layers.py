@@ -86,3 +86,53 @@ def test_experts_are_where_the_configuration_has_them() -> None:
 def test_experts_that_cannot_be_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(SpecError, match="experts in each"):
         read("mixtral", **fields)
+
+
+def test_every_fourth_layer_of_qwen3_5_attends_and_the_others_carry_a_state() -> None:
+    spec = read("qwen3_5_text", head_dim=16)
+    assert [layer.delta_net is None for layer in spec.per_layer] == [False, False, False, True] * 2
+    assert spec.has_state and [spec.cache_sizes(index) for index in (0, 3)] == [None, (4, 16)]
+    assert [layer.rope and layer.rope.dim for layer in spec.per_layer[2:4]] == [None, 4]
+    kinds = ["full_attention", "linear_attention"]
+    assert [layer.delta_net is None for layer in read("qwen3_5_text", 2, layer_types=kinds).per_layer] == [True, False]
+
+
+def test_gemma4_shares_the_keys_of_the_last_layer_of_its_kind() -> None:
+    spec = read("gemma4_text", 12, num_kv_shared_layers=4, use_double_wide_mlp=True, head_dim=16, global_head_dim=32)
+    assert [layer.keys_from for layer in spec.per_layer] == [None] * 8 + [7, 7, 7, 5]
+    assert [layer.intermediate_size for layer in spec.per_layer] == [None] * 8 + [192] * 4
+    assert [spec.cache_sizes(index) for index in (0, 5, 8)] == [(4, 16), (4, 32), None]
+    assert windows(spec) == [512, 512, 512, 512, 512, None] * 2
+
+
+def test_gemma4_has_fewer_keys_in_full_layers_only_where_they_are_values_too() -> None:
+    own = {"num_global_key_value_heads": 2, "head_dim": 16, "global_head_dim": 32}
+    assert [read("gemma4_text", 6, **own).attention_sizes(index) for index in (0, 5)] == [(4, 16), (4, 32)]
+    equal = read("gemma4_text", 6, **own, attention_k_eq_v=True)
+    assert [equal.attention_sizes(index) for index in (0, 5)] == [(4, 16), (2, 32)]
+    assert [layer.keys_are_values for layer in equal.per_layer] == [False] * 5 + [True]
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "message"),
+    [
+        ("qwen3_5_text", {"attn_output_gate": False}, "attn_output_gate"),
+        ("qwen3_5_text", {"linear_num_value_heads": 24}, "24 linear value heads over 16"),
+        ("qwen3_5_text", {"layer_types": ["sliding_attention"] * 8}, "sliding_attention"),
+        ("gemma4_text", {"enable_moe_block": True}, "enable_moe_block"),
+        ("gemma4_text", {"use_bidirectional_attention": "all"}, "use_bidirectional_attention"),
+        ("gemma4_text", {"vocab_size_per_layer_input": 95}, "vocab_size_per_layer_input"),
+        ("gemma4_text", {"num_kv_shared_layers": 8}, "num_kv_shared_layers"),
+        ("gemma4_text", {"num_kv_shared_layers": 6}, "layer 5 .* no layer before it"),
+        ("gemma4_text", {"per_layer_config": {"8": {}}}, "layer '8'"),
+        ("gemma4_text", {"per_layer_config": {"1": {"hidden_size": 4}}}, "layer '1'"),
+        ("gemma4_text", {"per_layer_config": {"1": {"num_key_value_heads": 5}}}, "5 key-value heads"),
+        ("gemma4_text", {"per_layer_config": {"5": {"head_dim": 2}}, "num_kv_shared_layers": 1}, "layer 7"),
+    ],
+    ids=str,
+)
+def test_what_these_families_could_ask_for_and_the_decoder_does_not_have_is_refused(
+    family: str, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        read(family, **fields)

@@ -13,7 +13,7 @@ SIZES: Config = {
     "hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 8, "num_attention_heads": 32, "vocab_size": 96,
 }  # fmt: skip
 
-TYPED = ("smollm3", "ministral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt_oss")
+TYPED = ("smollm3", "ministral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gemma4_text", "gpt_oss")
 # The families for which Transformers takes null in a field.
 NULLS = {
     "num_key_value_heads": ("llama", "smollm3", "qwen2", "qwen3", "phi3", "granite"),
@@ -53,7 +53,7 @@ def _filled_in(family: str, given: Config) -> Config:
         ({"vocab_size": "96"}, "vocab_size"),
         ({"num_hidden_layers": 2**20}, "num_hidden_layers"),
         ({"num_key_value_heads": 3}, "3 key-value heads"),
-        ({"head_dim": 5}, "5 elements"),
+        ({"head_dim": 21}, "elements of each head rotated"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings"),
         ({"hidden_act": "relu", "hidden_activation": "relu"}, "relu"),
@@ -90,7 +90,13 @@ def test_layer_types_of_a_family_without_them_are_refused(family: str) -> None:
         read_spec({**SIZES, "model_type": family, "layer_types": ["full_attention"] * 8})
 
 
-@pytest.mark.parametrize(("wrapper", "family"), [("gemma3", "gemma3_text"), ("mistral3", "ministral3")])
+WRAPPED = {
+    "gemma3": "gemma3_text", "mistral3": "ministral3", "gemma4": "gemma4_text",
+    "qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("wrapper", "family"), WRAPPED.items())
 def test_the_text_part_of_a_wrapper_is_read(wrapper: str, family: str) -> None:
     text = {**SIZES, "model_type": family}
     spec = read_spec({"model_type": wrapper, "text_config": text, "tie_word_embeddings": False})

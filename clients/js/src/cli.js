@@ -25,7 +25,9 @@ const OPTIONS = /** @type {const} */ ({
 /** @param {string} name */
 const help = (name) => `Usage: ${name} URL [--model MODEL] [--api-key KEY] [--json]
 
-Find out, feature by feature, whether a server is OpenAI-compatible.
+Find out, feature by feature, whether a server is OpenAI-compatible: models, chat, completions, streams, usage, sampling,
+n, logprobs, a named tool, json_schema, errors and /health. 'tuneserve check' has these checks and further ones: the
+responses, messages and embeddings APIs, tokens, and fields that only some servers have.
 
   URL              the server, like http://localhost:8000, with or without /v1
   --model MODEL    the model to ask; the first that the server lists

@@ -72,7 +72,9 @@ def parse_lora_config(config: Mapping[str, Any], path: Path) -> LoraConfig:
         AdapterError: as :func:`read_lora_config`.
     """
     if config.get("peft_type") != LORA:
-        raise AdapterError(f"{path} is of PEFT type {str(config.get('peft_type'))[:50]!r}, not {LORA}.")
+        raise AdapterError(
+            f"{path} is of PEFT type {str(config.get('peft_type'))[:50]!r}, not {LORA}; name an adapter of that type."
+        )
     if reasons := refusals(config):
         raise AdapterError(f"{path} has what cannot be merged: {'; '.join(reasons[:8])}.")
     try:

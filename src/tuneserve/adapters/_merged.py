@@ -65,9 +65,10 @@ class MergedModel:
         """
         import torch
 
+        if (stored := self.stored(name)) is not None:
+            reader, called = stored
+            return reader.read(called)
         recipe = self.recipes[name]
-        if recipe.reader is not None and not recipe.edits and recipe.reader.tensors[recipe.name] == recipe.spec:
-            return recipe.reader.read(recipe.name)
         result = torch.empty(recipe.spec.shape, dtype=torch_dtype(recipe.spec.dtype))
         flat, done = result.view(-1), 0
         for block in self.blocks(name):
@@ -87,6 +88,14 @@ class MergedModel:
         if recipe.changed or recipe.edits or not isinstance(reader, CodeReader):
             return None
         return reader.codes(recipe.name)
+
+    def stored(self, name: str) -> tuple[WeightReader, str] | None:
+        """Return who reads a tensor that is as it is stored, and under which name; None where it is computed."""
+        recipe = self.recipes[name]
+        reader = recipe.reader
+        if reader is None or recipe.edits or reader.tensors[recipe.name] != recipe.spec:
+            return None
+        return reader, recipe.name
 
     def blocks(self, name: str) -> Iterator["torch.Tensor"]:
         """Compute one tensor in blocks of consecutive rows, which together are what :meth:`read` returns.

@@ -122,7 +122,9 @@ def _blend(adapters: Sequence[WeightedAdapter], combination: Combination | None)
 def _adapters(source: ResolvedSource, weight: float, more: Mapping[str | Path, float]) -> list[WeightedAdapter]:
     if source.adapter_dir is None:
         if more or weight != 1.0:
-            raise InputError(f"{source.name} is a whole model, not an adapter, so it takes no weight and no adapters.")
+            raise InputError(
+                f"{source.name} is a whole model, not an adapter, and takes no weight and no adapters; leave them out."
+            )
         return []
     _refuse_merging_twice(source)
     found = [WeightedAdapter(open_adapter(source.adapter_dir), weight)]

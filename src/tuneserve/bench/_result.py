@@ -1,8 +1,6 @@
 """What was seen of each request, and what it comes to in one run."""
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import msgspec
 
@@ -22,6 +20,17 @@ class Timed:
     error: str | None = None
 
 
+@dataclass(frozen=True)
+class Level:
+    """One level of a sweep: so many requests at once, or so many per second."""
+
+    concurrency: int | None
+    rate: float | None
+
+    def __str__(self) -> str:
+        return f"{self.concurrency} at once" if self.rate is None else f"{self.rate:g} per second"
+
+
 class Percentiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Milliseconds that 50, 90 and 99 of 100 stay within."""
 
@@ -36,10 +45,15 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     ``seconds`` pass from the first request to the last token, ``tokens`` come in them. ``first_token`` and
     ``end_to_end`` are over requests, ``inter_token`` over the times between the pieces of an answer, None where each
     was a single piece. ``failed`` requests are in none of these; ``error`` is what the first of them said.
+
+    Closed load has ``concurrency`` requests on their way, open load ``rate`` requests a second. ``shared_prefix`` of
+    the ``prompt_tokens`` were the same in all prompts, and ``models`` shared the requests. ``good`` requests kept to
+    the targets (milliseconds), None where there was none. ``limit`` is the tokens per second that memory bandwidth
+    allows at this concurrency, None where that is not known.
     """
 
     target: str
-    concurrency: int
+    concurrency: int | None
     requests: int
     prompt_tokens: int
     new_tokens: int
@@ -52,58 +66,30 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     end_to_end: Percentiles
     failed: int = 0
     error: str | None = None
+    rate: float | None = None
+    shared_prefix: int = 0
+    models: int = 1
+    first_token_target: float | None = None
+    inter_token_target: float | None = None
+    good: int | None = None
+    limit: float | None = None
     about: dict[str, str] = {}
     version: str = __version__
 
     @property
-    def workload(self) -> tuple[int, int, int, int]:
+    def level(self) -> Level:
+        """How much load there was."""
+        return Level(self.concurrency, self.rate)
+
+    @property
+    def workload(self) -> tuple[int | None, float | None, int, int, int, int, int]:
         """What has to be equal for two results to be compared."""
-        return self.concurrency, self.requests, self.prompt_tokens, self.new_tokens
+        return (
+            self.concurrency, self.rate, self.requests, self.prompt_tokens, self.shared_prefix, self.new_tokens,
+            self.models,
+        )  # fmt: skip
 
-
-def percentiles(seconds: Iterable[float]) -> Percentiles:
-    """Return the percentiles of at least one time, interpolated linearly between the two nearest."""
-    ordered = sorted(1e3 * value for value in seconds)
-    return Percentiles(*(round(_at(ordered, share), 3) for share in (0.5, 0.9, 0.99)))
-
-
-def _at(ordered: Sequence[float], share: float) -> float:
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
-
-
-def summarise(
-    timed: Sequence[Timed],
-    *,
-    target: str,
-    concurrency: int,
-    prompt_tokens: int,
-    new_tokens: int,
-    run: int,
-    about: dict[str, str],
-) -> RunResult:
-    """Return what a run comes to; at least one request must have been answered."""
-    answered = [request for request in timed if request.error is None]
-    errors = [request.error for request in timed if request.error is not None]
-    gaps = [after - before for request in answered for before, after in pairwise(request.pieces)]
-    seconds = max(request.pieces[-1] for request in answered) - min(request.sent for request in timed)
-    tokens = sum(request.tokens for request in answered)
-    return RunResult(
-        target=target,
-        concurrency=concurrency,
-        requests=len(timed),
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        run=run,
-        seconds=round(seconds, 4),
-        tokens=tokens,
-        tokens_per_second=round(tokens / seconds, 2) if seconds > 0 else 0.0,
-        first_token=percentiles(request.pieces[0] - request.sent for request in answered),
-        inter_token=percentiles(gaps) if gaps else None,
-        end_to_end=percentiles(request.pieces[-1] - request.sent for request in answered),
-        failed=len(errors),
-        error=errors[0] if errors else None,
-        about=about,
-    )
+    @property
+    def goodput(self) -> float | None:
+        """Requests per second that kept to the targets (arXiv:2401.09670), None without targets."""
+        return None if self.good is None else round(self.good / self.seconds, 3) if self.seconds > 0 else 0.0

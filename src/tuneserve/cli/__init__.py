@@ -3,12 +3,13 @@
 import typer
 
 from tuneserve._version import __version__
-from tuneserve.cli import engines
+from tuneserve.cli import engines, keys
 from tuneserve.cli._run import output, run
 from tuneserve.cli.bench import bench
 from tuneserve.cli.chat import chat
 from tuneserve.cli.check import check
 from tuneserve.cli.demo import demo
+from tuneserve.cli.deploy import deploy
 from tuneserve.cli.export import export
 from tuneserve.cli.generate import generate
 from tuneserve.cli.inspect import inspect
@@ -24,9 +25,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, inspect, plan, export, verify, serve, generate, chat, check, bench):
+for verb in (demo, inspect, plan, export, verify, serve, generate, chat, check, bench, deploy):
     app.command()(verb)
 app.add_typer(engines.app, name="engines")
+app.add_typer(keys.app, name="keys")
 
 
 def _show_version(asked: bool) -> None:
@@ -44,4 +46,5 @@ def _options(
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    run(app)
+    # By whatever name it was started, so that completions and help say the same.
+    run(lambda: app(prog_name="tuneserve"))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,7 +41,10 @@ class Adapter:
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """What will be served: ``artifact``, which ``method`` made of ``source`` (None: it is the source), by ``kind``."""
+    """What will be served: ``artifact``, which ``method`` made of ``source`` (None: it is the source), by ``kind``.
+
+    With ``verify`` it is compared with ``source`` before it is served.
+    """
 
     kind: EngineKind
     source: ResolvedSource
@@ -50,13 +53,34 @@ class Served:
     adapters: tuple[Adapter, ...]
     options: ServeOptions
     notes: tuple[str, ...]
+    verify: bool = True
 
 
-def parse_adapters(given: Sequence[str], source: ResolvedSource, name: str) -> tuple[Adapter, ...]:
-    """Read ``NAME=PATH`` for each adapter over the base ``source``, which is served as ``name``.
+def split_adapters(given: Sequence[str]) -> dict[str, str]:
+    """Read ``NAME=PATH`` for each adapter.
 
     Raises:
-        InputError: one is malformed, named twice, or no adapter; or the source is an adapter itself.
+        InputError: one is malformed, or a name is given twice.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, _, path = text.partition("=")
+        if not _ADAPTER_NAME.fullmatch(name) or not path:
+            raise InputError(
+                f"--adapter {text[:100]!r} is not NAME=PATH; give it a name of letters, digits, . _ and -, "
+                "like en=outputs/en."
+            )
+        if name in found:
+            raise InputError(f"two models would be called {name!r}; choose another name for the adapter.")
+        found[name] = path
+    return found
+
+
+def open_adapters(given: Mapping[str, str], source: ResolvedSource) -> tuple[Adapter, ...]:
+    """Open the adapters over the base ``source``, by name.
+
+    Raises:
+        InputError: a name cannot be one, or there is no adapter; or the source is an adapter itself.
     """
     from tuneserve.sources import resolve
 
@@ -64,19 +88,16 @@ def parse_adapters(given: Sequence[str], source: ResolvedSource, name: str) -> t
         raise InputError(
             f"{source.name} is an adapter itself; serve its base, and name each adapter over it with --adapter."
         )
-    found: dict[str, Adapter] = {}
-    for text in given:
-        called, _, path = text.partition("=")
-        if not _ADAPTER_NAME.fullmatch(called) or not path:
-            raise InputError(f"--adapter {text[:100]!r} is not NAME=PATH with a name of letters, digits, . _ and -.")
-        if called in found or called == name:
-            raise InputError(f"two models would be called {called!r}; choose another name for the adapter.")
+    found = []
+    for name, path in given.items():
+        if not _ADAPTER_NAME.fullmatch(name):
+            raise InputError(f"an adapter cannot be called {name[:100]!r}; use letters, digits, . _ and -.")
         try:
             adapter = resolve(path, base=source.weights_file or source.model_dir)
         except SourceError as error:
-            raise InputError(f"the adapter {called} cannot be served: {error}") from None
-        found[called] = Adapter(name=called, source=adapter)
-    return tuple(found.values())
+            raise InputError(f"the adapter {name} cannot be served: {error}") from None
+        found.append(Adapter(name=name, source=adapter))
+    return tuple(found)
 
 
 def check_program(engine: str, python: Path | None, binary: Path | None) -> Path | None:
@@ -196,6 +217,7 @@ def prepare(
         adapters=tuple(adapters),
         options=options,
         notes=preflight.notes,
+        verify=verify,
     )
 
 

@@ -1,5 +1,6 @@
 """What every verb shares: how errors leave the program, and where text goes."""
 
+import contextlib
 import errno
 import json
 import logging
@@ -7,13 +8,39 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from io import TextIOBase
+from typing import IO, cast
 
 from rich.console import Console
 
 from tuneserve.errors import TuneserveError
 
+
+class _Explanations(TextIOBase):
+    """Standard error as it is now; what it cannot take, because the disk is full or its reader left, is not missed."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        return sys.stderr.isatty()
+
+    def fileno(self) -> int:
+        return sys.stderr.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return sys.stderr.encoding
+
+
 # Explanations and progress go to stderr; stdout carries only what was asked for.
-console = Console(stderr=True, highlight=False)
+console = Console(file=cast(IO[str], _Explanations()), highlight=False)
 output = Console(highlight=False)
 
 _INTERRUPTED = 130

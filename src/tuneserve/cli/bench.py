@@ -8,26 +8,44 @@ from typing import IO, TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from tuneserve.bench import Change, RunResult, Target, Workload
-
-_SHARES = ("p50", "p90", "p99")
+    from tuneserve.bench import RunResult, Target, Workload
 
 
 def bench(
     source: Annotated[str, typer.Argument(help="A source, run in this process, or a server's http:// address.")],
     concurrency: Annotated[
-        str, typer.Option("--concurrency", "--batch", help="Requests at once; several, like 1,16,64, are a sweep.")
-    ] = "1,16,64",
-    requests: Annotated[int | None, typer.Option(help="Requests of a run; as many as are at once.")] = None,
+        str | None,
+        typer.Option("--concurrency", "--batch", help="Requests at once; several are a sweep. By default 1,16,64."),
+    ] = None,
+    rate: Annotated[
+        str | None, typer.Option(help="Instead: requests per second, arriving at random; several are a sweep.")
+    ] = None,
+    requests: Annotated[
+        int | None, typer.Option(help="Requests of a run; as many as are at once, or arrive in 10 seconds.")
+    ] = None,
     prompt_tokens: Annotated[int, typer.Option(help="Random tokens of each prompt.")] = 32,
+    shared_prefix: Annotated[int, typer.Option(help="How many of these are the same in all prompts.")] = 0,
     new_tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 128,
     runs: Annotated[int, typer.Option(help="How often each level is run.")] = 5,
-    seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the prompts and arrivals.")] = 0,
+    ttft_target: Annotated[
+        float | None, typer.Option(help="Milliseconds to the first token that count as good, for goodput.")
+    ] = None,
+    itl_target: Annotated[
+        float | None, typer.Option(help="Milliseconds between tokens that do, on average over an answer.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A new file for the results, a line of JSON for each run.")] = None,
+    html: Annotated[Path | None, typer.Option(help="A new file for a page of plots.")] = None,
     against: Annotated[
         list[Path] | None, typer.Option(help="Results to compare with, from --out; repeatable, all are taken together.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The server's model; the first that it lists.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="The server's model, by default the first it lists; several share the requests."),
+    ] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="NAME=PATH over a source, unmerged; several share the requests.")
+    ] = None,
     api_key: Annotated[str | None, typer.Option(help="The server's key.", envvar="TUNESERVE_API_KEY")] = None,
     run_seconds: Annotated[float, typer.Option(min=1, help="The longest that a server may take for a run.")] = 600.0,
     base: Annotated[str | None, typer.Option(help="Use this base instead of the one the adapter names.")] = None,
@@ -38,52 +56,90 @@ def bench(
     """Measure latency and throughput under load, and what changed since the last time.
 
     [dim]tuneserve bench http://localhost:8000 --concurrency 1,8,32 --out before.jsonl[/dim]
+
+    [dim]tuneserve bench http://localhost:8000 --rate 1,2,4 --ttft-target 500 --html load.html[/dim]
     """
     from dataclasses import asdict
 
     import msgspec
 
-    from tuneserve.bench import Workload, compare, measure, read_results, write_result
-    from tuneserve.cli._run import print_json
+    from tuneserve.bench import Workload, compare, html_report, measure, read_results, write_result
+    from tuneserve.cli._load_progress import LoadProgress
+    from tuneserve.cli._load_tables import print_changes, print_level
+    from tuneserve.cli._run import console, print_json
+    from tuneserve.report import check_new, write_page
 
     workload = Workload(
-        concurrency=_levels(concurrency),
+        concurrency=_levels("concurrency", concurrency or "1,16,64"),
+        rates=() if rate is None else _rates(concurrency, rate),
         requests=requests,
         prompt_tokens=prompt_tokens,
+        shared_prefix=shared_prefix,
         new_tokens=new_tokens,
         runs=runs,
         seed=seed,
+        first_token_target=ttft_target,
+        inter_token_target=itl_target,
     )
     workload.check()
+    if html is not None:
+        check_new(html)
     before = [result for path in against or () for result in read_results(path)]
     results: list[RunResult] = []
     with ExitStack() as stack:
         file = stack.enter_context(_new_file(out)) if out is not None else None
         if source.startswith(("http://", "https://")):
-            target = _server(stack, source, model, api_key, run_seconds)
+            _refuse("a source", base=base, adapter=adapter)
+            target = _server(stack, source, model or (), api_key, run_seconds)
         else:
-            target = _source(source, base, workload, dtype, weights)
-        for result in measure(target, workload):
+            _refuse("a server", model=model)
+            target = _source(source, base, workload, adapter or (), dtype, weights)
+        progress = stack.enter_context(LoadProgress(console, runs))
+        for result in measure(target, workload, progress.ran):
             results.append(result)
             if file is not None:
                 write_result(file, result)
             if not as_json and len(results) % runs == 0:
-                _print_level(results[-runs:], first=len(results) == runs)
+                print_level(results[-runs:], first=len(results) == runs)
     changes = compare(before, results) if before else None
+    if html is not None:
+        write_page(html, html_report(results, before, changes or ()))
     if as_json:
         found = {"results": msgspec.to_builtins(results)}
         print_json(found if changes is None else {**found, "changes": [asdict(change) for change in changes]})
     elif changes is not None:
-        _print_changes(changes)
+        print_changes(changes)
 
 
-def _levels(text: str) -> tuple[int, ...]:
+def _refuse(whose: str, **given: object) -> None:
+    from tuneserve.errors import InputError
+
+    for name, value in given.items():
+        if value:
+            raise InputError(f"--{name} is for {whose}; leave it out.")
+
+
+def _levels(name: str, text: str) -> tuple[int, ...]:
     from tuneserve.errors import InputError
 
     parts = text.split(",")
     if len(parts) > 100 or not all(part.strip().isascii() and part.strip().isdigit() for part in parts):
-        raise InputError(f"--concurrency is {text[:60]!r}; give whole numbers, like 1,16,64.")
+        raise InputError(f"--{name} is {text[:60]!r}; give whole numbers, like 1,16,64.")
     return tuple(int(part[:20]) for part in parts)
+
+
+def _rates(concurrency: str | None, text: str) -> tuple[float, ...]:
+    from tuneserve.errors import InputError
+
+    if concurrency is not None:
+        raise InputError("--concurrency and --rate are two kinds of load; give one of them.")
+    try:
+        rates = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--rate is {text[:60]!r}; give requests per second, like 0.5,1,2.") from None
+    if len(rates) > 100:
+        raise InputError(f"--rate has {len(rates)} levels; give at most 100.")
+    return rates
 
 
 def _new_file(path: Path) -> IO[bytes]:
@@ -95,53 +151,21 @@ def _new_file(path: Path) -> IO[bytes]:
         raise OutputError(f"{path} is there already; name a new file.") from None
 
 
-def _server(stack: ExitStack, url: str, model: str | None, api_key: str | None, run_seconds: float) -> "Target":
+def _server(stack: ExitStack, url: str, models: "Sequence[str]", api_key: str | None, run_seconds: float) -> "Target":
     from tuneserve.bench import ServerTarget
     from tuneserve.client import OpenAIClient
 
     client = stack.enter_context(OpenAIClient(url, api_key, run_seconds))
-    return ServerTarget(client, model, run_seconds=run_seconds)
+    return ServerTarget(client, models, run_seconds=run_seconds)
 
 
-def _source(source: str, base: str | None, workload: "Workload", dtype: str, weights: str) -> "Target":
+def _source(
+    source: str, base: str | None, workload: "Workload", adapters: "Sequence[str]", dtype: str, weights: str
+) -> "Target":
     from tuneserve.bench.source import SourceTarget
+    from tuneserve.cli._engine import open_adapters, split_adapters
     from tuneserve.sources import resolve
 
-    return SourceTarget(resolve(source, base=base), workload, dtype=dtype, weights=weights)
-
-
-def _print_level(results: "Sequence[RunResult]", *, first: bool) -> None:
-    from statistics import median
-
-    from tuneserve.cli._run import console, output
-
-    if first:
-        output.print(
-            f"{'':>11}  {'tok/s':>22}  {'first token, ms':>26}  {'inter-token, ms':>26}  {'end to end, ms':>26}\n"
-            f"{'concurrency':>11}  {'median (lowest-highest)':>22} " + f" {'p50':>8} {'p90':>8} {'p99':>8} " * 3,
-            soft_wrap=True,
-        )
-    speeds = [result.tokens_per_second for result in results]
-    row = f"{results[0].concurrency:>11}  {median(speeds):>9,.1f} ({min(speeds):,.0f}-{max(speeds):,.0f})".ljust(37)
-    for name in ("first_token", "inter_token", "end_to_end"):
-        found = [value for result in results if (value := getattr(result, name)) is not None]
-        cells = [f"{median(getattr(each, p) for each in found):8,.1f}" if found else " " * 8 for p in _SHARES]
-        row += f" {' '.join(cells)} "
-    output.print(row, soft_wrap=True)
-    if failed := sum(result.failed for result in results):
-        error = next(result.error for result in results if result.error)
-        console.print(f"{failed} requests failed, the first: {error}", markup=False, soft_wrap=True)
-
-
-def _print_changes(changes: "Sequence[Change]") -> None:
-    from tuneserve.cli._run import output
-
-    output.print(f"\n{'concurrency':>11}  {'':<20}  {'before':>10}  {'now':>10}")
-    for change in changes:
-        ratio = f"{change.after / change.before - 1:+.1%}" if change.before else ""
-        verdict = ("better" if change.better else "worse") if change.beyond_noise else "within noise"
-        output.print(
-            f"{change.concurrency:>11}  {change.metric:<20}  {change.before:>10,.1f}  {change.after:>10,.1f}  "
-            f"{ratio:>7}  {verdict}",
-            soft_wrap=True,
-        )
+    found = resolve(source, base=base)
+    named = {each.name: each.named.directory for each in open_adapters(split_adapters(adapters), found)}
+    return SourceTarget(found, workload, adapters=named, dtype=dtype, weights=weights)

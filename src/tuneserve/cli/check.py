@@ -51,7 +51,7 @@ def _print_result(result: "CheckResult") -> None:
     from tuneserve.cli._run import output
 
     row = Text(f"{_WORDS[result.outcome]:<13}  ", style=_STYLES[result.outcome])
-    row.append(f"{result.name:<21}  {result.milliseconds:>6} ms  {result.detail}", style="default")
+    row.append(f"{result.name:<22}  {result.milliseconds:>6} ms  {result.detail}", style="default")
     output.print(row, soft_wrap=True)
 
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 _NAME = "tickets"
 _SOURCE = "demo:tickets"
+_BASE = "base"
+_UNMERGED = "tickets-unmerged"
 # The base is described by its manifest, which has the hash of what it was made from.
 _INPUTS = ("adapter_config.json", "adapter_model.safetensors", "tuneserve.json")
 _MESSAGE = "My parcel A48213 has not arrived and the party is tomorrow!"
@@ -19,11 +21,11 @@ _MESSAGE = "My parcel A48213 has not arrived and the party is tomorrow!"
 def demo(
     port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.")] = 8000,
 ) -> None:
-    """See the whole story on a small model: merge its adapter, verify, serve, chat.
+    """See the whole story on a small model: merge its adapter, verify, serve, chat, compare with its base.
 
     [dim]tuneserve demo --port 8123[/dim]
     """
-    from tuneserve.cli._engine import prepare
+    from tuneserve.cli._engine import open_adapters, prepare
     from tuneserve.cli._run import output
     from tuneserve.cli._serving import run_server
     from tuneserve.engines.kind import ServeOptions
@@ -32,13 +34,16 @@ def demo(
 
     # Better now than after the work.
     listen("127.0.0.1", port).close()
-    directory = _artifact()
+    merged, base = resolve(_artifact()), resolve("demo")
+    adapters = open_adapters({_UNMERGED: str(resolve(_SOURCE).adapter_dir)}, base)
     run_server(
-        prepare("native", resolve(directory), (), ServeOptions(), verify=False),
-        name=_NAME,
+        # What is served was verified when it was merged.
+        {
+            _NAME: prepare("native", merged, (), ServeOptions(), verify=False),
+            _BASE: prepare("native", base, adapters, ServeOptions(), verify=False),
+        },
         host="127.0.0.1",
         port=port,
-        verify=False,  # that was done when it was merged
         on_ready=lambda url: output.print(_banner(url), markup=False, soft_wrap=True),
     )
 
@@ -79,7 +84,8 @@ def _fingerprint(source: "ResolvedSource") -> str:
 
 def _banner(url: str) -> str:
     return f"""
-the tuned model answers at {url}; the chat page is at the same address, Ctrl-C stops
+the tuned model answers at {url}, and so do its base and the adapter over it, to compare them on the page at
+the same address; Ctrl-C stops
 
 curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
   -d '{{"model": "{_NAME}", "temperature": 0, "messages": [{{"role": "user", "content": "{_MESSAGE}"}}]}}'

@@ -1,5 +1,6 @@
 """``tuneserve plan``."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -23,6 +24,7 @@ def plan(
         Literal["16bit", "trained"] | None,
         typer.Option(help="Of a quantised base: its 16-bit original, or what training saw; trained if left out."),
     ] = None,
+    report: Annotated[Path | None, typer.Option(help="A new file for a page: the memory bars and the steps.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Say how to serve a model best on some hardware, why, and with which commands; nothing is loaded.
@@ -31,11 +33,16 @@ def plan(
     """
     from tuneserve import planner
     from tuneserve.cli._run import output, print_json
+    from tuneserve.report import check_new, write_page
 
+    if report is not None:
+        check_new(report)
     made = planner.plan(
         source, objective=objective, hardware=hardware, context=context, concurrency=concurrency, adapters=adapters,
         base=base, base_precision=base_precision,
     )  # fmt: skip
+    if report is not None:
+        write_page(report, planner.html_report(made))
     if as_json:
         print_json(made.to_dict())
     else:

@@ -1,13 +1,33 @@
 """``tuneserve serve``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tuneserve.errors import InputError
+
+if TYPE_CHECKING:
+    from tuneserve.cli._config import ServerConfig
+
+_FILE = "config_file"
+# What the configuration calls an option, where that is not the flag: a list is in the plural.
+_KEYS = {
+    "adapter": "adapters",
+    "engine_arg": "engine_args",
+    "allowed_host": "allowed_hosts",
+    "cors_origin": "cors_origins",
+    "adapter_dir": "adapter_dirs",
+    "context_length": "context",
+}
+_NEGATED = ("verify", "prefix_cache")
+
 
 def serve(
-    source: Annotated[str, typer.Argument(help="A directory, a .gguf file, org/name@revision, demo or demo:tickets.")],
+    context: typer.Context,
+    source: Annotated[
+        str | None, typer.Argument(help="A directory, a .gguf file, org/name@revision, demo or demo:tickets.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="What requests call the model; the source's name.")] = None,
     base: Annotated[str | None, typer.Option(help="Use this base instead of the one the adapter names.")] = None,
     engine: Annotated[
@@ -30,8 +50,12 @@ def serve(
     ] = False,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.")] = 8000,
-    context: Annotated[int | None, typer.Option(help="Tokens per sequence; the model's, up to 8192.")] = None,
-    max_running: Annotated[int | None, typer.Option(help="Sequences computed together; what fits, up to 64.")] = None,
+    context_length: Annotated[
+        int | None, typer.Option("--context", min=1, help="Tokens per sequence; the model's, up to 8192.")
+    ] = None,
+    max_running: Annotated[
+        int | None, typer.Option(min=1, help="Sequences computed together; what fits, up to 64.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     weights: Annotated[
         str,
@@ -52,64 +76,84 @@ def serve(
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="On a loopback address, another host name that requests may use.")
     ] = None,
-    drain_seconds: Annotated[float, typer.Option(min=0, help="How long running requests may go on at the end.")] = 30,
+    drain_timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds that running requests may go on once the server is told to stop.")
+    ] = 30,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="A file of API keys, one of which each request needs; see 'tuneserve keys'.")
+    ] = None,
+    max_queue: Annotated[int, typer.Option(min=0, help="Sequences that may wait; requests past it get a 429.")] = 1024,
+    max_body_mib: Annotated[int, typer.Option(min=1, max=1024, help="The largest request body in MiB.")] = 8,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="A web page's origin that may use the API, * for all; repeatable.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="A certificate with its chain (PEM), to serve HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
+    log_format: Annotated[str, typer.Option(help="text or json: how each request is logged to stderr.")] = "text",
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Put the requests' bodies into the log.")] = False,
+    otlp_endpoint: Annotated[
+        str | None, typer.Option(help="Where traces go (OTLP over HTTP); needs 'pip install tuneserve[otel]'.")
+    ] = None,
+    adapter_dir: Annotated[
+        list[Path] | None, typer.Option(help="Where adapters may be loaded from while the server runs; repeatable.")
+    ] = None,
+    lenient: Annotated[bool, typer.Option("--lenient", help="Ignore fields that nobody knows.")] = False,
+    config_file: Annotated[
+        Path | None, typer.Option("--config", help="A TOML file of models and options, instead of all others here.")
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the TOML file that says all this, and serve nothing.")
+    ] = False,
 ) -> None:
-    """Serve a model behind the OpenAI API, with a chat page at /.
+    """Serve models behind the OpenAI API, with a page at / to chat, compare and watch.
 
     [dim]tuneserve serve outputs/my-adapter --port 8000[/dim]
 
     [dim]tuneserve serve outputs/my-adapter --engine vllm[/dim]
+
+    [dim]tuneserve serve outputs/my-adapter --host 0.0.0.0 --api-key-file keys.toml --log-format json[/dim]
+
+    [dim]tuneserve serve outputs/my-adapter --print-config > serve.toml; tuneserve serve --config serve.toml[/dim]
     """
-    from tuneserve.cli._engine import check_program, parse_adapters, prepare
-    from tuneserve.cli._run import console
-    from tuneserve.cli._serving import log_directory, run_server
-    from tuneserve.engines.kind import NativeOptions, ServeOptions
-    from tuneserve.gateway import listen
-    from tuneserve.sources import resolve
+    from tuneserve.cli._config import read_config, to_toml
+    from tuneserve.cli._run import output
+    from tuneserve.cli._serve_config import serve_config
 
-    program = check_program(engine, engine_python, engine_binary)
-    resolved = resolve(source, base=base)
-    called = name or resolved.name
-    # Better now than after the work.
-    listen(host, port).close()
-    served = prepare(
-        engine,
-        resolved,
-        parse_adapters(adapter or (), resolved, called),
-        ServeOptions(
-            context_length=context,
-            max_running=max_running,
-            dtype=dtype,
-            tensor_parallel=tensor_parallel,
-            program=program,
-            arguments=tuple(engine_arg or ()),
-            logs=log_directory(port),
-            native=NativeOptions(
-                cache_tokens=cache_tokens,
-                prefix_cache=not no_prefix_cache,
-                speculation=speculation,
-                cpu_step=cpu_step,
-                weights=weights,
-            ),
-        ),
-        verify=not no_verify,
-    )
+    config = _from_flags(context) if config_file is None else read_config(_alone(context, config_file))
+    if print_config:
+        output.file.write(to_toml(config))
+    else:
+        serve_config(config)
 
-    def announce(url: str) -> None:
-        console.print(
-            f"serving {called} at {url} (chat page), {url}/v1 (API); Ctrl-C stops", markup=False, soft_wrap=True
-        )
 
-    for note in served.notes:
-        console.print(note, markup=False, soft_wrap=True)
-    console.print(f"loading {called} with {served.kind.name}", markup=False, soft_wrap=True)
-    run_server(
-        served,
-        name=called,
-        host=host,
-        port=port,
-        on_ready=announce,
-        verify=not no_verify,
-        drain_seconds=drain_seconds,
-        allowed_hosts=tuple(allowed_host or ()),
-    )
+def _alone(context: typer.Context, file: Path) -> Path:
+    """Return the file of the configuration, if nothing is given beside it.
+
+    Raises:
+        InputError: something is.
+    """
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if name not in (_FILE, "print_config") and source is not None and source.name == "COMMANDLINE":
+            raise InputError(f"{parameter.opts[-1]} is given beside --config; say it in {file} instead.")
+    return file
+
+
+def _from_flags(context: typer.Context) -> "ServerConfig":
+    """Return the configuration of one model that the flags describe."""
+    from tuneserve.cli._config import ModelConfig, to_config
+    from tuneserve.cli._engine import split_adapters
+
+    given: dict[str, Any] = {
+        _KEYS.get(name, name): value
+        for name, value in context.params.items()
+        if value is not None and name not in (_FILE, "print_config")
+    }
+    if "source" not in given:
+        raise InputError("there is nothing to serve; name a SOURCE, or a file with --config.")
+    for flag in _NEGATED:
+        given[flag] = not given.pop(f"no_{flag}")
+    given["adapters"] = split_adapters(given.get("adapters", ()))
+    model = {name: given.pop(name) for name in ModelConfig.__struct_fields__ if name in given}
+    return to_config({**given, "model": [model]})

@@ -1,5 +1,7 @@
 """``tuneserve verify``."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,40 +19,46 @@ def verify(
     method: Annotated[str | None, typer.Option(help="How it was made, if no manifest says so: gguf:q4_k_m.")] = None,
     model: Annotated[str | None, typer.Option(help="With a URL, the model to ask; the first that it lists.")] = None,
     api_key: Annotated[str | None, typer.Option(help="With a URL, its key.", envvar="TUNESERVE_API_KEY")] = None,
+    report: Annotated[Path | None, typer.Option(help="A new file for a page: where the two part, and how far.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Measure how far a model is from the one that was trained; exit code 1 if it is another.
 
-    [dim]tuneserve verify serving_model --against outputs/my-adapter[/dim]
+    [dim]tuneserve verify serving_model --against outputs/my-adapter --report parity.html[/dim]
 
     [dim]tuneserve verify serving_model[/dim]  rechecks the hashes of its files
     """
     from tuneserve.cli._run import print_json
 
     if against is None:
-        _verify_files(candidate, [base, method, model], as_json=as_json)
+        _verify_files(candidate, [base, method, model, report], as_json=as_json)
         return
     from tuneserve import parity
+    from tuneserve.report import check_new, write_page
 
+    if report is not None:
+        check_new(report)
     key = api_key if candidate.startswith(("http://", "https://")) else None
-    report = parity.verify(candidate, against, base=base, method=method, model=model, api_key=key)
+    found = parity.verify(candidate, against, base=base, method=method, model=model, api_key=key)
+    if report is not None:
+        write_page(report, parity.html_report(found, candidate, against))
     if as_json:
-        print_json(report.to_dict())
+        print_json(found.to_dict())
     else:
-        print_parity(report)
-    if not report.passed:
+        print_parity(found)
+    if not found.passed:
         raise typer.Exit(1)
 
 
-def _verify_files(candidate: str, others: "list[str | None]", *, as_json: bool) -> None:
-    from pathlib import Path
-
+def _verify_files(candidate: str, others: "Sequence[object]", *, as_json: bool) -> None:
     from tuneserve import parity
     from tuneserve.cli._run import output, print_json
     from tuneserve.errors import InputError
 
     if any(value is not None for value in others):
-        raise InputError("--base, --method and --model are for a comparison; name the reference with --against.")
+        raise InputError(
+            "--base, --method, --model and --report are for a comparison; name the reference with --against."
+        )
     report = parity.verify_files(Path(candidate))
     if as_json:
         print_json(report.to_dict())

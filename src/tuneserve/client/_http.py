@@ -39,7 +39,10 @@ class Connection:
         self._timeout = timeout
         try:
             self._client = httpx.Client(
-                headers=headers, timeout=httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS))
+                headers=headers,
+                timeout=httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS)),
+                # Whoever asks from many threads at once means it: by default the 101st would wait for another.
+                limits=httpx.Limits(),
             )
         except (ImportError, ValueError, httpx.InvalidURL) as error:
             raise InputError(

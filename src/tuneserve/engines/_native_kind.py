@@ -7,7 +7,7 @@ from tuneserve.engines.contract import Engine
 from tuneserve.engines.kind import CPU_STEPS, WEIGHTS, NamedAdapter, NativeOptions, Preflight, ServeOptions
 from tuneserve.errors import InputError, SpecError
 from tuneserve.sources import ResolvedSource, open_files, read_config
-from tuneserve.spec import ModelSpec, computation_of
+from tuneserve.spec import Computation, ModelSpec, computation_of, reasons_against_split
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -32,8 +32,6 @@ class Native:
             raise InputError(f"the dtype {options.dtype!r} is not known; choose {', '.join(_DTYPES)}.")
         _check(options.native)
         problems = []
-        if options.tensor_parallel != 1:
-            problems.append("it runs on one device, without tensor parallelism")
         config = read_config(source.model_dir / "config.json")
         try:
             # However weights are stored, the engine reads them.
@@ -42,6 +40,8 @@ class Native:
             problems.append(str(error).rstrip("."))
         else:
             problems += _adapter_problems(source, adapters, computation.spec)
+            if options.tensor_parallel != 1:
+                problems += _parallel_problems(computation, adapters, options.tensor_parallel)
         return Preflight(tuple(problems))
 
     async def start(
@@ -66,6 +66,7 @@ class Native:
                 context_length=options.context_length,
                 max_running=options.max_running,
                 dtype=options.dtype,
+                tensor_parallel=options.tensor_parallel,
                 native=options.native,
             )
 
@@ -77,6 +78,14 @@ class Native:
             await engine.close()
             raise
         return engine
+
+
+def _parallel_problems(computation: Computation, adapters: Sequence[NamedAdapter], size: int) -> list[str]:
+    """Return why devices cannot divide a model."""
+    problems = ["with tensor parallelism it does not compute adapters unmerged"] if adapters else []
+    if computation.spec is None:
+        return [*problems, f"what runs through Transformers runs on one device ({computation.reason})"]
+    return problems + reasons_against_split(computation.spec, size)
 
 
 def _adapter_problems(source: ResolvedSource, adapters: Sequence[NamedAdapter], spec: ModelSpec | None) -> list[str]:

@@ -77,6 +77,7 @@ class Tokens(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     finish_reason: FinishReason | None = None
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
+    cached_tokens: int | None = None
 
 
 class Embedding(msgspec.Struct, frozen=True, tag=True):

@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator
 
-from tuneserve.text import Tokenizer
-
-_SPACE = "\u2581"
+from tuneserve.text import TokenBytes, Tokenizer
 
 
 class Pieces:
@@ -46,26 +44,9 @@ class Pieces:
 
 def _pieces(tokenizer: Tokenizer) -> Iterator[tuple[int, bytes]]:
     """Yield ordinary tokens before special ones, so that a text is the former where it can be."""
-    backend = tokenizer.backend
-    is_byte_level = backend.decoder is not None and b'"ByteLevel"' in backend.decoder.__getstate__()
-    alphabet = _byte_alphabet() if is_byte_level else None
+    backend, spelled = tokenizer.backend, TokenBytes(tokenizer)
     added = backend.get_added_tokens_decoder()
-    for token, index in sorted(backend.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1]):
-        if index in added:
-            continue
-        if alphabet is not None:
-            if all(character in alphabet for character in token):
-                yield index, bytes(alphabet[character] for character in token)
-        elif index in tokenizer.byte_ids:
-            yield index, bytes.fromhex(token[3:5])
-        else:
-            yield index, token.replace(_SPACE, " ").encode()
-    for index, special in added.items():
-        yield index, special.content.encode()
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Return the byte that each character of byte-level BPE stands for, as GPT-2 assigned them."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(hidden)}
+    ordinary = sorted(backend.get_vocab(with_added_tokens=False).values())
+    for index in (*(index for index in ordinary if index not in added), *added):
+        if (piece := spelled.of(index)) is not None:
+            yield index, piece

@@ -206,10 +206,14 @@ def _chunk(event: Any, seen: int, params: SamplingParams, *, with_prompt: bool) 
         prompt_logprobs = _logprobs(
             meta["input_token_logprobs"][1:], meta.get("input_top_logprobs", [])[1:], params.prompt_logprobs
         )
-    return (
-        TokenChunk(token_ids=ids, finish_reason=_reason(meta), logprobs=logprobs, prompt_logprobs=prompt_logprobs),
-        max(seen, total),
+    chunk = TokenChunk(
+        token_ids=ids,
+        finish_reason=_reason(meta),
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        cached_tokens=None if seen else meta.get("cached_tokens"),
     )
+    return chunk, max(seen, total)
 
 
 def _reason(meta: Any) -> FinishReason | None:
@@ -245,5 +249,6 @@ def _cut(chunk: TokenChunk, stops: frozenset[int]) -> TokenChunk:
                 finish_reason="stop",
                 logprobs=chunk.logprobs[:count] if chunk.logprobs is not None else None,
                 prompt_logprobs=chunk.prompt_logprobs,
+                cached_tokens=chunk.cached_tokens,
             )
     return chunk

@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import msgspec
 
+from tuneserve.engines._native_backlog import Answer, Backlog
 from tuneserve.engines._native_wire import (
     HEADER,
     Adapters,
@@ -43,7 +44,6 @@ from tuneserve.sources import ResolvedSource
 
 _CLOSE_SECONDS = 10.0
 _decoder = msgspec.msgpack.Decoder(FromEngine)
-_Answer = Tokens | Embedding | Refused | Failed
 
 
 class NativeEngine:
@@ -60,7 +60,7 @@ class NativeEngine:
         self._reader = reader
         self._writer = writer
         self._info = info
-        self._answers: dict[str, asyncio.Queue[_Answer]] = {}
+        self._answers: dict[str, asyncio.Queue[Answer]] = {}
         self._stats: list[asyncio.Future[EngineStats]] = []
         self._changes: dict[int, asyncio.Future[Adapters]] = {}
         self._numbers = itertools.count()
@@ -75,6 +75,7 @@ class NativeEngine:
         context_length: int | None = None,
         max_running: int | None = None,
         dtype: str = "auto",
+        tensor_parallel: int = 1,
         native: NativeOptions | None = None,
     ) -> "NativeEngine":
         """Start the process and wait until it has loaded the model; see :class:`~tuneserve.native.EngineConfig`.
@@ -91,6 +92,7 @@ class NativeEngine:
             "context_length": context_length,
             "max_running": max_running,
             "dtype": dtype,
+            "tensor_parallel": tensor_parallel,
             **asdict(native or NativeOptions()),
         }
         ours, theirs = socket.socketpair()
@@ -133,6 +135,7 @@ class NativeEngine:
                     finish_reason=answer.finish_reason,
                     logprobs=answer.logprobs,
                     prompt_logprobs=answer.prompt_logprobs,
+                    cached_tokens=answer.cached_tokens,
                 )
 
     async def embed(self, prompt_ids: list[int], pooling: Pooling, adapter: str | None) -> list[float]:
@@ -176,7 +179,7 @@ class NativeEngine:
 
     async def _ask(self, request_id: str, message: Generate | Embed) -> AsyncGenerator[Tokens | Embedding, None]:
         """Yield the answers to a request up to the last; it is cancelled if the generator is closed before."""
-        answers: asyncio.Queue[_Answer] = asyncio.Queue()
+        answers = Backlog()
         self._answers[request_id] = answers
         finished = False
         try:

@@ -1,8 +1,8 @@
 """Sending what is generated, whole or as server-sent events, for as long as the client listens."""
 
 import asyncio
-from collections.abc import Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -12,8 +12,9 @@ from starlette.types import Receive, Scope, Send
 from tuneserve.gateway._errors import as_api_error, json_response
 from tuneserve.gateway._generate import Emit, Job, Piece, generate
 from tuneserve.gateway._metrics import Metrics
+from tuneserve.gateway._parts import PlainReader, Reader, Sample
 from tuneserve.gateway._served import ServedModel
-from tuneserve.gateway._shapes import Json, Result, Shape, usage_of
+from tuneserve.gateway._shapes import Event, Shape, Usage
 
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -39,15 +40,22 @@ async def _disconnected(receive: Receive) -> None:
 
 @dataclass(frozen=True)
 class Work:
-    """What one request asks for. ``arrived`` is its :func:`time.monotonic`."""
+    """What one request asks for.
+
+    ``jobs`` has ``count`` samples of each prompt after each other. ``arrived`` is its :func:`time.monotonic`.
+    ``renamed`` says what fields are called in this request that errors know by another name. ``make_reader``
+    makes what takes the text of one sample apart.
+    """
 
     served: ServedModel
     shape: Shape
     jobs: list[Job]
     stream: bool
-    include_usage: bool
     metrics: Metrics
     arrived: float
+    count: int = 1
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    make_reader: Callable[[], Reader] = PlainReader
 
 
 class Answer(Response):
@@ -56,10 +64,8 @@ class Answer(Response):
     def __init__(self, work: Work) -> None:
         super().__init__()
         self._work = work
-        self._results = [Result() for _ in work.jobs]
-        self._opened = [False for _ in work.jobs]
+        self._samples = [Sample(work.make_reader()) for _ in work.jobs]
         self._started = False
-        self._tokens = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
@@ -68,55 +74,67 @@ class Answer(Response):
 
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def keep(index: int, piece: Piece) -> None:
-            self._tokens += piece.tokens
-            self._results[index].text += piece.text
-            self._results[index].finish_reason = piece.finish_reason
+            self._samples[index].take(piece)
 
         await self._generate(keep)
-        answer = json_response(self._work.shape.whole(self._results, self._usage()))
+        answer = json_response(self._work.shape.whole(self._samples, self._usage()))
         await answer(scope, receive, send)
 
     async def _stream(self, send: Send) -> None:
-        async def pass_on(index: int, piece: Piece) -> None:
-            self._tokens += piece.tokens
-            await self._send(send, self._chunks(index, piece))
-
         shape = self._work.shape
+
+        async def pass_on(index: int, piece: Piece) -> None:
+            sample = self._samples[index]
+            parts = sample.take(piece)
+            await self._begin(send)
+            await self._send(send, shape.events(index, sample, piece, parts))
+
         try:
             await self._generate(pass_on)
-            last = [shape.usage(self._usage())] if self._work.include_usage else []
-            await self._send(send, last, end=b"data: [DONE]\n\n")
+            await self._send(send, shape.end(self._samples, self._usage()), shape.ending)
         except Exception as error:
             if not self._started:
                 raise
-            await self._send(send, [as_api_error(error).body()])
+            await self._send(send, [shape.failure(as_api_error(error).renamed(self._work.renamed))])
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _generate(self, emit: Emit) -> None:
         work = self._work
-        await generate(work.served, work.jobs, work.metrics, work.arrived, emit)
+        try:
+            await generate(work.served, work.jobs, work.metrics, work.arrived, emit)
+        except Exception as error:
+            raise as_api_error(error).renamed(work.renamed) from None
 
-    def _chunks(self, index: int, piece: Piece) -> list[Json]:
-        shape = self._work.shape
-        chunks = []
-        if not self._opened[index]:
-            self._opened[index] = True
-            chunks.append(shape.opening(index))
-        if piece.text:
-            chunks.append(shape.chunk(index, piece.text, None))
-        if piece.finish_reason is not None:
-            chunks.append(shape.chunk(index, None, piece.finish_reason))
-        return [chunk for chunk in chunks if chunk is not None]
+    def _usage(self) -> Usage:
+        # Each prompt counts once; what one sample of it finds in the cache may be what another one has computed.
+        starts = range(0, len(self._samples), self._work.count)
+        cached = [_least(self._samples[start : start + self._work.count]) for start in starts]
+        return Usage(
+            sum(len(self._work.jobs[start].prompt_ids) for start in starts),
+            sum(sample.tokens for sample in self._samples),
+            sum(sample.reasoning_tokens for sample in self._samples),
+            sum(each for each in cached if each is not None) if any(each is not None for each in cached) else None,
+        )
 
-    def _usage(self) -> Json:
-        return usage_of(sum(len(job.prompt_ids) for job in self._work.jobs), self._tokens)
+    async def _begin(self, send: Send) -> None:
+        if self._started:
+            return
+        self._started = True
+        start = Response(headers=_STREAM_HEADERS, media_type="text/event-stream")
+        headers = [header for header in start.raw_headers if header[0] != b"content-length"]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._send(send, self._work.shape.start(self._usage()))
 
-    async def _send(self, send: Send, events: list[Json], end: bytes = b"") -> None:
-        if not self._started:
-            self._started = True
-            start = Response(headers=_STREAM_HEADERS, media_type="text/event-stream")
-            headers = [header for header in start.raw_headers if header[0] != b"content-length"]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-        data = b"".join(b"data: " + msgspec.json.encode(event) + b"\n\n" for event in events) + end
+    async def _send(self, send: Send, events: Sequence[Event], ending: bytes = b"") -> None:
+        data = b"".join(map(_encoded, events)) + ending
         if data:
             await send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+def _least(samples: Sequence[Sample]) -> int | None:
+    return min((sample.cached for sample in samples if sample.cached is not None), default=None)
+
+
+def _encoded(event: Event) -> bytes:
+    name = b"" if event.name is None else b"event: " + event.name.encode() + b"\n"
+    return name + b"data: " + msgspec.json.encode(event.data) + b"\n\n"

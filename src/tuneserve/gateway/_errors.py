@@ -1,6 +1,7 @@
 """Everything a client can be told went wrong, in OpenAI's error form."""
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,14 +33,19 @@ class ApiError(Exception):
         self.code = code
         self.headers = dict(headers or {})
 
+    def renamed(self, names: Mapping[str, str]) -> "ApiError":
+        """Return the same error of a request in which fields have other names: ``names`` maps ours to theirs."""
+        for ours, theirs in names.items():
+            if self.param is not None and re.fullmatch(rf"{ours}([.\[].*)?", self.param, re.DOTALL):
+                path = theirs + self.param[len(ours) :]
+                message = str(self).replace(f"'{self.param}'", f"'{path}'").replace(f"'{ours}'", f"'{theirs}'")
+                return ApiError(self.status, message, param=path, code=self.code, headers=self.headers)
+        return self
+
     def body(self) -> dict[str, Any]:
         """Return the object that clients expect."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
-
-    def response(self) -> Response:
-        """Return the whole HTTP answer."""
-        return json_response(self.body(), self.status, self.headers)
 
 
 def json_response(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -1,4 +1,4 @@
-"""The chat page: three files, and headers that let a browser load nothing else."""
+"""The page at ``/`` and the page of the API: their files, and headers that let a browser load nothing else."""
 
 from importlib.resources import files
 
@@ -6,11 +6,17 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
+_SCRIPTS = (
+    "api", "app", "chat", "compare", "docs", "dom", "live", "markdown", "model", "prometheus", "scores", "store",
+)  # fmt: skip
 _FILES = {
     "/": ("index.html", "text/html"),
-    "/chat.js": ("chat.js", "text/javascript"),
-    "/style.css": ("style.css", "text/css"),
+    "/docs": ("docs.html", "text/html"),
+    "/page/style.css": ("style.css", "text/css"),
+    "/page/icon.svg": ("icon.svg", "image/svg+xml"),
+    **{f"/page/{name}.js": (f"{name}.js", "text/javascript") for name in _SCRIPTS},
 }
+PAGE_PATHS = tuple(_FILES)
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -25,7 +31,7 @@ _HEADERS = {
 
 
 def add_page(app: FastAPI) -> None:
-    """Serve the page at ``/``."""
+    """Serve the page at ``/`` and the API's at ``/docs``."""
     folder = files("tuneserve.gateway") / "page"
     for path, (name, media_type) in _FILES.items():
         _add_file(app, path, (folder / name).read_bytes(), media_type)

@@ -1,12 +1,15 @@
 """From messages or prompts to token ids that fit the context."""
 
 import asyncio
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from tuneserve.gateway._errors import ApiError, context_exceeded
-from tuneserve.gateway._schema import ChatRequest, CompletionRequest
+from tuneserve.gateway._errors import ApiError, context_exceeded, quoted
 from tuneserve.gateway._served import ServedModel
+from tuneserve.gateway.schemas import ChatPrompt, ChatRequest, CompletionRequest, Message
+from tuneserve.text import ChatTemplate
+from tuneserve.text.tools import ToolDefinition, template_messages
 
 _COMPLETION_TOKENS = 16  # OpenAI's default
 _T = TypeVar("_T")
@@ -24,74 +27,139 @@ class TextWorkers:
             return await asyncio.to_thread(work)
 
 
-async def chat_prompt(served: ServedModel, body: ChatRequest, workers: TextWorkers) -> list[int]:
-    """Return the token ids of a conversation.
+# Names that mean something to Transformers or to us, whatever a template calls its variables.
+_RESERVED = frozenset(
+    {
+        "add_generation_prompt", "chat_template", "continue_final_message", "documents", "max_length", "messages",
+        "padding", "return_dict", "return_tensors", "tokenize", "tokenizer_kwargs", "tools", "truncation",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation as text and as token ids."""
+
+    text: str
+    ids: list[int]
+
+
+async def chat_prompt(
+    served: ServedModel,
+    body: ChatPrompt,
+    workers: TextWorkers,
+    variables: Mapping[str, Any] | None = None,
+    *,
+    tools: Sequence[ToolDefinition] = (),
+    fits: bool = True,
+) -> Prompt:
+    """Return a conversation as it is put to the model.
+
+    ``variables`` are set for the template beside the request's own; ``tools`` are those that the model sees.
 
     Raises:
-        ApiError: the model has no chat template, or the conversation does not fit the context.
+        ApiError: the model has no chat template, or the conversation does not fit the context although it should.
         RequestError: the template does not take this conversation.
     """
-    template = served.template
-    if template is None:
-        message = f"The model {served.name!r} has no chat template; use /v1/completions."
-        raise ApiError(400, message, param="messages", code="no_chat_template")
+    template = the_template(served)
     continuing = bool(body.continue_final_message)
     generating = not continuing if body.add_generation_prompt is None else body.add_generation_prompt
     if continuing and generating:
         message = "'add_generation_prompt' and 'continue_final_message' exclude each other; send one of them."
         raise ApiError(400, message, param="add_generation_prompt", code="invalid_value")
-    messages = [_for_template(message.model_dump(exclude_none=True), message.text) for message in body.messages]
+    own = body.chat_template_kwargs or {}
+    _check_variables(template, own)
+    messages = [_for_template(template, message) for message in body.messages]
 
-    def encode() -> list[int]:
+    def encode() -> Prompt:
         text = template.render(
-            messages,
+            template_messages(messages, template.tool_source or template.source),
+            tools=[tool.for_template() for tool in tools] or None,
             add_generation_prompt=generating,
             continue_final_message=continuing,
-            variables=body.chat_template_kwargs,
+            variables={**(variables or {}), **own},
         )
-        return served.tokenizer.encode(text, add_special_tokens=False)
+        return Prompt(text, served.tokenizer.encode(text, add_special_tokens=False))
 
-    ids = await workers.run(encode)
-    _check_fits(served, ids, "messages")
-    return ids
-
-
-def _for_template(message: dict[str, object], text: str) -> dict[str, object]:
-    # OpenAI's successor of "system"; hardly any template knows it.
-    role = "system" if message["role"] == "developer" else message["role"]
-    return {**message, "role": role, "content": text}
+    prompt = await workers.run(encode)
+    if fits:
+        check_fits(served, prompt.ids, "messages")
+    return prompt
 
 
-async def completion_prompts(served: ServedModel, body: CompletionRequest, workers: TextWorkers) -> list[list[int]]:
-    """Return the token ids of each prompt.
+def the_template(served: ServedModel) -> ChatTemplate:
+    """Return the chat template.
 
     Raises:
-        ApiError: one does not fit the context.
+        ApiError: the model has none.
+    """
+    if served.template is None:
+        message = f"The model {served.name!r} has no chat template; use /v1/completions."
+        raise ApiError(400, message, param="messages", code="no_chat_template")
+    return served.template
+
+
+def _check_variables(template: ChatTemplate, given: Mapping[str, Any]) -> None:
+    for name in given:
+        if name in _RESERVED or name not in template.variables:
+            known = ", ".join(sorted(template.variables - _RESERVED - template.special_tokens.keys())) or "none"
+            message = (
+                f"'chat_template_kwargs' sets {quoted(name)}, which is no variable of this model's chat template "
+                f"(it has: {known}); leave it out."
+            )
+            raise ApiError(400, message, param="chat_template_kwargs", code="invalid_value")
+
+
+def _for_template(template: ChatTemplate, message: Message) -> dict[str, Any]:
+    # "developer" is OpenAI's successor of "system"; hardly any template knows it.
+    role = "system" if message.role == "developer" and "developer" not in template.source else message.role
+    given = message.model_dump(exclude_none=True, exclude={"tool_calls"})
+    given |= {"role": role, "content": message.text}
+    if message.tool_calls:
+        given["tool_calls"] = [call.model_dump() for call in message.tool_calls]
+    return given
+
+
+async def token_ids(
+    served: ServedModel, prompts: Sequence[str | list[int]], workers: TextWorkers, param: str, room: int = 1
+) -> list[list[int]]:
+    """Return the token ids of each prompt, a text or token ids, which the request gives as ``param``.
+
+    Raises:
+        ApiError: one does not leave ``room`` for so many tokens more, is empty, or has ids that do not exist.
     """
 
     def encode() -> list[list[int]]:
         tokenizer = served.tokenizer
         return [
             tokenizer.encode(prompt, add_special_tokens=True) if isinstance(prompt, str) else prompt
-            for prompt in body.prompt
+            for prompt in prompts
         ]
 
-    prompts = await workers.run(encode)
-    for ids in prompts:
-        _check_fits(served, ids, "prompt")
-    return prompts
+    found = await workers.run(encode)
+    for ids in found:
+        check_fits(served, ids, param, room)
+        check_ids(served, ids, param)
+    return found
 
 
-def _check_fits(served: ServedModel, ids: list[int], param: str) -> None:
+def check_ids(served: ServedModel, ids: list[int], param: str) -> None:
+    """Raise ApiError where a token id does not exist."""
+    size = served.engine.info.vocab_size
+    if (highest := max(ids, default=0)) >= size:
+        message = f"'{param}' has token {highest}, and this model has {size} tokens; use their ids."
+        raise ApiError(400, message, param=param, code="invalid_value")
+
+
+def check_fits(served: ServedModel, ids: list[int], param: str, room: int = 1) -> None:
+    """Raise ApiError unless a prompt has tokens and leaves ``room`` for so many."""
     if not ids:
         raise ApiError(
             400, f"'{param}' gives a prompt of no tokens; send some text.", param=param, code="invalid_value"
         )
-    if len(ids) >= served.context_length:
-        message = (
-            f"This model's context is {served.context_length} tokens and '{param}' takes {len(ids)} of them, "
-            "which leaves none for the answer; shorten it."
-        )
+    if len(ids) + room > served.context_length:
+        size = served.context_length
+        message = f"This model's context is {size} tokens and '{param}' takes {len(ids)} of them; shorten it."
         raise context_exceeded(message, param)
 
 
@@ -114,7 +182,10 @@ def completion_max_tokens(served: ServedModel, body: CompletionRequest, prompt_t
         ApiError: more was asked for than is left.
     """
     left = served.context_length - prompt_tokens
-    return min(_COMPLETION_TOKENS, left) if body.max_tokens is None else _asked(body.max_tokens, left, "max_tokens")
+    if body.max_tokens is None:
+        return min(_COMPLETION_TOKENS, left)
+    # None at all cannot be asked of an engine; the one is dropped.
+    return _asked(body.max_tokens or 1, left, "max_tokens")
 
 
 def _asked(tokens: int, left: int, param: str) -> int:

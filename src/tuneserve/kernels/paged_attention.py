@@ -46,8 +46,8 @@ class PagedAttention:
         keys: torch.Tensor,
         values: torch.Tensor,
         query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
         *,
         scale: float | None = None,
         window: int | None = None,
@@ -59,15 +59,16 @@ class PagedAttention:
         Args:
             keys, values: the layer's cache.
             query: (rows, heads, head_dim).
-            key, value: (rows, kv_heads, head_dim).
+            key, value: (rows, kv_heads, head_dim); None if they are in the cache already.
             window: a row sees itself and so many before it less one; None is all of them.
             scale, softcap, sinks: see :func:`tuneserve.kernels.attention.attend`.
 
         Returns:
             (rows, heads * head_dim).
         """
-        keys[self._slot_blocks, :, self._slot_offsets] = key
-        values[self._slot_blocks, :, self._slot_offsets] = value
+        if key is not None and value is not None:
+            keys[self._slot_blocks, :, self._slot_offsets] = key
+            values[self._slot_blocks, :, self._slot_offsets] = value
         attended = []
         if self._decodes:
             out = attend(
@@ -82,7 +83,7 @@ class PagedAttention:
             attended.append(out[:, 0])
         for index, (start, end, length, table) in enumerate(self._prompts):
             mask = self._mask(index, window, query.dtype)
-            if length == end - start:
+            if length == end - start and key is not None and value is not None:
                 context = key[None, start:end].transpose(1, 2), value[None, start:end].transpose(1, 2)
             else:
                 tables = table[None, : -(-length // self._block_size)]

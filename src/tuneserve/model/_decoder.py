@@ -1,5 +1,6 @@
 """The decoder: tokens of any number of sequences in one flat batch, attention left to whoever holds the cache."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from tuneserve.kernels.gated import gated
 from tuneserve.kernels.rms_norm import rms_norm
 from tuneserve.kernels.rotary import rotate
+from tuneserve.model._delta_net import DeltaState
 from tuneserve.model._lora import AdapterWeights
 from tuneserve.model._lora_linear import AdaptedLinears
 from tuneserve.model._rope import query_scales, rope_tables
@@ -26,8 +28,8 @@ class Attention(Protocol):
         self,
         layer: int,
         query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
         *,
         scale: float,
         window: int | None,
@@ -37,13 +39,30 @@ class Attention(Protocol):
         """Return (tokens, heads * head_dim).
 
         Args:
-            layer: its number from 0.
+            layer: its number from 0; that of the layer whose keys and values are taken where it has none of its own.
             query: (tokens, heads, head_dim).
-            key, value: (tokens, kv_heads, head_dim).
+            key, value: (tokens, kv_heads, head_dim); None if that layer has stored them in this step.
             scale: multiplies the scores.
             window: how many tokens a token sees, itself included; None is all.
             softcap: scores are squashed to within plus and minus this; None leaves them.
             sinks: a score for each head, (heads), that takes its part of the probability and gives nothing.
+        """
+
+
+Scan = Callable[[torch.Tensor, DeltaState], torch.Tensor]
+
+
+class Recurrence(Protocol):
+    """Lets the tokens of each sequence go on from the state that those before them left in a layer."""
+
+    def __call__(self, layer: int, inputs: torch.Tensor, scan: Scan) -> torch.Tensor:
+        """Return what ``scan`` gives for (tokens, in), (tokens, out).
+
+        Args:
+            layer: its number from 0.
+            inputs: (tokens, in).
+            scan: takes (sequences, tokens, in) and their states, which it brings up to date; returns (sequences,
+                tokens, out).
         """
 
 
@@ -92,28 +111,37 @@ class Decoder:
         return nullcontext() if slots is None or self._adapted is None else self._adapted.rows_of(slots)
 
     @torch.inference_mode()
-    def forward(self, ids: torch.Tensor, positions: torch.Tensor, attention: Attention) -> torch.Tensor:
+    def forward(
+        self, ids: torch.Tensor, positions: torch.Tensor, attention: Attention, recurrence: Recurrence | None = None
+    ) -> torch.Tensor:
         """Return the hidden states after the last norm, (tokens, hidden).
 
         Args:
             ids: token ids, int64 (tokens).
             positions: the position of each in its sequence, int64 (tokens).
             attention: holds the cache and knows which token belongs to which sequence.
+            recurrence: holds the states, where the model has any.
         """
         spec, eps = self.spec, self.spec.norm_eps
         step = _Step(
             {rope: (cos[positions], sin[positions]) for rope, (cos, sin) in self._tables.items()},
             None if self._query_scales is None else self._query_scales[positions],
             attention,
+            recurrence,
         )
         hidden = F.embedding(ids, self.weights.embedding)
         if spec.embedding_scale != 1.0:
             hidden = hidden * self._embedding_scale
+        inputs = None if self.weights.layer_inputs is None else self.weights.layer_inputs(ids, hidden)
         for index, layer in enumerate(self.weights.layers):
-            added = self._attend(index, layer, rms_norm(hidden, layer.attention_norm, eps), step)
+            added = self._mix(index, layer, rms_norm(hidden, layer.attention_norm, eps), step)
             hidden = self._add(hidden, added, layer.post_attention_norm)
             added = self._feed_forward(layer, rms_norm(hidden, layer.mlp_norm, eps))
             hidden = self._add(hidden, added, layer.post_mlp_norm)
+            if layer.layer_input is not None and inputs is not None:
+                hidden = hidden + layer.layer_input(hidden, inputs[:, index])
+            if layer.scalar is not None:
+                hidden = hidden * layer.scalar
         return rms_norm(hidden, self.weights.norm, eps)
 
     @torch.inference_mode()
@@ -126,30 +154,47 @@ class Decoder:
             logits = torch.tanh(logits / self.spec.logit_softcap) * self.spec.logit_softcap
         return logits
 
-    def _attend(self, index: int, layer: LayerWeights, normed: torch.Tensor, step: "_Step") -> torch.Tensor:
+    def _mix(self, index: int, layer: LayerWeights, normed: torch.Tensor, step: "_Step") -> torch.Tensor:
+        projected = layer.qkv(normed)
+        if layer.delta_net is not None:
+            assert step.recurrence is not None
+            return layer.output(step.recurrence(index, projected, layer.delta_net))
+        return layer.output(self._attend(index, layer, projected, step))
+
+    def _attend(self, index: int, layer: LayerWeights, qkv: torch.Tensor, step: "_Step") -> torch.Tensor:
         spec, own = self.spec, self.spec.layer(index)
-        rotated = spec.heads + spec.kv_heads
-        qkv = layer.qkv(normed).view(len(normed), -1, spec.head_dim)
-        turned, value = qkv[:, :rotated], qkv[:, rotated:]
-        if layer.q_norm is not None and layer.k_norm is not None:
-            query, key = turned[:, : spec.heads], turned[:, spec.heads :]
-            turned = torch.cat(
-                (rms_norm(query, layer.q_norm, spec.norm_eps), rms_norm(key, layer.k_norm, spec.norm_eps)), dim=1
-            )
+        kv_heads, head_dim = spec.attention_sizes(index)
+        gate = None
+        if spec.output_gate:
+            gated_query, rest = qkv.tensor_split((2 * spec.heads * head_dim,), dim=-1)
+            query, gate = gated_query.view(len(qkv), spec.heads, 2, head_dim).unbind(2)
+            heads = torch.cat((query, rest.view(len(qkv), -1, head_dim)), dim=1)
+        else:
+            heads = qkv.view(len(qkv), -1, head_dim)
+        # Of a layer without keys of its own there is only the query.
+        turned = heads[:, : spec.heads + kv_heads]
+        value = turned[:, spec.heads :] if own.keys_are_values else heads[:, spec.heads + kv_heads :]
+        if layer.q_norm is not None:
+            parts = [rms_norm(turned[:, : spec.heads], layer.q_norm, spec.norm_eps)]
+            if layer.k_norm is not None:
+                parts.append(rms_norm(turned[:, spec.heads :], layer.k_norm, spec.norm_eps))
+            turned = torch.cat(parts, dim=1)
+        if spec.value_norm:
+            value = rms_norm(value, None, spec.norm_eps)
         if own.rope is not None:
             turned = rotate(turned, *step.tables[own.rope])
-        query, key = turned[:, : spec.heads], turned[:, spec.heads :]
+        query = turned[:, : spec.heads]
         attended = step.attention(
-            index,
+            index if own.keys_from is None else own.keys_from,
             query if step.query_scales is None else query * step.query_scales,
-            key,
-            value,
+            turned[:, spec.heads :] if own.keys_from is None else None,
+            value if own.keys_from is None else None,
             scale=spec.scale,
             window=own.window,
             softcap=spec.softcap,
             sinks=layer.sinks,
         )
-        return layer.output(attended)
+        return attended if gate is None else attended * gate.flatten(1).sigmoid()
 
     def _feed_forward(self, layer: LayerWeights, normed: torch.Tensor) -> torch.Tensor:
         if layer.experts is not None:
@@ -170,3 +215,4 @@ class _Step:
     tables: _Tables
     query_scales: torch.Tensor | None
     attention: Attention
+    recurrence: Recurrence | None

@@ -11,6 +11,25 @@ from tuneserve.spec import Activation, ExpertsSpec
 
 
 @dataclass(frozen=True)
+class SharedExpert:
+    """The expert that all tokens take, as far as the sigmoid of ``gate`` lets it through."""
+
+    activation: Activation
+    gate_up: Linear
+    down: Linear
+    gate: Linear
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (tokens, hidden) of ``x`` (tokens, hidden)."""
+        return self.gate(x).sigmoid() * self.down(gated(self.gate_up(x), self.activation))
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Yield everything in it."""
+        for linear in (self.gate_up, self.down, self.gate):
+            yield from linear.tensors()
+
+
+@dataclass(frozen=True)
 class Experts:
     """The weights of one layer's experts; ``gate_up`` of each has the gate's rows before those of up."""
 
@@ -19,6 +38,7 @@ class Experts:
     router: Linear
     gate_up: tuple[Linear, ...]
     down: tuple[Linear, ...]
+    shared: SharedExpert | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return (tokens, hidden) of ``x`` (tokens, hidden)."""
@@ -29,7 +49,7 @@ class Experts:
             tokens, places = torch.where(chosen == expert)
             inner = self._gated(self.gate_up[expert](x[tokens]))
             out.index_add_(0, tokens, self.down[expert](inner) * weights[tokens, places, None])
-        return out
+        return out if self.shared is None else out + self.shared(x)
 
     def route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the weights and the numbers of the experts that each token takes, both (tokens, per_token)."""
@@ -45,6 +65,8 @@ class Experts:
         """Yield everything in it."""
         for linear in (self.router, *self.gate_up, *self.down):
             yield from linear.tensors()
+        if self.shared is not None:
+            yield from self.shared.tensors()
 
     def _gated(self, gate_up: torch.Tensor) -> torch.Tensor:
         swiglu = self.spec.swiglu

@@ -3,7 +3,7 @@
 A decode step is bound by reading the weights once. For one sequence every product is a matrix-vector kernel, for up to
 32 a matrix kernel that reads each weight once, both with what surrounds the product fused in; beyond that cuBLAS is as
 fast.
-Greedy steps may follow one another on the device, each feeding its tokens to the next, while the host is elsewhere.
+Steps may follow one another on the device, each feeding its tokens to the next, while the host is elsewhere.
 
 Importing this module needs Triton.
 """
@@ -23,11 +23,13 @@ from tuneserve.model._gpu_linear import Norm
 from tuneserve.model._gpu_lora import GpuAdapters, adapted
 from tuneserve.model._gpu_packed import Bits
 from tuneserve.model._gpu_prompts import DeviceBatch, Prompts, PromptStep
+from tuneserve.model._gpu_sampler import GpuSampler
 from tuneserve.model._gpu_weights import GpuLayer, gpu_weights
 from tuneserve.model._lora import AdapterWeights
-from tuneserve.model._rope import rope_tables
+from tuneserve.model._rope import half_tables
+from tuneserve.model._sampled import Chosen, SampledRows
 from tuneserve.model._weights import Weights
-from tuneserve.spec import LayerSpec, ModelSpec, RopeSpec
+from tuneserve.spec import LayerSpec, ModelSpec
 
 # Of the cache; room for the tables of larger ones is room to spare.
 _LEAST_BLOCK = 16
@@ -64,13 +66,14 @@ class GpuDecoder:
         self.weights = adapted(gpu_weights(weights, bits, keep=keep), self._adapters)
         self._keys = self._values = torch.empty(0)
         ropes = {layer.rope for layer in spec.per_layer if layer.rope}
-        self._tables = {rope: _angles(rope, context_length, self.device) for rope in ropes}
+        self._tables = {rope: half_tables(rope, context_length, self.device) for rope in ropes}
         blocks = -(-context_length // _LEAST_BLOCK)
         self._ids = torch.zeros(sequences, dtype=torch.int64, device=self.device)
         self._lengths = torch.zeros(sequences, dtype=torch.int32, device=self.device)
         self._blocks = torch.zeros(sequences, blocks, dtype=torch.int32, device=self.device)
         self._sizes = sorted({1, 2, 4, 8, 16, 24, *range(32, sequences, 32), sequences})
         self._buckets: dict[int, Bucket] = {}
+        self._sampler = GpuSampler(sequences, spec.vocab_size, self.device)
         self._prompts = Prompts(spec, blocks, self.dtype, self.device)
         self._graphs = Graphs((self._ids, self._lengths), self._lengths)
 
@@ -93,7 +96,7 @@ class GpuDecoder:
         self._use(keys, values)
         if max(batch.counts) == 1:
             bucket = self._enter(batch)
-            self._run(bucket, choose=False)
+            self._run(bucket, None)
             return bucket.rows.normed[: len(batch.counts)]
         return self._prefill(batch)
 
@@ -121,10 +124,7 @@ class GpuDecoder:
         """Return float32 logits (tokens, vocabulary) of hidden states (tokens, hidden)."""
         logits = hidden.new_empty(len(hidden), self.spec.vocab_size, dtype=torch.float32)
         self.weights.head.product(hidden.contiguous(), logits)
-        if self.spec.logit_scale != 1.0:
-            logits *= self.spec.logit_scale
-        if self.spec.logit_softcap is not None:
-            logits = torch.tanh(logits / self.spec.logit_softcap) * self.spec.logit_softcap
+        self._scale_logits(logits)
         return logits
 
     @torch.inference_mode()
@@ -157,6 +157,25 @@ class GpuDecoder:
         self._blocks[: len(block_tables), : block_tables.shape[1]] = block_tables
         return self._choose(len(block_tables), steps)
 
+    @torch.inference_mode()
+    def decode_sampled(self, batch: DeviceBatch, keys: torch.Tensor, values: torch.Tensor, rows: SampledRows) -> Chosen:
+        """Continue each sequence of a batch of single tokens by as many tokens as there are random numbers for it."""
+        self._use(keys, values)
+        self._enter(batch)
+        if self._sampler.enter(rows):
+            self._graphs.forget()
+        return self._sample(*rows.uniforms.shape)
+
+    @torch.inference_mode()
+    def go_on_sampling(
+        self, block_tables: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, uniforms: torch.Tensor
+    ) -> Chosen:
+        """Continue the sequences of the call before by as many tokens as there are ``uniforms``, float64, for each."""
+        self._use(keys, values)
+        self._blocks[: len(block_tables), : block_tables.shape[1]] = block_tables
+        self._sampler.feed(uniforms)
+        return self._sample(*uniforms.shape)
+
     def _use(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         assert not self._keys.numel() or self._keys.data_ptr() == keys.data_ptr(), "the graphs are over another cache"
         self._keys, self._values = keys, values
@@ -181,15 +200,32 @@ class GpuDecoder:
         bucket = self._bucket(count)
         chosen = self._ids.new_empty(steps, count)
         for step in range(steps):
-            self._run(bucket, choose=True)
+            self._run(bucket, self._greedily)
             chosen[step] = self._ids[:count]
         return chosen
 
-    def _run(self, bucket: Bucket, *, choose: bool) -> None:
-        key = ("decode", bucket.count, choose, self._adapters.rows is not None)
-        self._graphs.run(key, lambda: self._step(bucket, choose=choose))
+    def _sample(self, count: int, steps: int) -> Chosen:
+        bucket = self._bucket(count)
+        chosen = self._sampler.room(steps, count)
+        for step in range(steps):
+            self._run(bucket, self._sampling, self._sampler.asks)
+            chosen.tokens[step] = self._ids[:count]
+            self._sampler.keep(chosen, step)
+        return chosen
 
-    def _step(self, bucket: Bucket, *, choose: bool) -> None:
+    def _greedily(self, bucket: Bucket) -> None:
+        greedy(bucket.logits, self._ids[: bucket.count], self._lengths[: bucket.count], bucket.best)
+
+    def _sampling(self, bucket: Bucket) -> None:
+        self._scale_logits(bucket.logits)
+        self._sampler.choose(bucket.logits, self._ids[: bucket.count], self._lengths[: bucket.count])
+
+    def _run(self, bucket: Bucket, choose: Callable[[Bucket], None] | None, *asks: object) -> None:
+        way = choose and choose.__name__
+        key = ("decode", bucket.count, way, self._adapters.rows is not None, *asks)
+        self._graphs.run(key, lambda: self._step(bucket, choose))
+
+    def _step(self, bucket: Bucket, choose: Callable[[Bucket], None] | None) -> None:
         count = bucket.count
         self._adapters.start()
         torch.index_select(self.weights.embedding, 0, self._ids[:count].clamp(min=0), out=bucket.rows.hidden)
@@ -197,9 +233,9 @@ class GpuDecoder:
         for index, layer in enumerate(self.weights.layers):
             self._layer(layer, bucket.rows, functools.partial(self._attend, bucket, index, layer))
         norm(bucket.rows.hidden, self.weights.norm, self.spec.norm_eps, bucket.rows.normed)
-        if choose:
+        if choose is not None:
             self.weights.head.product(bucket.rows.normed, bucket.logits)
-            greedy(bucket.logits, self._ids[:count], self._lengths[:count], bucket.best)
+            choose(bucket)
 
     def _layer(self, layer: GpuLayer, rows: Rows, attend: Callable[[], None]) -> None:
         eps, hidden = self.spec.norm_eps, rows.hidden
@@ -250,13 +286,12 @@ class GpuDecoder:
             # The factor is rounded first, as where these models come from.
             hidden.mul_(torch.tensor(self.spec.embedding_scale, dtype=self.dtype).item())
 
+    def _scale_logits(self, logits: torch.Tensor) -> None:
+        if self.spec.logit_scale != 1.0:
+            logits.mul_(self.spec.logit_scale)
+        if self.spec.logit_softcap is not None:
+            logits.div_(self.spec.logit_softcap).tanh_().mul_(self.spec.logit_softcap)
+
     def _turn(self, layer: LayerSpec) -> tuple[torch.Tensor, torch.Tensor]:
         assert layer.rope is not None
         return self._tables[layer.rope]
-
-
-def _angles(rope: RopeSpec, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return cos and sin, float32 (length, rope.dim / 2)."""
-    cos, sin = rope_tables(rope, length, torch.float32, device)
-    half = rope.dim // 2
-    return cos[:, 0, half:].contiguous(), sin[:, 0, half:].contiguous()

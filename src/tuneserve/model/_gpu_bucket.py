@@ -10,9 +10,9 @@ from tuneserve.kernels.gpu.decode_attention import DecodeScratch
 from tuneserve.kernels.gpu.greedy import greedy_scratch
 from tuneserve.spec import ModelSpec
 
-# Two programs for each multiprocessor of the largest GPUs.
-_PROGRAMS = 264
-_MOST_SPLITS = 32
+# Some eight warps for each multiprocessor of the largest GPUs, as measured.
+_PROGRAMS = 1024
+_MOST_SPLITS = 64
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ class Graphs:
             step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # What other threads ask of the device meanwhile, such as NCCL's that looks for timeouts, does no harm.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             step()
         self._pool = self._pool or graph.pool()
         for one, before in zip(self._state, kept, strict=True):

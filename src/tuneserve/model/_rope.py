@@ -4,7 +4,15 @@ import math
 
 import torch
 
-from tuneserve.spec import LinearScaling, Llama3Scaling, LongRopeScaling, QueryScaling, RopeSpec, YarnScaling
+from tuneserve.spec import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    ProportionalScaling,
+    QueryScaling,
+    RopeSpec,
+    YarnScaling,
+)
 
 
 def rope_tables(
@@ -20,6 +28,13 @@ def rope_tables(
     cos, sin = angles.cos() * factor, angles.sin() * factor
     cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
     return cos.unsqueeze(1).to(dtype=dtype, device=device), sin.unsqueeze(1).to(dtype=dtype, device=device)
+
+
+def half_tables(rope: RopeSpec, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cos and sin of each angle once, float32 (length, rope.dim / 2)."""
+    cos, sin = rope_tables(rope, length, torch.float32, device)
+    half = rope.dim // 2
+    return cos[:, 0, half:].contiguous(), sin[:, 0, half:].contiguous()
 
 
 def query_scales(scaling: QueryScaling, length: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -44,6 +59,8 @@ def frequencies(rope: RopeSpec, length: int) -> torch.Tensor:
         case LongRopeScaling() as scaling:
             factors = scaling.long if length > scaling.original_length else scaling.short
             return 1.0 / (torch.tensor(factors, dtype=torch.float32) * powers)
+        case ProportionalScaling(pairs=pairs, factor=factor):
+            return torch.where(torch.arange(rope.dim // 2) < pairs, 1.0 / powers / factor, 0.0)
 
 
 def _llama3(plain: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:

@@ -10,18 +10,27 @@ import torch
 from tuneserve.checkpoint import CodeReader, StoredCodes, WeightReader
 from tuneserve.errors import CheckpointError
 from tuneserve.model._deferred import DeferredLinear
-from tuneserve.model._experts import Experts
+from tuneserve.model._delta_net import DeltaNet
+from tuneserve.model._experts import Experts, SharedExpert
+from tuneserve.model._layer_input import LayerInput, LayerInputs
 from tuneserve.model._linear import DenseLinear, Linear
 from tuneserve.model._text_part import TextPart
 from tuneserve.spec import (
     EMBEDDING,
     HEAD,
+    LAYER_EMBEDDING,
+    LAYER_PROJECTION,
+    LAYER_PROJECTION_NORM,
     NORM,
+    DeltaNetNames,
+    DeltaNetSpec,
     ExpertNames,
     ExpertsSpec,
+    LayerInputNames,
     LayerNames,
     LayerSpec,
     ModelSpec,
+    is_unused,
     layer_names,
     tensor_shapes,
 )
@@ -38,7 +47,8 @@ _LINEARS = ("qkv", "output", "gate_up", "down")
 class LayerWeights:
     """One layer; ``qkv`` and ``gate_up`` are stacked along out. What the layer lacks is None.
 
-    It has either ``gate_up`` and ``down``, or ``experts``.
+    It has either ``gate_up`` and ``down``, or ``experts``. With a ``delta_net`` in place of attention ``qkv`` is all
+    that it takes. ``scalar`` is (1).
 
     Norms are (hidden) or, those of q and k, (head_dim). Where the spec has ``norm_plus_one`` that one is in them, and
     they are float32.
@@ -56,6 +66,9 @@ class LayerWeights:
     post_attention_norm: torch.Tensor | None = None
     post_mlp_norm: torch.Tensor | None = None
     sinks: torch.Tensor | None = None
+    delta_net: DeltaNet | None = None
+    layer_input: LayerInput | None = None
+    scalar: torch.Tensor | None = None
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yield everything in it."""
@@ -75,12 +88,14 @@ class Weights:
     layers: tuple[LayerWeights, ...]
     norm: torch.Tensor
     head: Linear
+    layer_inputs: LayerInputs | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the weights take."""
         tensors = [self.embedding, self.norm, *self.head.tensors()]
         tensors += [tensor for layer in self.layers for tensor in layer.tensors()]
+        tensors += self.layer_inputs.tensors() if self.layer_inputs is not None else ()
         return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())
 
     def stored_as(self) -> Counter[str]:
@@ -118,15 +133,15 @@ def load_weights(
     if spec.wrapped:
         reader = TextPart(reader)
     # Transformers has saved experts in both ways.
-    stacked = any(name.endswith(_STACKED) for name in reader.tensors)
+    stacked = stacks_experts(reader)
     shapes = tensor_shapes(spec, stacked=stacked)
-    _check(spec, reader, shapes)
+    check_tensors(spec, reader, shapes)
     loader = _Loader(spec, reader, shapes, dtype, device, deferred)
     embedding = loader.stacked(EMBEDDING)
     layers = tuple(
         loader.layer(layer_names(spec, index, stacked=stacked), spec.layer(index)) for index in range(spec.layers)
     )
-    return Weights(embedding, layers, loader.norm(NORM), loader.head(embedding))
+    return Weights(embedding, layers, loader.norm(NORM), loader.head(embedding), loader.layer_inputs())
 
 
 @dataclass(frozen=True)
@@ -155,11 +170,11 @@ class _Loader:
 
     def layer(self, names: LayerNames, own: LayerSpec) -> LayerWeights:
         spec = self.spec
-        dense = own.experts is None
+        dense, attends = own.experts is None, own.delta_net is None
         return LayerWeights(
             attention_norm=self.norm(names.attention_norm),
-            qkv=self.maybe_deferred(*names.qkv, bias=spec.qkv_bias),
-            output=self.maybe_deferred(names.output, bias=spec.output_bias),
+            qkv=self.maybe_deferred(*names.qkv, bias=spec.qkv_bias and attends),
+            output=self.maybe_deferred(names.output, bias=spec.output_bias and attends),
             mlp_norm=self.norm(names.mlp_norm),
             gate_up=self.maybe_deferred(*names.gate_up, bias=spec.mlp_bias) if dense else None,
             down=self.maybe_deferred(names.down, bias=spec.mlp_bias) if dense else None,
@@ -169,7 +184,26 @@ class _Loader:
             post_attention_norm=self.optional_norm(names.post_attention_norm),
             post_mlp_norm=self.optional_norm(names.post_mlp_norm),
             sinks=self.stacked(names.sinks) if names.sinks else None,
+            delta_net=self.delta_net(names.delta_net, own.delta_net) if names.delta_net and own.delta_net else None,
+            layer_input=self.layer_input(names.layer_input) if names.layer_input else None,
+            scalar=self.stacked(names.scalar) if names.scalar else None,
         )
+
+    def delta_net(self, names: DeltaNetNames, net: DeltaNetSpec) -> DeltaNet:
+        conv = self.float32(names.conv).squeeze(1)
+        decay, step_bias, norm = (self.float32(name) for name in (names.decay, names.step_bias, names.norm))
+        return DeltaNet(net, self.spec.norm_eps, conv, decay, step_bias, norm)
+
+    def layer_inputs(self) -> LayerInputs | None:
+        if self.spec.layer_input is None:
+            return None
+        projection = self.linear(LAYER_PROJECTION, bias=False)
+        embedding, norm = self.stacked(LAYER_EMBEDDING), self.norm(LAYER_PROJECTION_NORM)
+        return LayerInputs(embedding, projection, norm, self.spec.norm_eps)
+
+    def layer_input(self, names: LayerInputNames) -> LayerInput:
+        gate, projection = (self.linear(module, bias=False) for module in (names.gate, names.projection))
+        return LayerInput(gate, projection, self.norm(names.norm), self.spec.activation, self.spec.norm_eps)
 
     def experts(self, names: ExpertNames, experts: ExpertsSpec) -> Experts:
         router = self.linear(names.router, bias=experts.biases)
@@ -184,7 +218,14 @@ class _Loader:
                 )
                 for modules in (names.gate_up, (names.down,))
             )
-        return Experts(experts, self.spec.activation, router, gate_up, down)
+        return Experts(experts, self.spec.activation, router, gate_up, down, self.shared_expert(names))
+
+    def shared_expert(self, names: ExpertNames) -> SharedExpert | None:
+        if names.shared_down is None or names.shared_gate is None:
+            return None
+        gate_up = self.linear(*names.shared_gate_up, bias=False)
+        down, gate = (self.linear(module, bias=False) for module in (names.shared_down, names.shared_gate))
+        return SharedExpert(self.spec.activation, gate_up, down, gate)
 
     def slices(self, name: str, names: ExpertNames, experts: ExpertsSpec, *, halves: bool) -> tuple[Linear, ...]:
         """Return each expert's part of one tensor; ``halves`` brings even rows before odd ones."""
@@ -226,7 +267,10 @@ class _Loader:
         if not self.spec.norm_plus_one:
             return self.stacked(name)
         # In 16 bits one plus a small weight would lose most of the weight.
-        return 1.0 + self.reader.read(name).to(device=self.device, dtype=torch.float32)
+        return 1.0 + self.float32(name)
+
+    def float32(self, name: str) -> torch.Tensor:
+        return self.reader.read(name).to(device=self.device, dtype=torch.float32)
 
     def stacked(self, *names: str) -> torch.Tensor:
         rows = [self.shapes[name][0] for name in names]
@@ -236,7 +280,13 @@ class _Loader:
         return weight
 
 
-def _check(spec: ModelSpec, reader: WeightReader, shapes: dict[str, tuple[int, ...]]) -> None:
+def stacks_experts(reader: WeightReader) -> bool:
+    """Say whether a checkpoint has all experts of a layer in one tensor."""
+    return any(name.endswith(_STACKED) for name in reader.tensors)
+
+
+def check_tensors(spec: ModelSpec, reader: WeightReader, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise the :class:`CheckpointError` of :func:`load_weights` unless a reader has just what a model needs."""
     problems = []
     for name, shape in shapes.items():
         header = reader.tensors.get(name)
@@ -247,7 +297,10 @@ def _check(spec: ModelSpec, reader: WeightReader, shapes: dict[str, tuple[int, .
         elif header.dtype not in _FLOATS:
             problems.append(f"{name} is {header.dtype}, not a 16- or 32-bit float")
     tied_head = {HEAD} if spec.tied else set()
-    left_over = [n for n in reader.tensors if n not in shapes and n not in tied_head and not n.endswith(_COMPUTED)]
+    expected = shapes.keys() | tied_head
+    left_over = [
+        n for n in reader.tensors if n not in expected and not n.endswith(_COMPUTED) and not is_unused(spec, n)
+    ]
     problems += [f"{name} is not part of such a model" for name in left_over]
     if problems:
         more = f" and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""

@@ -41,6 +41,11 @@ class Adapters:
             InputError: it cannot run unmerged on this base.
         """
         decoder, config = self._hosting(), self._config
+        if config.tensor_parallel != 1:
+            raise InputError(
+                "devices that divide a model do not compute adapters unmerged; merge the adapter with 'tuneserve "
+                "export', or leave tensor_parallel at 1."
+            )
         if config.adapter_dir is not None:
             raise InputError(
                 f"the adapter {config.adapter_dir} is folded into the weights, and others need their base as it was; "

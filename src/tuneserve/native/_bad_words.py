@@ -16,6 +16,10 @@ class BadWords:
             else:
                 self._after.setdefault(word[-2], []).append((list(word[:-1]), word[-1]))
 
+    def always(self) -> list[int] | None:
+        """Return the tokens that may never follow; None where it depends on what comes before."""
+        return None if self._after else self._always
+
     def banned(self, tokens: Sequence[int]) -> list[int]:
         """Return the tokens that may not follow ``tokens``."""
         banned = list(self._always)

@@ -1,7 +1,8 @@
 """A step as tensors."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +26,10 @@ class Batch:
         lengths: tokens of each sequence that the cache holds after the step, int32 (sequences).
         block_tables: the blocks that hold them, padded with block 0, int32 (sequences, blocks).
         scored_rows: the rows that the sequences want logits of, int64.
+        state_slots: where each sequence keeps what it carries beside the cache, int64 (sequences).
         decodes: how many sequences have a single row.
         counts: how many rows each has, on the host.
+        begins: which begin with their first token, on the host.
         adapters: the slot of each token's adapter, -1 for the base, int32 (tokens); None if all are of the base.
     """
 
@@ -37,9 +40,20 @@ class Batch:
     lengths: torch.Tensor
     block_tables: torch.Tensor
     scored_rows: torch.Tensor
+    state_slots: torch.Tensor
     decodes: int
     counts: tuple[int, ...]
+    begins: tuple[bool, ...]
     adapters: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the same with its tensors, which are on the CPU, on ``device``."""
+        moved: dict[str, Any] = {
+            field.name: to_device(value, device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), torch.Tensor)
+        }
+        return replace(self, **moved)
 
 
 def make_batch(step: Step, device: torch.device, ahead: int = 0) -> Batch:
@@ -68,8 +82,10 @@ def make_batch(step: Step, device: torch.device, ahead: int = 0) -> Batch:
         lengths=_tensor(lengths, device),
         block_tables=_tensor(tables, device),
         scored_rows=_tensor(np.array(scored, dtype=np.int64), device),
+        state_slots=_tensor(np.array([segment.sequence.state_slot for segment in segments], dtype=np.int64), device),
         decodes=step.decodes,
         counts=tuple(segment.count for segment in segments),
+        begins=tuple(segment.start == 0 for segment in segments),
         adapters=_tensor(adapters[rows], device) if (adapters >= 0).any() else None,
     )
 
@@ -88,6 +104,10 @@ def _tables(sequences: Collection[Sequence], lengths: list[int]) -> _Integers:
 
 
 def _tensor(values: _Integers, device: torch.device) -> torch.Tensor:
-    tensor = torch.from_numpy(values)
+    return to_device(torch.from_numpy(values), device)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor of the CPU on ``device``, without waiting for that."""
     # From pageable memory the host would wait until the device comes to the copy.
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -4,7 +4,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from tuneserve.model import AdapterWeights, Decoder
+from tuneserve.model import AdapterWeights, Chosen, Decoder, SampledRows
 from tuneserve.native._batch import Batch
 from tuneserve.native._transformers import TransformersDecoder
 from tuneserve.spec import ModelSpec
@@ -31,7 +31,7 @@ class PagedDecoder(Protocol):
 
 @runtime_checkable
 class AheadDecoder(PagedDecoder, Protocol):
-    """Computes greedy steps one after the other without the host."""
+    """Computes steps one after the other without the host."""
 
     def decode_greedily(self, batch: Batch, keys: torch.Tensor, values: torch.Tensor, steps: int) -> torch.Tensor:
         """Return the tokens of ``steps`` steps, int64 (steps, sequences); -1 where numbers were not finite."""
@@ -40,6 +40,14 @@ class AheadDecoder(PagedDecoder, Protocol):
         self, block_tables: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, steps: int
     ) -> torch.Tensor:
         """Return the same of the steps after them, whose blocks are in new tables, int32 (sequences, blocks)."""
+
+    def decode_sampled(self, batch: Batch, keys: torch.Tensor, values: torch.Tensor, rows: SampledRows) -> Chosen:
+        """Return what was chosen in as many steps as there are random numbers for each sequence."""
+
+    def go_on_sampling(
+        self, block_tables: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, uniforms: torch.Tensor
+    ) -> Chosen:
+        """Return the same of the steps after them, with more random numbers, float64 (sequences, steps)."""
 
 
 @runtime_checkable

@@ -16,17 +16,18 @@ from tuneserve.native._choose import Choice
 from tuneserve.native._draft import Drafter
 from tuneserve.native._flight import Flight
 from tuneserve.native._grammar import Grammars, GrammarState
+from tuneserve.native._lead import LeadingRunner, lead
 from tuneserve.native._load import (
     MOST_SPECULATION,
     EngineConfig,
     cache_blocks,
     give_memory_back,
     load_decoder,
+    reuses_prefixes,
     running_limit,
 )
 from tuneserve.native._pooling import Pool, Pooling
 from tuneserve.native._runner import Runner
-from tuneserve.native._sampler import NOT_FINITE
 from tuneserve.native._scheduler import Scheduler, Segment, Step
 from tuneserve.native._sequence import Sequence
 from tuneserve.native._transformers import TransformersDecoder
@@ -45,6 +46,7 @@ _COMPILING_SECONDS = 0.01
 class Output(msgspec.Struct, frozen=True, gc=False):
     """A new token of a request, with the log-probabilities that it asked for; what it asked of the prompt comes first.
 
+    ``cached_tokens`` of the prompt were found in the cache, which the first one says.
     ``failed`` says why it cannot go on, ``refused`` why its grammar cannot be used.
     """
 
@@ -55,6 +57,7 @@ class Output(msgspec.Struct, frozen=True, gc=False):
     refused: str | None = None
     logprob: TokenLogprob | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
+    cached_tokens: int | None = None
     pooled: list[float] | None = None
 
 
@@ -68,17 +71,21 @@ class NativeCore:
     def __init__(self, config: EngineConfig) -> None:
         if not 0 <= config.speculation <= MOST_SPECULATION:
             raise InputError(f"speculation is {config.speculation}; choose from 0 (off) to {MOST_SPECULATION}.")
-        decoder = load_decoder(config)
+        decoder, ranks = (load_decoder(config), None) if config.tensor_parallel == 1 else lead(config)
         give_memory_back()
-        blocks = cache_blocks(config, decoder)
-        max_running = running_limit(config, decoder.device, blocks)
+        blocks = cache_blocks(config, decoder, None if ranks is None else ranks.free)
+        max_running = running_limit(config, decoder, blocks)
         self._runner: Runner | TransformersRunner
-        step_tokens, reuse = _GPU_STEP_TOKENS if decoder.device.type == "cuda" else _STEP_TOKENS, config.prefix_cache
+        step_tokens = _GPU_STEP_TOKENS if decoder.device.type == "cuda" else _STEP_TOKENS
         if isinstance(decoder, TransformersDecoder):
             # Its caches cannot be shared, nor prompts be cut.
             self._runner, step_tokens, reuse = TransformersRunner(decoder), max_running * decoder.context_length, False
         else:
-            self._runner = Runner(decoder, blocks)
+            reuse = reuses_prefixes(config, decoder.spec)
+            if ranks is None:
+                self._runner = Runner(decoder, blocks, max_running)
+            else:
+                self._runner = LeadingRunner(decoder, blocks, max_running, ranks)
         self._pool = BlockPool(blocks, reuse=reuse)
         self._adapters = Adapters(config, decoder)
         self._scheduler = Scheduler(self._pool, max_running, max(step_tokens, max_running))
@@ -95,8 +102,9 @@ class NativeCore:
             vocab_size=self._runner.vocab_size,
             dtype=str(decoder.dtype).removeprefix("torch."),
             device=str(decoder.device),
-            weight_bytes=decoder.weight_bytes,
+            weight_bytes=decoder.weight_bytes + (0 if ranks is None else ranks.weight_bytes),
             max_running=max_running,
+            resumes=True,
         )
 
     @property
@@ -129,13 +137,14 @@ class NativeCore:
             assert request.params.prompt_logprobs is None
             sequence.pooling = Pooling(pool)
         if self._speculation:
-            limit = len(request.prompt_ids) + (request.params.max_tokens or self.info.context_length)
+            limit = len(request.prompt_ids) - request.resumed + (request.params.max_tokens or self.info.context_length)
             sequence.drafter = Drafter(sequence.tokens, self._speculation, min(limit, self.info.context_length))
         self._sequences[request.id] = sequence
         if request.params.grammar is None:
             self._scheduler.add(sequence)
         else:
-            self._compiling[sequence] = self._grammars.start(request.params.grammar)
+            past = request.prompt_ids[len(request.prompt_ids) - request.resumed :]
+            self._compiling[sequence] = self._grammars.start(request.params.grammar, past)
 
     def load_adapter(self, name: str, path: Path) -> None:
         """Serve the adapter in a directory, unmerged, to requests that give ``name``.
@@ -193,16 +202,11 @@ class NativeCore:
             # Whoever calls has to look for other requests now and then.
             wait(self._compiling.values(), _COMPILING_SECONDS, FIRST_COMPLETED)
             return refused
-        if isinstance(self._runner, Runner) and (steps := self._steps_ahead(self._runner, step)) > 1:
-            return refused + self._land(self._runner.launch(step, steps, self._scheduler.changes))
+        if isinstance(self._runner, Runner) and self._runner.runs_ahead(step):
+            steps = self._reserve([segment.sequence for segment in step.segments], 0)
+            if steps > 1:
+                return refused + self._land(self._runner.launch(step, steps, self._scheduler.changes))
         return refused + self._complete(step, self._runner.run(step))
-
-    def _steps_ahead(self, runner: Runner, step: Step) -> int:
-        """Return how many steps can be run at once, all of whose tokens are simply the likeliest."""
-        if not runner.runs_ahead or step.decodes < len(step.segments):
-            return 1
-        sequences = [segment.sequence for segment in step.segments]
-        return self._reserve(sequences, 0) if all(sequence.simply_greedy for sequence in sequences) else 1
 
     def _reserve(self, sequences: Collection[Sequence], after: int) -> int:
         left = min(sequence.left(self.info.context_length) for sequence in sequences) - after
@@ -215,15 +219,15 @@ class NativeCore:
         compiled = any(future.done() for future in self._compiling.values())
         if self._scheduler.changes == flight.changes and not compiled:
             steps = self._reserve(flight.sequences, flight.steps)
-            self._flight = self._runner.follow(flight, steps) if steps else None
+            self._flight = self._runner.follow(flight, steps) if 0 < steps <= flight.room else None
         segments = []
         results: dict[Sequence, list[Choice] | str] = {}
-        for sequence, tokens in zip(flight.sequences, flight.tokens(), strict=True):
+        for sequence, choices in zip(flight.sequences, flight.choices(), strict=True):
             # It may have ended, or been cancelled, after this was launched.
             if self._sequences.get(sequence.request.id) is sequence:
-                sequence.draft = tokens[:-1]
+                sequence.draft = [] if isinstance(choices, str) else [choice.token for choice in choices[:-1]]
                 segments.append(Segment(sequence, sequence.computed, flight.steps))
-                results[sequence] = NOT_FINITE if -1 in tokens else [Choice(token) for token in tokens]
+                results[sequence] = choices
         return self._complete(Step(tuple(segments), 0), results)
 
     def _complete(self, step: Step, results: Mapping[Sequence, list[Choice] | str]) -> list[Output]:
@@ -253,6 +257,7 @@ class NativeCore:
         sequence.draft.clear()
         for choice in choices:
             prompt_logprobs = sequence.first_logprobs()
+            cached_tokens = None if sequence.generated else sequence.found
             sequence.append(choice.token)
             reason = sequence.finish_reason(self.info.context_length)
             yield Output(
@@ -261,6 +266,7 @@ class NativeCore:
                 reason,
                 logprob=choice.logprob,
                 prompt_logprobs=prompt_logprobs,
+                cached_tokens=cached_tokens,
                 pooled=None if sequence.pooling is None else sequence.pooling.state(),
             )
             if reason is not None:
@@ -289,6 +295,14 @@ class NativeCore:
                 f"the prompt has {len(ids)} tokens, which leaves no room in the context of "
                 f"{self.info.context_length}; shorten it.",
                 "prompt",
+            )
+        if not 0 <= request.resumed < len(ids):
+            raise RequestError(
+                f"{request.resumed} of {len(ids)} tokens cannot be resumed ones; leave one for the prompt.", "resumed"
+            )
+        if request.resumed and params.prompt_logprobs is not None:
+            raise RequestError(
+                "prompt_logprobs come with the first token; leave them out to resume.", "prompt_logprobs"
             )
         if min(ids) < 0 or max(ids) >= self.info.vocab_size:
             raise RequestError(

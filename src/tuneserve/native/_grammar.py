@@ -5,6 +5,7 @@ Compiling and each mask are bounded by llguidance's own limits, and grammars by 
 
 import json
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, cached_property, lru_cache
@@ -26,6 +27,9 @@ _MAX_CHARACTERS = 200_000
 _KEPT = 32
 _THREADS = 2
 _MOST_THREADS = 16
+# The library follows references by recursion, up to 16 KiB for each of those that a grammar of that length can chain,
+# and the process dies where its stack ends. Only what is touched takes memory.
+_STACK_BYTES = 512 << 20
 # Half of llguidance's defaults or less: a mask takes up to 10 ms, and the states of a lexer up to 40 MB.
 _LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 500_000,
@@ -111,16 +115,24 @@ class Grammars:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="grammar")
         self._compiled = lru_cache(_KEPT)(self._compile)
 
-    def start(self, grammar: Grammar) -> "Future[GrammarState]":
-        """Return what will be the state of a new sequence.
+    def start(self, grammar: Grammar, past: list[int]) -> "Future[GrammarState]":
+        """Return what will be the state of a sequence that has the tokens ``past``.
 
         Its result raises :class:`~tuneserve.errors.RequestError` where the grammar cannot be used.
         """
-        return self._threads.submit(self._state, grammar)
+        # The pool starts its threads as it is given work.
+        before = threading.stack_size(_STACK_BYTES)
+        try:
+            return self._threads.submit(self._state, grammar, past)
+        finally:
+            threading.stack_size(before)
 
-    def _state(self, grammar: Grammar) -> GrammarState:
+    def _state(self, grammar: Grammar, past: list[int]) -> GrammarState:
         matcher = self._compiled(grammar.kind, grammar.text).deep_copy()
-        return GrammarState(matcher, self._tokenizer.vocab_size)
+        state = GrammarState(matcher, self._tokenizer.vocab_size)
+        for token in past:
+            state.advance(token)
+        return state
 
     def _compile(self, kind: str, text: str) -> "LLMatcher":
         from llguidance import LLMatcher, LLParserLimits

@@ -12,15 +12,16 @@ import torch
 from tuneserve.adapters import MergedModel, WeightedAdapter, merge_model, open_adapter
 from tuneserve.errors import InputError
 from tuneserve.hardware import available_memory
-from tuneserve.model import load_weights
+from tuneserve.model import Decoder, Weights, join, load_shard, load_weights
 from tuneserve.native._blocks import BLOCK_SIZE, blocks_for
 from tuneserve.native._cache import bytes_per_block
 from tuneserve.native._cpu_step import prepare_step
-from tuneserve.native._decoders import LoadedDecoder
+from tuneserve.native._decoders import AnyDecoder, LoadedDecoder
 from tuneserve.native._gpu_step import prepare_gpu_step
+from tuneserve.native._states import bytes_per_slot
 from tuneserve.native._transformers import TransformersDecoder, context_limit
 from tuneserve.sources import ResolvedSource, open_files
-from tuneserve.spec import computation_of
+from tuneserve.spec import ModelSpec, Share, computation_of, reasons_against_split
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 _DTYPES: dict[DtypeName, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -42,13 +43,17 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ``tokenizer_dir`` is only needed for grammars.
     ``dtype`` is auto, float32, bfloat16 or float16. ``context_length`` counts tokens per sequence, ``max_running``
     sequences computed together, ``cache_tokens`` tokens that the cache holds. ``prefix_cache`` says whether a prompt
-    uses what was computed for an equal beginning of another one. ``speculation`` is how many tokens are guessed at most
-    from what a sequence repeats, to be computed in one step with the last; it changes how fast tokens come, not which.
+    uses what was computed for an equal beginning of another one; with a model that has a state beside the cache none
+    does. ``speculation`` is how many tokens are guessed at most from what a sequence repeats, to be computed in one
+    step with the last; it changes how fast tokens come, not which.
 
     ``cpu_step`` is ``compiled`` (C++ built on this machine), ``eager`` (PyTorch) or auto, which is the first where it
     can be. ``weights`` is auto, ``dequantised``, ``int8`` or ``int4``. ``auto`` keeps what is stored in few bits so,
     where there is a kernel for it and no adapter changes it, and ``dequantised`` does not; the last two are quantised
     at load in groups of 32 (with int4 the head is int8). The compiled step then has activations in 8 bits.
+
+    ``tensor_parallel`` is how many GPUs of this machine (on the CPU: processes) divide each layer among them. All but
+    the first are child processes; when one of them ends, the process of the engine ends too.
     """
 
     model_dir: str
@@ -63,6 +68,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     speculation: int = 0
     cpu_step: str = "auto"
     weights: str = "auto"
+    tensor_parallel: int = 1
 
     @classmethod
     def of(
@@ -95,14 +101,16 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         )
 
 
-def load_decoder(config: EngineConfig) -> LoadedDecoder:
+def load_decoder(config: EngineConfig, share: Share | None = None) -> LoadedDecoder:
     """Load the model, its adapter folded in; what the native decoder does not compute runs through Transformers.
+
+    With ``share``, load that part of it, onto the GPU of its number where there are GPUs; it needs the others to run.
 
     Raises:
         InputError: something in the directories or the configuration cannot be used as it is.
         EngineError: the compiled step was asked for and cannot be had.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(share)
     dtype = _dtype(config.dtype, device)
     adapters = [WeightedAdapter(open_adapter(Path(config.adapter_dir)))] if config.adapter_dir else []
     weights_file = None if config.weights_file is None else Path(config.weights_file)
@@ -110,13 +118,64 @@ def load_decoder(config: EngineConfig) -> LoadedDecoder:
     model = merge_model(reader, model_config, adapters, dtype)
     computation = computation_of(model.config)
     if (spec := computation.spec) is None:
+        if share is not None:
+            raise InputError(
+                f"the model runs through Transformers on one device ({computation.reason}); leave tensor_parallel at 1."
+            )
         return _through_transformers(config, model, _DTYPES[dtype], device, computation.reason)
+    if spec.has_state and config.speculation:
+        raise InputError(
+            f"speculation cannot be had with {spec.family}, whose state cannot be taken back to before a wrong guess; "
+            "set it to 0."
+        )
     context = _context(config, spec.short_context_length, spec.context_length)
+    if share is not None:
+        return _load_share(config, spec, model, _DTYPES[dtype], device, context, share)
     weights = load_weights(spec, model, _DTYPES[dtype], device, deferred=True)
+    return _prepare(config, spec, weights, context)
+
+
+def _prepare(config: EngineConfig, spec: ModelSpec, weights: Weights, context: int) -> AnyDecoder:
+    device = weights.embedding.device
     if device.type == "cuda" and config.cpu_step == "auto":
         running = config.max_running or default_running(device)
         return prepare_gpu_step(spec, weights, context, running, config.weights)
     return prepare_step(spec, weights, context, config.cpu_step, config.weights)
+
+
+def _load_share(
+    config: EngineConfig,
+    spec: ModelSpec,
+    model: MergedModel,
+    dtype: torch.dtype,
+    device: torch.device,
+    context: int,
+    share: Share,
+) -> AnyDecoder:
+    if reasons := reasons_against_split(spec, share.size):
+        raise InputError(f"tensor_parallel cannot be {share.size} ({'; '.join(reasons)}); choose another number.")
+    own, weights = load_shard(spec, model, dtype, device, share)
+    if device.type == "cpu":
+        # The compiled step has no place for sums over processes.
+        config = msgspec.structs.replace(config, cpu_step="eager")
+    decoder = _prepare(config, own, weights, context)
+    if isinstance(decoder, Decoder):
+        return join(decoder)
+    from tuneserve.model._gpu import GpuDecoder
+    from tuneserve.model._gpu_parallel import join_gpu
+
+    assert isinstance(decoder, GpuDecoder)
+    return join_gpu(decoder, share.size)
+
+
+def _device(share: Share | None) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if share is None:
+        return torch.device("cuda")
+    device = torch.device("cuda", share.rank)
+    torch.cuda.set_device(device)
+    return device
 
 
 def _through_transformers(
@@ -151,20 +210,29 @@ def give_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def cache_blocks(config: EngineConfig, decoder: LoadedDecoder) -> int:
+def free_memory(device: torch.device) -> int:
+    """Return the bytes of a device's memory that nobody uses."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else available_memory()
+
+
+def cache_blocks(config: EngineConfig, decoder: LoadedDecoder, free: int | None = None) -> int:
     """Return how many blocks the cache has, the one included that is never used.
+
+    ``free`` bytes of memory are left on each device of several, None is those of the only one.
 
     Raises:
         InputError: what was asked for does not fit in memory, or does not hold one sequence of full length.
     """
-    free = torch.cuda.mem_get_info()[0] if decoder.device.type == "cuda" else available_memory()
-    usable, context = int(free * _CACHE_SHARE), decoder.context_length
-    running = config.max_running or default_running(decoder.device)
-    if isinstance(decoder, TransformersDecoder):
-        each = max(1, BLOCK_SIZE * decoder.token_bytes)
-        usable -= running * decoder.state_bytes
-    else:
-        each = bytes_per_block(decoder.spec, decoder.dtype)
+    each, state = _block_and_state_bytes(decoder)
+    running, context = _meant_to_run(config, decoder), decoder.context_length
+    states = running * state
+    usable = _usable_bytes(decoder.device) if free is None else int(free * _CACHE_SHARE)
+    if states > usable:
+        raise InputError(
+            f"the states of {running} sequences take {states / 1e9:.1f} GB and {usable / 1e9:.1f} GB can be used; "
+            "choose a smaller max_running."
+        )
+    usable -= states
     fitting = usable // each - 1
     wanted = min(fitting, running * blocks_for(context))
     if config.cache_tokens is not None:
@@ -185,25 +253,52 @@ def cache_blocks(config: EngineConfig, decoder: LoadedDecoder) -> int:
     return wanted + 1
 
 
+def reuses_prefixes(config: EngineConfig, spec: ModelSpec) -> bool:
+    """Say whether a prompt uses what was computed for an equal beginning of another one."""
+    if config.prefix_cache and spec.has_state:
+        _logger.info("prefixes are not reused: a sequence of %s carries a state, which blocks do not hold", spec.family)
+    return config.prefix_cache and not spec.has_state
+
+
 def default_running(device: torch.device) -> int:
     """Return how many sequences are computed together unless something else is asked for."""
     return _DEFAULT_GPU_RUNNING if device.type == "cuda" else _DEFAULT_RUNNING
 
 
-def running_limit(config: EngineConfig, device: torch.device, blocks: int) -> int:
+def running_limit(config: EngineConfig, decoder: LoadedDecoder, blocks: int) -> int:
     """Return how many sequences are computed together.
 
     Raises:
         InputError: it is none, or more than the cache has blocks for.
     """
     usable = blocks - 1
-    wanted = min(default_running(device), usable) if config.max_running is None else config.max_running
+    wanted = min(_meant_to_run(config, decoder), usable) if config.max_running is None else config.max_running
     if not 1 <= wanted <= usable:
         raise InputError(
             f"max_running is {wanted} and the cache has {usable} blocks, of which each sequence takes one or more; "
             f"choose from 1 to {usable}."
         )
     return wanted
+
+
+def _meant_to_run(config: EngineConfig, decoder: LoadedDecoder) -> int:
+    """Return how many sequences run if the cache holds them; as many as usual if half the memory has their states."""
+    if config.max_running:
+        return config.max_running
+    each = _block_and_state_bytes(decoder)[1]
+    usual = default_running(decoder.device)
+    return min(usual, max(1, _usable_bytes(decoder.device) // (2 * each))) if each else usual
+
+
+def _block_and_state_bytes(decoder: LoadedDecoder) -> tuple[int, int]:
+    """Return what a block of the cache takes, and what a sequence keeps beside it."""
+    if isinstance(decoder, TransformersDecoder):
+        return max(1, BLOCK_SIZE * decoder.token_bytes), decoder.state_bytes
+    return max(1, bytes_per_block(decoder.spec, decoder.dtype)), bytes_per_slot(decoder.spec, decoder.dtype)
+
+
+def _usable_bytes(device: torch.device) -> int:
+    return int(free_memory(device) * _CACHE_SHARE)
 
 
 def _dtype(name: str, device: torch.device) -> DtypeName:

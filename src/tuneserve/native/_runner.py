@@ -1,25 +1,30 @@
 """Runs a step: tokens to the device, through the decoder, to chosen tokens."""
 
+import math
+
 import torch
 
-from tuneserve.model import Decoder
+from tuneserve.model import Chosen, Decoder
 from tuneserve.native._batch import Batch, block_tables, make_batch
 from tuneserve.native._cache import PagedCache, StepAttention
 from tuneserve.native._choose import Choice, choose
 from tuneserve.native._cpu_step import half_the_threads
 from tuneserve.native._decoders import AheadDecoder, AnyDecoder
 from tuneserve.native._flight import Flight
+from tuneserve.native._sampled import ROOM, sampled_rows, uniforms
 from tuneserve.native._sampler import NOT_FINITE
 from tuneserve.native._scheduler import Step
 from tuneserve.native._sequence import Sequence
+from tuneserve.native._states import StateCache, StepRecurrence
 
 
 class Runner:
-    """A decoder with its cache."""
+    """A decoder with its cache of so many blocks, and ``slots`` for the states of sequences."""
 
-    def __init__(self, decoder: AnyDecoder, blocks: int) -> None:
+    def __init__(self, decoder: AnyDecoder, blocks: int, slots: int) -> None:
         self.decoder = decoder
         self.cache = PagedCache(decoder.spec, blocks, decoder.dtype, decoder.device)
+        self.states = StateCache(decoder.spec, slots, decoder.dtype, decoder.device)
 
     @torch.inference_mode()
     def run(self, step: Step) -> dict[Sequence, list[Choice] | str]:
@@ -35,42 +40,78 @@ class Runner:
         """How many tokens the model tells the probabilities of."""
         return self.decoder.spec.vocab_size
 
-    @property
-    def runs_ahead(self) -> bool:
-        """Whether :meth:`launch` can be used."""
-        return isinstance(self.decoder, AheadDecoder)
+    def runs_ahead(self, step: Step) -> bool:
+        """Whether :meth:`launch` can be used: all sequences decode, and the device can choose for each."""
+        if not isinstance(self.decoder, AheadDecoder) or step.decodes < len(step.segments):
+            return False
+        return all(segment.sequence.steps_alone for segment in step.segments)
 
     @torch.inference_mode()
     def launch(self, step: Step, steps: int, changes: int) -> Flight:
-        """Launch greedy steps of sequences that all decode; each must have blocks for so many tokens."""
-        assert isinstance(self.decoder, AheadDecoder)
-        self.cache.wipe(step.wiped)
-        batch = make_batch(step, self.decoder.device, ahead=steps - 1)
-        tokens = self.decoder.decode_greedily(batch, self.cache.keys, self.cache.values, steps)
-        return Flight.of(tuple(segment.sequence for segment in step.segments), changes, tokens)
+        """Launch steps of sequences that :meth:`runs_ahead`; each must have blocks for so many tokens."""
+        self.wipe(step.wiped)
+        batch = make_batch(step, self.host, ahead=steps - 1)
+        sequences = tuple(segment.sequence for segment in step.segments)
+        if all(sequence.simply_greedy for sequence in sequences):
+            chosen, room = Chosen(self.decode_greedily(batch, steps)), math.inf
+        else:
+            assert isinstance(self.decoder, AheadDecoder)
+            rows = sampled_rows(sequences, steps)
+            chosen = self.decoder.decode_sampled(batch, self.cache.keys, self.cache.values, rows)
+            room = ROOM - steps
+        return Flight.of(sequences, changes, chosen, room)
 
     @torch.inference_mode()
     def follow(self, flight: Flight, steps: int) -> Flight:
         """Launch steps after those of the last flight, which need not have landed, for all of its sequences."""
-        assert isinstance(self.decoder, AheadDecoder)
-        tables = block_tables(flight.sequences, flight.steps + steps, self.decoder.device)
-        tokens = self.decoder.go_on_greedily(tables, self.cache.keys, self.cache.values, steps)
-        return Flight.of(flight.sequences, flight.changes, tokens)
+        tables = block_tables(flight.sequences, flight.steps + steps, self.host)
+        if math.isinf(flight.room):
+            chosen = Chosen(self.go_on_greedily(tables, steps))
+        else:
+            assert isinstance(self.decoder, AheadDecoder)
+            numbers = uniforms(flight.sequences, flight.steps, steps)
+            chosen = self.decoder.go_on_sampling(tables, self.cache.keys, self.cache.values, numbers)
+        return Flight.of(flight.sequences, flight.changes, chosen, flight.room - steps)
 
     def _run(self, step: Step) -> dict[Sequence, list[Choice] | str]:
-        self.cache.wipe(step.wiped)
-        batch = make_batch(step, self.decoder.device)
-        hidden = self._forward(batch)
+        self.wipe(step.wiped)
+        batch = make_batch(step, self.host)
+        hidden = self.forward(batch)
         results = _broken(step, hidden)
         rows = hidden if len(batch.scored_rows) == len(hidden) else hidden[batch.scored_rows]
-        results.update(choose(self.decoder.logits, rows, step.segments))
+        results.update(choose(self.logits, rows, step.segments))
         return results
 
-    def _forward(self, batch: Batch) -> torch.Tensor:
+    @property
+    def host(self) -> torch.device:
+        """Where batches are made."""
+        return self.decoder.device
+
+    def wipe(self, blocks: tuple[int, ...]) -> None:
+        """Overwrite blocks of the cache with zeros."""
+        self.cache.wipe(blocks)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits (rows, vocabulary) of hidden states (rows, hidden)."""
+        return self.decoder.logits(hidden)
+
+    def decode_greedily(self, batch: Batch, steps: int) -> torch.Tensor:
+        """Run greedy steps over the cache; see :class:`~tuneserve.native._decoders.AheadDecoder`."""
+        assert isinstance(self.decoder, AheadDecoder)
+        return self.decoder.decode_greedily(batch, self.cache.keys, self.cache.values, steps)
+
+    def go_on_greedily(self, tables: torch.Tensor, steps: int) -> torch.Tensor:
+        """Run greedy steps after those of the call before."""
+        assert isinstance(self.decoder, AheadDecoder)
+        return self.decoder.go_on_greedily(tables, self.cache.keys, self.cache.values, steps)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Run a batch over the cache and return its hidden states after the last norm, (tokens, hidden)."""
         if not isinstance(self.decoder, Decoder):
             return self.decoder.forward(batch, self.cache.keys, self.cache.values)
+        attention, recurrence = StepAttention(self.cache, batch), StepRecurrence(self.states, batch)
         with self.decoder.rows_of(batch.adapters):
-            return self.decoder.forward(batch.ids, batch.positions, StepAttention(self.cache, batch))
+            return self.decoder.forward(batch.ids, batch.positions, attention, recurrence)
 
 
 def _broken(step: Step, hidden: torch.Tensor) -> dict[Sequence, list[Choice] | str]:

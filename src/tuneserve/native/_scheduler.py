@@ -48,7 +48,8 @@ class Scheduler:
     A sequence that decodes is in every step. What is left of the step's tokens goes to prompts, in chunks, fairly among
     those of equal priority. A sequence is admitted when there are blocks for all of its tokens. When the decoding ones
     outgrow the cache, or a request of smaller priority finds no room, the last in line gives its blocks up and goes
-    back to waiting with all of its tokens, which will be computed again.
+    back to waiting with all of its tokens, which will be computed again. While it runs, a sequence has a slot of its
+    own, from 0 to ``max_running`` - 1, for what it carries from token to token beside its blocks.
 
     Args:
         pool: must have blocks for one sequence as long as any that is added.
@@ -67,6 +68,7 @@ class Scheduler:
         self.found = 0
         self._arrivals = 0
         self._departures = 0
+        self._state_slots = list(range(max_running - 1, -1, -1))
 
     @property
     def changes(self) -> int:
@@ -86,7 +88,7 @@ class Scheduler:
             index = bisect_left(line, sequence.rank, key=_rank)
             if index < len(line) and line[index] is sequence:
                 del line[index]
-        self.pool.release(sequence.blocks)
+        self._free(sequence)
 
     def schedule(self) -> Step | None:
         """Admit what fits and return the next step; None when there is nothing to do."""
@@ -153,7 +155,9 @@ class Scheduler:
         for sequence in self.running:
             assert 0 <= sequence.computed < len(sequence.tokens)
             assert blocks_for(sequence.computed) <= len(sequence.blocks) <= blocks_for(len(sequence.tokens))
-        assert not any(sequence.blocks or sequence.computed for sequence in self.waiting)
+        assert not any(sequence.blocks or sequence.computed or sequence.state_slot >= 0 for sequence in self.waiting)
+        held = [sequence.state_slot for sequence in self.running]
+        assert sorted([*self._state_slots, *held]) == list(range(self.max_running))
         self.pool.check([sequence.blocks for sequence in self.running])
 
     def _grow(self) -> None:
@@ -186,9 +190,15 @@ class Scheduler:
     def _preempt(self) -> None:
         """Send the last in line back to waiting."""
         sequence = self.running.pop()
-        self.pool.release(sequence.blocks)
+        self._free(sequence)
         sequence.computed = 0
         insort(self.waiting, sequence, key=_rank)
+
+    def _free(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.blocks)
+        if sequence.state_slot >= 0:
+            self._state_slots.append(sequence.state_slot)
+            sequence.state_slot = -1
 
     def _admit(self, sequence: Sequence) -> bool:
         tokens, adapter = sequence.tokens, sequence.request.adapter
@@ -201,7 +211,9 @@ class Scheduler:
         sequence.blocks.extend([*found, *(self.pool.take() for _ in range(needed))])
         sequence.computed = len(found) * BLOCK_SIZE
         self.looked_up += len(tokens)
-        self.found += sequence.computed
+        sequence.found = sequence.computed
+        self.found += sequence.found
+        sequence.state_slot = self._state_slots.pop()
         self.waiting.pop(0)
         insort(self.running, sequence, key=_rank)
         return True
@@ -251,6 +263,7 @@ class Scheduler:
         for index, block in enumerate(found, start=done):
             self.pool.replace(sequence.blocks, index, block)
         sequence.computed += len(found) * BLOCK_SIZE
+        sequence.found += len(found) * BLOCK_SIZE
         self.found += len(found) * BLOCK_SIZE
 
 

@@ -12,22 +12,29 @@ from tuneserve.native._draft import Drafter
 from tuneserve.native._grammar import GrammarState
 from tuneserve.native._pooling import Pooling
 
+# Of how many tokens a device gives log-probabilities by itself, beside the chosen.
+MOST_LOGPROBS = 20
+
 
 @dataclass(eq=False)
 class Sequence:
     """The tokens of a request, and where the cache holds the first ``computed`` of them.
 
-    ``blocks`` are the cache blocks of its tokens in order, and ``arrival`` its number among the requests; the scheduler
-    keeps both, as it does ``computed``. ``prompt_logprobs`` are those of the prompt's tokens from the second on, as far
-    as they are known. ``draft`` is the ``drafter``'s guess at the tokens to come, while a step computes it. Where
-    parameters need it, ``seen`` counts all tokens and ``new`` those produced; ``edited`` says whether any parameter
-    changes logits. ``slot`` is that of the request's adapter, -1 for the base.
+    ``blocks`` are the cache blocks of its tokens in order, ``state_slot`` is where what it carries beside them is while
+    it runs, -1 while it waits, and ``arrival`` its number among the requests; the scheduler keeps all three, as it does
+    ``computed`` and ``found``, how many of them it took from the cache since it was last admitted. ``prompt_logprobs``
+    are those of the prompt's tokens from the second on, as far as they are known. ``draft`` is the ``drafter``'s guess
+    at the tokens to come, while a step computes it. Where parameters need it, ``seen`` counts all tokens and ``new``
+    those produced; ``edited`` says whether any parameter changes logits. ``slot`` is that of the request's adapter, -1
+    for the base.
     """
 
     request: GenerationRequest
     tokens: list[int] = field(init=False)
     computed: int = 0
+    found: int = 0
     arrival: int = 0
+    state_slot: int = -1
     blocks: "array[int]" = field(default_factory=lambda: array("i"))
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     pooling: Pooling | None = None
@@ -48,10 +55,13 @@ class Sequence:
         # As text, because integers would lose their sign.
         self.random = Random(None if seed is None else str(seed))  # noqa: S311
         params = self.request.params
+        if params.temperature > 0:
+            for _ in range(self.request.resumed):
+                self.random.random()
         if params.repetition_penalty != 1:
             self.seen = TokenCounts(self.tokens)
         if params.presence_penalty or params.frequency_penalty:
-            self.new = TokenCounts()
+            self.new = TokenCounts(self.tokens[len(self.tokens) - self.request.resumed :])
         if params.bad_words:
             self.bad_words = BadWords(params.bad_words)
         changes = (self.seen, self.new, params.bad_words, params.logit_bias, params.min_tokens, params.grammar)
@@ -60,7 +70,7 @@ class Sequence:
     @property
     def generated(self) -> int:
         """Tokens produced so far."""
-        return len(self.tokens) - len(self.request.prompt_ids)
+        return len(self.tokens) - len(self.request.prompt_ids) + self.request.resumed
 
     @property
     def pending(self) -> int:
@@ -141,6 +151,16 @@ class Sequence:
         params = self.request.params
         asks = params.logprobs is not None or self.reusable < len(self.tokens)
         return params.temperature == 0 and not (self.edited or asks or self.drafter)
+
+    @property
+    def steps_alone(self) -> bool:
+        """Whether a device can choose its next tokens one after the other, without the host."""
+        params = self.request.params
+        # What its prompt was asked about is known, and has been looked at.
+        done = self.reusable == len(self.tokens) and (params.prompt_logprobs is None or self.generated > 0)
+        banned = self.bad_words is None or self.bad_words.always() is not None
+        plain = params.grammar is None and params.typical_p == 1 and (params.logprobs or 0) <= MOST_LOGPROBS
+        return done and banned and plain and self.drafter is None
 
     def left(self, context_length: int) -> int:
         """Return how many tokens may still come."""

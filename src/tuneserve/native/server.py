@@ -192,7 +192,9 @@ def _advance(core: NativeCore) -> list[FromEngine]:
 def _tokens(output: Output) -> Tokens:
     assert output.token is not None
     logprobs = None if output.logprob is None else [output.logprob]
-    return Tokens(output.id, [output.token], output.finish_reason, logprobs, output.prompt_logprobs)
+    return Tokens(
+        output.id, [output.token], output.finish_reason, logprobs, output.prompt_logprobs, output.cached_tokens
+    )
 
 
 def serve(connection: _Connection, config: EngineConfig) -> None:

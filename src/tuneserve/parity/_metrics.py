@@ -15,7 +15,8 @@ class Divergence:
     """KL(reference ‖ candidate) in nats over all positions, and what else their distributions say.
 
     ``agreement`` is the share of positions where both rank the same token first, or where the reference holds the two
-    for tied (``ties`` counts those). The perplexities are those of the probe text under each.
+    for tied (``ties`` counts those). The perplexities are those of the probe text under each. ``kl`` has the KL of each
+    position.
     """
 
     mean_kl: float
@@ -25,6 +26,7 @@ class Divergence:
     ties: int
     perplexity: float
     candidate_perplexity: float
+    kl: tuple[float, ...]
 
 
 def divergence(reference: torch.Tensor, candidate: torch.Tensor, targets: torch.Tensor) -> Divergence:
@@ -51,6 +53,7 @@ def divergence(reference: torch.Tensor, candidate: torch.Tensor, targets: torch.
         ties=int(tied.sum()),
         perplexity=_perplexity(theirs[followed]),
         candidate_perplexity=_perplexity(ours[followed]),
+        kl=tuple(kl.tolist()),
     )
 
 

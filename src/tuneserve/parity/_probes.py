@@ -39,6 +39,10 @@ class Probes:
         """Return the token ids of each prompt."""
         return [row[real].tolist() for row, real in zip(self.ids, self.mask, strict=True)]
 
+    def where(self) -> list[tuple[int, int]]:
+        """Return the prompt and position of each masked token, in the order of ``ids[mask]``."""
+        return [(prompt, position) for prompt, position in self.mask.nonzero().tolist()]
+
     def targets(self) -> torch.Tensor:
         """Return the token that follows each masked position, in the order of ``ids[mask]``; -1 at a prompt's end."""
         following = torch.full_like(self.ids, -1)

@@ -1,6 +1,6 @@
 """What a parity check measured, and whether that is good enough."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tuneserve.parity._thresholds import Thresholds
@@ -40,6 +40,19 @@ class TextCheck:
 
 
 @dataclass(frozen=True)
+class Place:
+    """KL(reference ‖ candidate) in nats of what follows the token at ``position`` of the probe ``prompt``.
+
+    ``token`` is the token's text, or its id where there is no tokenizer.
+    """
+
+    prompt: int
+    position: int
+    token: str
+    kl: float
+
+
+@dataclass(frozen=True)
 class ParityReport:
     """A candidate beside its reference over all positions of the probe prompts.
 
@@ -48,7 +61,7 @@ class ParityReport:
     reference holds the two for nearly tied (``ties`` counts those). ``perplexity`` is the reference's on the probe
     text, None where that is random tokens. ``modules`` is None where the two sides do not share their module
     structure. ``config`` lists what differs in what is computed from the configurations. ``diagnosis`` says which step
-    broke, empty if none did.
+    broke, empty if none did. ``places`` has each position by itself.
     """
 
     method: str
@@ -68,6 +81,7 @@ class ParityReport:
     diagnosis: tuple[str, ...]
     notes: tuple[str, ...]
     thresholds: Thresholds
+    places: tuple[Place, ...] = ()
 
     @property
     def perplexity_change(self) -> float | None:
@@ -95,9 +109,11 @@ class ParityReport:
         return not self.failures
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON-ready values, with the verdict; the same for the same inputs."""
+        """Return all but the places as JSON-ready values, with the verdict; the same for the same inputs."""
+        fields = asdict(replace(self, places=()))
+        del fields["places"]
         return {
-            **asdict(self),
+            **fields,
             "perplexity_change": self.perplexity_change,
             "passed": self.passed,
             "failures": self.failures,

@@ -10,6 +10,7 @@ from tuneserve.client import ApiError, OpenAIClient
 from tuneserve.errors import SourceError
 from tuneserve.parity._diagnosis import diagnose
 from tuneserve.parity._metrics import TIE_MARGIN
+from tuneserve.parity._places import places_of
 from tuneserve.parity._probes import Probes, conversations, load_tokenizer, make_probes, render
 from tuneserve.parity._report import ParityReport, TextCheck
 from tuneserve.parity._server import ServedPosition, served_positions
@@ -66,12 +67,14 @@ def compare_positions(
 
     ``tokenizer`` tells the ids of tokens that are known by their text, None where all are known by id.
     """
-    logits = reference.logits(probes.ids, probes.mask)
+    fields = _divergence(reference.logits(probes.ids, probes.mask), probes, positions, tokenizer)
+    where = ((place.prompt, place.position) for place in positions)
+    places = places_of(probes, zip(where, fields.pop("kl"), strict=True), tokenizer)
     report = ParityReport(
         method=method,
         prompts=len(probes.ids),
         positions=len(positions),
-        **_divergence(logits, probes, positions, tokenizer),
+        **fields,
         lower_bound=True,
         perplexity=None,
         candidate_perplexity=None,
@@ -81,6 +84,7 @@ def compare_positions(
         diagnosis=(),
         notes=("of a server only the likeliest tokens are known: the divergence is a lower bound",),
         thresholds=thresholds or served(thresholds_for(method)),
+        places=places,
     )
     return replace(report, diagnosis=diagnose(report))
 
@@ -109,6 +113,7 @@ def _divergence(
         ties += tied
     bound = torch.tensor(kl, dtype=torch.float64)
     return {
+        "kl": kl,
         "mean_kl": float(bound.mean()),
         "p99_kl": float(bound.quantile(0.99)),
         "max_kl": float(bound.max()),

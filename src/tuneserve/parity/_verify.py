@@ -12,6 +12,7 @@ from tuneserve.parity._audit import Audit
 from tuneserve.parity._diagnosis import changed_settings, diagnose, summarise
 from tuneserve.parity._method import method_of
 from tuneserve.parity._metrics import divergence
+from tuneserve.parity._places import places_of
 from tuneserve.parity._probes import Probes, load_tokenizer, make_probes
 from tuneserve.parity._report import ParityReport, TextCheck
 from tuneserve.parity._served import verify_server
@@ -90,6 +91,7 @@ def verify(
         reference.on_unit = None
     found = divergence(expected, tested.logits(probes.ids, probes.mask), probes.targets())
     fields: dict[str, Any] = asdict(found)
+    places = places_of(probes, zip(probes.where(), fields.pop("kl"), strict=True), tokenizer)
     if probes.random:
         fields |= {"perplexity": None, "candidate_perplexity": None}
     text, notes = _text(tokenizer, reference, tested)
@@ -107,6 +109,7 @@ def verify(
         diagnosis=(),
         notes=(*_notes(reference, tested, probes), *_distorted(audit), *notes),
         thresholds=limits,
+        places=places,
     )
     settings = changed_settings(reference.config, tested.config)
     return replace(report, diagnosis=diagnose(report, audit.found, settings))

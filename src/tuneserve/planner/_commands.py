@@ -29,7 +29,7 @@ def commands(
     if unmerged:
         return _with_adapters(model, taken, sizes)
     if taken.engine == "native":
-        return _native(model, wish, source, sizes)
+        return _native(model, machine, wish, taken, sizes)
     if taken.engine == "unsloth":
         return Commands((f"tuneserve serve {source} --engine unsloth {sizes}",))
     shell, artifact = [], source
@@ -40,12 +40,10 @@ def commands(
         artifact = f"{_OUT}/{_quoted(file_name(model.source.name, taken.method.partition(':')[2]))}"
     if machine.kind == "mac":
         return _mac(shell, artifact, taken, wish, max_running)
-    if taken.engine == "vllm":
+    if taken.engine == "vllm" and machine.count == 1:
         shell.append("tuneserve engines install vllm")
-    serve = f"tuneserve serve {artifact} --engine {taken.engine} {sizes}"
-    if taken.tensor > 1:
-        serve += f" --tensor-parallel {taken.tensor}"
-    return Commands((*shell, *_replicated(serve, artifact, machine, taken)), notes=_notes(wish, taken))
+    serve = f"tuneserve serve {artifact} --engine {taken.engine} {sizes}" + _divided(taken)
+    return Commands((*shell, *_replicated(serve, artifact, machine, wish, taken)), notes=_notes(wish, taken))
 
 
 def exports(model: PlannedModel, taken: Option) -> bool:
@@ -57,8 +55,15 @@ def exports(model: PlannedModel, taken: Option) -> bool:
     return not (plain and taken.method == "merged_16bit")
 
 
-def _native(model: PlannedModel, wish: Wish, source: str, sizes: str) -> Commands:
+def _divided(taken: Option) -> str:
+    return f" --tensor-parallel {taken.tensor}" if taken.tensor > 1 else ""
+
+
+def _native(model: PlannedModel, machine: Machine, wish: Wish, taken: Option, sizes: str) -> Commands:
+    source = _quoted(model.source.source)
     serve = f"tuneserve serve {source} --engine native {sizes}"
+    if taken.tensor > 1:
+        return Commands(tuple(_replicated(serve + _divided(taken), source, machine, wish, taken)))
     if wish.objective != "simple":
         return Commands((serve,))
     python = (
@@ -80,10 +85,11 @@ def _with_adapters(model: PlannedModel, taken: Option, sizes: str) -> Commands:
     return Commands((*install, serve), notes=("repeat --adapter NAME=PATH for each further adapter",))
 
 
-def _replicated(serve: str, artifact: str, machine: Machine, taken: Option) -> list[str]:
+def _replicated(serve: str, artifact: str, machine: Machine, wish: Wish, taken: Option) -> list[str]:
     if machine.count > 1:
-        target = "ray" if taken.pipeline > 1 else "kubernetes"
-        return [f"tuneserve deploy {artifact} --target {target} deployment"]
+        planned = f"--objective {wish.objective} --context {wish.context} --concurrency {wish.concurrency}"
+        where = "--target kubernetes --image REGISTRY/NAME:TAG --volume CLAIM --api-key-file keys.toml"
+        return [f"tuneserve deploy {artifact} deployment --hardware {machine.name} {planned} {where}"]
     if taken.replicas == 1:
         return [serve]
     lines = []

@@ -34,11 +34,12 @@ class Considered:
 
 @dataclass(frozen=True)
 class Decision:
-    """What is taken, by which steps."""
+    """What is taken, by which steps; ``weighed`` are the options whose memory was estimated."""
 
     steps: tuple[Step, ...]
     taken: Option
     considered: tuple[Considered, ...]
+    weighed: tuple[Option, ...]
     unmerged: bool
 
 
@@ -69,7 +70,8 @@ def decide(weigher: Weigher) -> Decision:
     earlier = options[: options.index(taken)]
     tried = [Step(f"{option.name}?", "no", _why_not(option, taken, options)) for option in earlier]
     steps = (*branch.steps, *tried, _fit_step(weigher, taken), *_parallel_steps(weigher, taken))
-    return Decision(steps, taken, tuple(considered), branch.unmerged)
+    weighed = tuple(option for option in options if option.fit is not None)
+    return Decision(steps, taken, tuple(considered), weighed, branch.unmerged)
 
 
 def _why_not(option: Option, taken: Option, options: list[Option]) -> str:

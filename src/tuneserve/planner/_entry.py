@@ -69,6 +69,7 @@ def plan(
         exports=exports(model, taken),
         max_running=max_running,
         considered=decision.considered,
+        weighed=decision.weighed,
         commands=commands(model, machine, wish, taken, max_running, decision.unmerged),
     )
 

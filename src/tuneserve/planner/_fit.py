@@ -40,7 +40,9 @@ def fit(
     assert memory is not None, "a machine without GPUs has a known memory"
     share = _LARGE_MAC_SHARE if machine.kind == "mac" and memory > _LARGE_MAC else row["share"]
     overhead = int(row["bytes"])
-    each = -(-weights // (tensor * pipeline))
+    # The native engine has the whole embedding on each GPU.
+    whole = int(weights * model.embedding_share) if engine == "native" and tensor > 1 else 0
+    each = whole - (whole - weights) // (tensor * pipeline)
     tokens = -(-context // _BLOCK) * _BLOCK if engine == "vllm" else context
     shape = model.cache
     divided = 1 if shape.latent else min(tensor, shape.kv_heads)

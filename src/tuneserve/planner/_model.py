@@ -61,9 +61,12 @@ class PlannedModel:
     @cached_property
     def unread_share(self) -> float:
         """The share of the bytes that no step reads: of an embedding that is not also the head, only rows are read."""
+        return self.embedding_share if any(_HEAD.search(name) for name in self.merged.tensors) else 0.0
+
+    @cached_property
+    def embedding_share(self) -> float:
+        """The share of the bytes that is the embedding."""
         tensors = self.merged.tensors.values()
-        if not any(_HEAD.search(spec.name) for spec in tensors):
-            return 0.0
         return sum(spec.nbytes for spec in tensors if _EMBEDDING.search(spec.name)) / self._bytes
 
     @cached_property

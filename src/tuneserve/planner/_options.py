@@ -9,6 +9,7 @@ from tuneserve.planner._fit import Fit, fit
 from tuneserve.planner._model import PlannedModel
 from tuneserve.planner._speed import Load, Speed, estimate
 from tuneserve.planner._weights import Scales
+from tuneserve.spec import computation_of, reasons_against_split
 
 Objective = Literal["throughput", "latency", "memory", "simple"]
 # Below this a step is bound by launches, not by reading, so that fewer bytes or more GPUs gain nothing.
@@ -72,7 +73,7 @@ class Weigher:
             return Option(method=method, engine=engine, weights=weighed.nbytes, problems=tuple(problems))
         # What the native engine holds is in 16 bits, whatever it is read from.
         nbytes = 2 * self.model.parameters if engine == "native" else weighed.nbytes
-        tried = [self._sized(method, engine, nbytes, *split) for split in self._splits(engine)]
+        tried = [self._sized(method, engine, nbytes, *split) for split in self._splits(method, engine)]
         fitting = [option for option in tried if option.sequences]
         if not fitting:
             best = min(tried, key=lambda option: option.fit.missing if option.fit else 0)
@@ -107,8 +108,10 @@ class Weigher:
         bandwidth = self.machine.gpus[0].bandwidth if self.machine.gpus else self.machine.bandwidth
         return nbytes / bandwidth if bandwidth else float("inf")
 
-    def _splits(self, engine: str) -> list[tuple[int, int]]:
+    def _splits(self, method: str, engine: str) -> list[tuple[int, int]]:
         """Return the ways to divide the weights: GPUs of a machine, machines; the least division first."""
+        if engine == "native" and method != "lora" and self.machine.kind == "nvidia":
+            return self._native_splits()
         if engine != "vllm" or not self.machine.gpus:
             return [(1, 1)]
         count, shape = len(self.machine.gpus), self.model.cache
@@ -121,6 +124,12 @@ class Weigher:
         ]
         pipelines = [self.machine.count] if 1 < self.machine.count <= shape.layers else []
         return [(tensor, 1) for tensor in tensors] + [(tensors[-1], pipeline) for pipeline in pipelines]
+
+    def _native_splits(self) -> list[tuple[int, int]]:
+        config = {key: value for key, value in self.model.config.items() if key != "quantization_config"}
+        spec, count = computation_of(config).spec, len(self.machine.gpus)
+        divided = [tensor for tensor in range(2, count + 1) if count % tensor == 0]
+        return [(1, 1), *((tensor, 1) for tensor in divided if spec and not reasons_against_split(spec, tensor))]
 
     def _sized(self, method: str, engine: str, nbytes: int, tensor: int, pipeline: int) -> Option:
         machine, wish = self.machine, self.wish

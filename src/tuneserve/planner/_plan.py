@@ -15,7 +15,10 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The explained choice of method, engine and settings; docs/plan.md documents :meth:`to_dict`."""
+    """The explained choice of method, engine and settings; docs/plan.md documents :meth:`to_dict`.
+
+    ``weighed`` are the options whose memory was estimated, the one that is ``taken`` among them.
+    """
 
     model: PlannedModel
     machine: Machine
@@ -25,6 +28,7 @@ class Plan:
     exports: bool
     max_running: int
     considered: tuple[Considered, ...]
+    weighed: tuple[Option, ...]
     commands: Commands
 
     @property

@@ -1,5 +1,6 @@
 """The plan for people."""
 
+from tuneserve.planner._decide import Considered
 from tuneserve.planner._plan import Plan
 
 _GOALS = {"simple": "simplicity"}
@@ -7,20 +8,14 @@ _GOALS = {"simple": "simplicity"}
 
 def explain(plan: Plan) -> str:
     """Return the tree with the branch that was taken, the numbers, what else was considered, and the commands."""
-    wish = plan.wish
-    lines = [
-        f"{plan.model.source.name} on {plan.machine.name}, for {_GOALS.get(wish.objective, wish.objective)}: "
-        f"{wish.concurrency:,} × {wish.context:,} tokens",
-        "",
-    ]
+    lines = [asked(plan), ""]
     for step in plan.steps:
         lines += [f"├─ {step.question} {step.answer}", f"│    {step.because}"]
-    lines += [f"└─ {plan.method} on {plan.engine}" + ("" if plan.exports else ", without an export"), ""]
-    numbers = _numbers(plan)
+    lines += [f"└─ {chosen(plan)}", ""]
+    numbers = estimates(plan)
     width = max(map(len, numbers))
     lines += [f"  {name:<{width}}  {value}" for name, value in numbers.items()]
-    tried = {step.question for step in plan.steps}
-    if others := [each for each in plan.considered if f"{each.option}?" not in tried]:
+    if others := others_considered(plan):
         lines += ["", "Also considered:", *(f"  {each.option}: {each.why_not}" for each in others)]
     lines += ["", "Commands:", *(f"  {line}" for line in plan.commands.shell)]
     if plan.commands.python:
@@ -30,7 +25,27 @@ def explain(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _numbers(plan: Plan) -> dict[str, str]:
+def asked(plan: Plan) -> str:
+    """Return what was asked for."""
+    wish = plan.wish
+    goal = _GOALS.get(wish.objective, wish.objective)
+    load = f"{wish.concurrency:,} × {wish.context:,} tokens"
+    return f"{plan.model.source.name} on {plan.machine.name}, for {goal}: {load}"
+
+
+def chosen(plan: Plan) -> str:
+    """Return what is taken."""
+    return f"{plan.method} on {plan.engine}" + ("" if plan.exports else ", without an export")
+
+
+def others_considered(plan: Plan) -> list[Considered]:
+    """Return what was considered beside what the steps say."""
+    tried = {step.question for step in plan.steps}
+    return [each for each in plan.considered if f"{each.option}?" not in tried]
+
+
+def estimates(plan: Plan) -> dict[str, str]:
+    """Return the numbers, by what they are."""
     taken, cache = plan.taken, plan.model.cache
     fit, speed = taken.fit, taken.speed
     assert fit is not None and speed is not None and taken.weights is not None, "only what fits is taken"

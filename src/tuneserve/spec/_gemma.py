@@ -78,13 +78,13 @@ def _read(
 
 
 def _global_rope(fields: Fields, head_dim: int, context_length: int) -> RopeSpec:
-    by_type = _by_type(fields)
+    by_type = rope_by_type(fields)
     own = fields.section("rope_scaling") or by_type.section("full_attention") or Fields({})
     return _rope(fields, own, head_dim, context_length, fields.number("rope_theta", _GLOBAL))
 
 
 def _local_rope(fields: Fields, head_dim: int, context_length: int) -> RopeSpec:
-    own = _by_type(fields).section("sliding_attention") or Fields({})
+    own = rope_by_type(fields).section("sliding_attention") or Fields({})
     return _rope(fields, own, head_dim, context_length, fields.number("rope_local_base_freq", _LOCAL))
 
 
@@ -95,8 +95,9 @@ def _rope(fields: Fields, own: Fields, head_dim: int, context_length: int, theta
     return replace(rope_of(fields, own, head_dim, context_length, theta, _KINDS), theta=theta)
 
 
-def _by_type(fields: Fields) -> Fields:
+def rope_by_type(fields: Fields) -> Fields:
+    """Return what is stated of the positions of each type of layer."""
     by_type = fields.section("rope_parameters") or Fields({})
     if not by_type.names() <= {"full_attention", "sliding_attention"}:
-        raise SpecError("rope_parameters in config.json is not per type of layer, as Gemma 3 has it; correct it.")
+        raise SpecError("rope_parameters in config.json is not per type of layer, as this family has it; correct it.")
     return by_type

@@ -21,7 +21,7 @@ def read_mixtral(fields: Fields) -> ModelSpec:
     """Read a ``MixtralConfig``: experts in every layer."""
     rope = partial(read_rope, default_theta=1_000_000.0)
     spec = read_plain(fields, kv_heads=8, context_length=131072, norm_eps=1e-5, rope=rope)
-    experts = _experts(fields, spec, "num_local_experts", (8, 2), spec.intermediate_size, normalised=True)
+    experts = read_experts(fields, spec, "num_local_experts", (8, 2), spec.intermediate_size, normalised=True)
     layers = windowed(fields, spec, fields.optional_size("sliding_window", None))
     return replace(spec, per_layer=_with(layers, experts, [True] * spec.layers))
 
@@ -32,7 +32,7 @@ def read_qwen3_moe(fields: Fields) -> ModelSpec:
     count = "num_local_experts" if "num_local_experts" in fields.names() else "num_experts"
     normalised = fields.flag("norm_topk_prob", False)
     size = fields.size("moe_intermediate_size", 768)
-    experts = _experts(fields, spec, count, (128, 8), size, normalised=normalised)
+    experts = read_experts(fields, spec, count, (128, 8), size, normalised=normalised)
     step, dense = fields.size("decoder_sparse_step", 1), fields.indices("mlp_only_layers", spec.layers)
     sparse = [index not in dense and (index + 1) % step == 0 for index in range(spec.layers)]
     window = fields.optional_size("sliding_window", 4096) if fields.flag("use_sliding_window", False) else None
@@ -49,7 +49,7 @@ def read_gpt_oss(fields: Fields) -> ModelSpec:
     rope = partial(read_rope, default_theta=150_000.0)
     spec = read_plain(fields, kv_heads=8, head_dim=64, context_length=131072, norm_eps=1e-5, rope=rope)
     swiglu = ClampedSwiglu(alpha=fields.number("swiglu_alpha", 1.702), limit=fields.number("swiglu_limit", 7.0))
-    experts = _experts(fields, spec, "num_local_experts", (128, 4), spec.intermediate_size, normalised=True)
+    experts = read_experts(fields, spec, "num_local_experts", (128, 4), spec.intermediate_size, normalised=True)
     experts = replace(experts, biases=True, swiglu=swiglu)
     window = fields.optional_size("sliding_window", 128)
     layers = read_windows(fields, spec, window, [index % 2 == 0 for index in range(spec.layers)])
@@ -63,7 +63,7 @@ def read_gpt_oss(fields: Fields) -> ModelSpec:
     )
 
 
-def _experts(
+def read_experts(
     fields: Fields, spec: ModelSpec, count_field: str, defaults: tuple[int, int], size: int, *, normalised: bool
 ) -> ExpertsSpec:
     count = fields.size(count_field, defaults[0])

@@ -53,7 +53,18 @@ class LongRopeScaling:
     attention_factor: float
 
 
-RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling
+@dataclass(frozen=True, kw_only=True)
+class ProportionalScaling:
+    """The first ``pairs`` of a head's elements turn, as slowly as if all did, and the others do not (Gemma 4).
+
+    Their frequencies are divided by ``factor``.
+    """
+
+    pairs: int
+    factor: float
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling | ProportionalScaling
 
 
 @dataclass(frozen=True, kw_only=True)

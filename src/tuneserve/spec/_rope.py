@@ -8,6 +8,7 @@ from tuneserve.spec._positions import (
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
+    ProportionalScaling,
     RopeScaling,
     RopeSpec,
     YarnScaling,
@@ -67,6 +68,9 @@ def _scaling(
         )
     if kind == "linear":
         return LinearScaling(factor=own.number("factor"))
+    if kind == "proportional":
+        pairs = int(own.number("partial_rotary_factor", 1.0) * dim // 2)
+        return ProportionalScaling(pairs=pairs, factor=own.number("factor", 1.0))
     if kind in ("default", "dynamic"):
         # Dynamic scaling begins beyond max_position_embeddings, and that far no context goes here.
         return None

@@ -1,10 +1,13 @@
-"""The names and shapes of a checkpoint's tensors, as Hugging Face names them."""
+"""The names of a checkpoint's tensors, as Hugging Face names them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tuneserve.spec._spec import ExpertsSpec, ModelSpec
 
 EMBEDDING = "model.embed_tokens.weight"
+LAYER_EMBEDDING = "model.embed_tokens_per_layer.weight"
+LAYER_PROJECTION = "model.per_layer_model_projection"
+LAYER_PROJECTION_NORM = "model.per_layer_projection_norm.weight"
 NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
 
@@ -16,7 +19,8 @@ class ExpertNames:
     ``router`` is a module. If ``stacked``, ``gate_up`` is one tensor (experts, 2 * inner, hidden) and ``down`` one,
     (experts, hidden, inner), or both with their last dimensions swapped if ``transposed``, and each bias, (experts,
     out), is that name with ``_bias``. If not, they are modules of each expert, with ``{expert}`` for its number; of
-    several, the rows are stacked. In the rows of ``interleaved`` weights gate and up alternate.
+    several, the rows are stacked. In the rows of ``interleaved`` weights gate and up alternate. ``shared_gate_up``,
+    ``shared_down`` and ``shared_gate`` are modules of the expert that all tokens take, if there is one.
     """
 
     router: str
@@ -25,6 +29,28 @@ class ExpertNames:
     stacked: bool
     transposed: bool = False
     interleaved: bool = False
+    shared_gate_up: tuple[str, ...] = ()
+    shared_down: str | None = None
+    shared_gate: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaNetNames:
+    """Where what a delta net has beside its projections is: tensors, of which ``norm`` is that of its output."""
+
+    conv: str
+    decay: str
+    step_bias: str
+    norm: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerInputNames:
+    """Where a layer's part in :attr:`ModelSpec.layer_input` is: two modules and a norm."""
+
+    gate: str
+    projection: str
+    norm: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +58,9 @@ class LayerNames:
     """Where one layer's weights are in a checkpoint.
 
     Linear layers are modules, whose tensors are ``.weight`` and perhaps ``.bias``; of several, the rows are stacked.
-    Norms and sinks are tensors; what the model lacks is None. ``experts`` take the place of ``gate_up`` and ``down``.
+    Norms, sinks and the scalar are tensors; what the model lacks is None. ``experts`` take the place of ``gate_up`` and
+    ``down``. Of a delta net ``qkv`` has query, key and value in one module, then the output's gate, the rates and the
+    decays. Of a layer without keys of its own it is the query alone.
     """
 
     attention_norm: str
@@ -47,9 +75,18 @@ class LayerNames:
     post_mlp_norm: str | None = None
     sinks: str | None = None
     experts: ExpertNames | None = None
+    delta_net: DeltaNetNames | None = None
+    layer_input: LayerInputNames | None = None
+    scalar: str | None = None
 
 
-_TOWERS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+_TOWERS = tuple(
+    f"{prefix}{tower}."
+    for prefix in ("", "model.")
+    for tower in ("vision_tower", "multi_modal_projector", "visual", "embed_vision", "audio_tower", "embed_audio")
+)
+# Layers that guess tokens further ahead, which other engines speculate with.
+_GUESSING = "mtp."
 _MIXTRAL_EXPERT = "block_sparse_moe.experts.{expert}"
 _EXPERT = "mlp.experts.{expert}"
 
@@ -63,30 +100,92 @@ def plain_name(name: str) -> str | None:
     return name.removeprefix("language_model.")
 
 
+def is_unused(spec: ModelSpec, name: str) -> bool:
+    """Say whether a family's checkpoints have a tensor that the decoder, like Transformers', has no use for."""
+    if spec.family.startswith("qwen3_5"):
+        return name.startswith(_GUESSING)
+    layer, found, inside = name.removeprefix("model.layers.").partition(".self_attn.")
+    if not found or not (layer.isascii() and layer.isdigit()) or int(layer) >= spec.layers:
+        return False
+    return spec.layer(int(layer)).keys_from is not None and inside.startswith(("k_", "v_"))
+
+
 def layer_names(spec: ModelSpec, layer: int, *, stacked: bool = False) -> LayerNames:
     """Return the names of layer number ``layer``; ``stacked`` if the checkpoint has all experts in one tensor."""
-    prefix = f"model.layers.{layer}"
-    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-    qkv = ("qkv_proj",) if spec.fused else ("q_proj", "k_proj", "v_proj")
+    own, prefix = spec.layer(layer), f"model.layers.{layer}"
+    mlp = f"{prefix}.mlp"
+    attention = f"{prefix}.linear_attn" if own.delta_net else f"{prefix}.self_attn"
     gate_up = ("gate_up_proj",) if spec.fused else ("gate_proj", "up_proj")
     after_attention = f"{prefix}.post_attention_layernorm.weight"
+    normed = spec.qk_norm and own.delta_net is None
     return LayerNames(
         attention_norm=f"{prefix}.input_layernorm.weight",
-        qkv=tuple(f"{attention}.{name}" for name in qkv),
-        output=f"{attention}.o_proj",
+        qkv=tuple(f"{attention}.{name}" for name in qkv_rows(spec, layer)),
+        output=f"{attention}.out_proj" if own.delta_net else f"{attention}.o_proj",
         mlp_norm=f"{prefix}.pre_feedforward_layernorm.weight" if spec.post_norms else after_attention,
         gate_up=tuple(f"{mlp}.{name}" for name in gate_up),
         down=f"{mlp}.down_proj",
-        q_norm=f"{attention}.q_norm.weight" if spec.qk_norm else None,
-        k_norm=f"{attention}.k_norm.weight" if spec.qk_norm else None,
+        q_norm=f"{attention}.q_norm.weight" if normed else None,
+        k_norm=f"{attention}.k_norm.weight" if normed and own.keys_from is None else None,
         post_attention_norm=after_attention if spec.post_norms else None,
         post_mlp_norm=f"{prefix}.post_feedforward_layernorm.weight" if spec.post_norms else None,
         sinks=f"{attention}.sinks" if spec.sinks else None,
-        experts=_expert_names(spec.family, prefix, stacked) if spec.layer(layer).experts else None,
+        experts=_expert_names(spec.family, prefix, stacked, own.experts) if own.experts else None,
+        delta_net=_delta_net_names(attention) if own.delta_net else None,
+        layer_input=_layer_input_names(prefix) if spec.layer_input else None,
+        scalar=f"{prefix}.layer_scalar" if spec.layer_scalars else None,
     )
 
 
-def _expert_names(family: str, prefix: str, stacked: bool) -> ExpertNames:
+def qkv_rows(spec: ModelSpec, layer: int) -> dict[str, int]:
+    """Return the modules that a layer applies to its input before it mixes tokens, and the rows of each."""
+    own = spec.layer(layer)
+    if own.delta_net is not None:
+        net = own.delta_net
+        return {"in_proj_qkv": net.conv_size, "in_proj_z": net.value_size,
+                "in_proj_b": net.value_heads, "in_proj_a": net.value_heads}  # fmt: skip
+    if spec.fused:
+        return {"qkv_proj": spec.qkv_size}
+    kv_heads, head_dim = spec.attention_sizes(layer)
+    rows = {"q_proj": spec.heads * head_dim * (2 if spec.output_gate else 1)}
+    if own.keys_from is None:
+        rows["k_proj"] = kv_heads * head_dim
+        if not own.keys_are_values:
+            rows["v_proj"] = kv_heads * head_dim
+    return rows
+
+
+def _delta_net_names(prefix: str) -> DeltaNetNames:
+    return DeltaNetNames(
+        conv=f"{prefix}.conv1d.weight",
+        decay=f"{prefix}.A_log",
+        step_bias=f"{prefix}.dt_bias",
+        norm=f"{prefix}.norm.weight",
+    )
+
+
+def _layer_input_names(prefix: str) -> LayerInputNames:
+    return LayerInputNames(
+        gate=f"{prefix}.per_layer_input_gate",
+        projection=f"{prefix}.per_layer_projection",
+        norm=f"{prefix}.post_per_layer_input_norm.weight",
+    )
+
+
+def _expert_names(family: str, prefix: str, stacked: bool, experts: ExpertsSpec) -> ExpertNames:
+    names = _routed_names(family, prefix, stacked)
+    if experts.shared_size is None:
+        return names
+    shared = f"{prefix}.mlp.shared_expert"
+    return replace(
+        names,
+        shared_gate_up=(f"{shared}.gate_proj", f"{shared}.up_proj"),
+        shared_down=f"{shared}.down_proj",
+        shared_gate=f"{shared}_gate",
+    )
+
+
+def _routed_names(family: str, prefix: str, stacked: bool) -> ExpertNames:
     if stacked or family == "gpt_oss":
         own = family == "gpt_oss"
         return ExpertNames(
@@ -107,56 +206,3 @@ def _expert_names(family: str, prefix: str, stacked: bool) -> ExpertNames:
         down=f"{prefix}.{expert}.{down}",
         stacked=False,
     )
-
-
-def tensor_shapes(spec: ModelSpec, *, stacked: bool = False) -> dict[str, tuple[int, ...]]:
-    """Return every tensor that the decoder needs; linear weights are (out, in), biases (out).
-
-    ``stacked`` is for checkpoints that have all experts of a layer in one tensor; see :class:`ExpertNames`.
-    """
-    hidden = spec.hidden_size
-    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (spec.vocab_size, hidden), NORM: (hidden,)}
-    if not spec.tied:
-        shapes[HEAD] = (spec.vocab_size, hidden)
-    for layer in range(spec.layers):
-        shapes |= _layer_shapes(spec, layer_names(spec, layer, stacked=stacked), spec.layer(layer).experts)
-    return shapes
-
-
-def _layer_shapes(spec: ModelSpec, names: LayerNames, experts: ExpertsSpec | None) -> dict[str, tuple[int, ...]]:
-    hidden, inter = spec.hidden_size, spec.intermediate_size
-    qkv_rows = (spec.qkv_size,) if spec.fused else (spec.q_size, spec.kv_size, spec.kv_size)
-    gate_up_rows = (2 * inter,) if spec.fused else (inter, inter)
-    shapes: dict[str, tuple[int, ...]] = {names.attention_norm: (hidden,)}
-    for name, rows in zip(names.qkv, qkv_rows, strict=True):
-        shapes |= _linear(name, rows, hidden, spec.qkv_bias)
-    shapes |= _linear(names.output, hidden, spec.q_size, spec.output_bias)
-    shapes |= {name: (spec.head_dim,) for name in (names.q_norm, names.k_norm) if name}
-    shapes |= {names.sinks: (spec.heads,)} if names.sinks else {}
-    shapes[names.mlp_norm] = (hidden,)
-    shapes |= {name: (hidden,) for name in (names.post_attention_norm, names.post_mlp_norm) if name}
-    if experts is not None and names.experts is not None:
-        return shapes | _expert_shapes(hidden, names.experts, experts)
-    for name, rows in zip(names.gate_up, gate_up_rows, strict=True):
-        shapes |= _linear(name, rows, hidden, spec.mlp_bias)
-    return shapes | _linear(names.down, hidden, inter, spec.mlp_bias)
-
-
-def _expert_shapes(hidden: int, names: ExpertNames, experts: ExpertsSpec) -> dict[str, tuple[int, ...]]:
-    count, inter = experts.count, experts.intermediate_size
-    shapes = _linear(names.router, count, hidden, experts.biases)
-    if names.stacked:
-        for name, rows, columns in ((names.gate_up[0], 2 * inter, hidden), (names.down, hidden, inter)):
-            shapes[name] = (count, columns, rows) if names.transposed else (count, rows, columns)
-            shapes |= {f"{name}_bias": (count, rows)} if experts.biases else {}
-        return shapes
-    for expert in range(count):
-        for module in names.gate_up:
-            shapes |= _linear(module.format(expert=expert), inter, hidden, experts.biases)
-        shapes |= _linear(names.down.format(expert=expert), hidden, inter, experts.biases)
-    return shapes
-
-
-def _linear(module: str, rows: int, columns: int, bias: bool) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {f"{module}.weight": (rows, columns)}
-    return shapes | {f"{module}.bias": (rows,)} if bias else shapes

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Template
+from jinja2.meta import find_undeclared_variables
 
 from tuneserve.errors import RequestError, TextError
 from tuneserve.text._files import read_bytes, read_object, special_tokens
@@ -28,6 +30,12 @@ class ChatTemplate:
     tool_template: Template | None
     special_tokens: Mapping[str, str]
     tool_source: str | None = None
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """The names that the template reads and does not set."""
+        sources = filter(None, (self.source, self.tool_source))
+        return frozenset().union(*(find_undeclared_variables(_environment.parse(source)) for source in sources))
 
     def render(
         self,
@@ -165,7 +173,11 @@ def _mark_ending(message: dict[str, Any]) -> str:
         if isinstance(part, dict) and isinstance(text := part.get(key), str):
             part[key] = text + _MARK + " "
             return text
-    raise RequestError("the last message has no text in it, so it cannot be continued.", "messages")
+    raise RequestError(
+        "the last message has no text in it, so it cannot be continued; give it some, or leave "
+        "continue_final_message out.",
+        "messages",
+    )
 
 
 def _cut_at_mark(text: str, ending: str) -> str:

@@ -10,18 +10,22 @@ from tuneserve.kernels.gpu.sample import SamplingResults, SamplingRows, sample, 
 from tuneserve.native._sampler import sample as sample_on_host
 from tuneserve.native._sequence import Row, Sequence
 
-VOCABULARY, STEPS = 2500, 2
+VOCABULARY, STEPS = 9000, 2
 
 
 def rows_of(asked: list[dict[str, Any]]) -> SamplingRows:
     """Return rows with these parameters, and counts and edits where they are given."""
     names = {"temperature": 0.0, "top_p": 1.0, "min_p": 0.0, "repetition": 1.0, "presence": 0.0, "frequency": 0.0}
-    edits = [list(each.get("edits", {}).items()) for each in asked]
-    flat = [(token, bias, until) for each in edits for token, (bias, until) in each]
-    counts = torch.zeros(len(asked), VOCABULARY, dtype=torch.int32)
-    for row, each in enumerate(asked):
+    flat: list[tuple[int, Any, Any, Any]] = []
+    places, used = [0], []
+    for each in asked:
+        edits: dict[int, list[Any]] = {token: [*edit, 0] for token, edit in each.get("edits", {}).items()}
         for token, count in each.get("counts", {}).items():
-            counts[row, token] = count
+            edits.setdefault(token, [0.0, 0, 0])[2] = count
+        used.append(len(edits))
+        flat += [(token, bias, until, count) for token, (bias, until, count) in edits.items()]
+        flat += [(-7, 99.0, 99, 99)] * STEPS
+        places.append(len(flat))
     generator = torch.Generator().manual_seed(5)
 
     def whole(numbers: list[int]) -> torch.Tensor:
@@ -31,12 +35,13 @@ def rows_of(asked: list[dict[str, Any]]) -> SamplingRows:
         numbers=torch.tensor([[each.get(n, d) for n, d in names.items()] for each in asked], dtype=torch.float64),
         top_k=whole([each.get("top_k", 0) for each in asked]),
         asked=whole([each.get("asked", -1) for each in asked]),
-        counts=counts,
         penalised=whole([int("counts" in each) for each in asked]),
-        edits=whole([0, *torch.tensor([len(each) for each in edits]).cumsum(0).tolist()]),
-        tokens=whole([token for token, _, _ in flat]),
-        bias=torch.tensor([bias for _, bias, _ in flat], dtype=torch.float32),
-        until=whole([until for _, _, until in flat]),
+        edits=whole(places),
+        used=whole(used),
+        tokens=whole([token for token, *_ in flat]),
+        bias=torch.tensor([bias for _, bias, *_ in flat], dtype=torch.float32),
+        until=whole([until for *_, until, _ in flat]),
+        counts=whole([count for *_, count in flat]),
         raw=torch.zeros(len(flat)),
         uniforms=torch.rand(len(asked), STEPS, dtype=torch.float64, generator=generator),
         step=whole([0] * len(asked)),
@@ -48,7 +53,7 @@ def copied(part: SamplingRows | SamplingResults) -> Any:
     return type(part)(**{name: value.clone() for name, value in vars(part).items()})
 
 
-COUNTED = {"counts": {10: 1, 11: 3, 12: 9, 2499: 2}, "repetition": 1.3, "presence": 0.5, "frequency": 0.25}
+COUNTED = {"counts": {10: 1, 11: 3, 12: 9, 8999: 2}, "repetition": 1.3, "presence": 0.5, "frequency": 0.25}
 ASKED: list[dict[str, Any]] = [
     {},
     {"temperature": 1.0},
@@ -70,7 +75,7 @@ ASKED: list[dict[str, Any]] = [
 def test_rows_are_sampled_as_they_ask(spread: float) -> None:
     torch.manual_seed(1)
     ours, theirs = rows_of(ASKED), rows_of(ASKED)
-    results = [SamplingResults.of(len(ASKED), torch.device("cpu")) for _ in range(2)]
+    results = [SamplingResults.of(len(ASKED), VOCABULARY, torch.device("cpu")) for _ in range(2)]
     ids, expected = (torch.zeros(len(ASKED), dtype=torch.int64) for _ in range(2))
     lengths = torch.ones(len(ASKED), dtype=torch.int32)
     counted = lengths.clone()
@@ -81,22 +86,22 @@ def test_rows_are_sampled_as_they_ask(spread: float) -> None:
         assert ids.tolist() == expected.tolist()
         torch.testing.assert_close(results[0].logprobs, results[1].logprobs, rtol=1e-5, atol=1e-5)
         assert torch.equal(results[0].likeliest, results[1].likeliest)
-        for name in ("counts", "step", "produced"):
+        for name in ("counts", "tokens", "used", "step", "produced"):
             assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
     assert torch.equal(lengths, counted)
 
 
 def test_ties_at_a_filter_are_all_kept() -> None:
     logits = torch.full((2, VOCABULARY), -10.0)
-    logits[:, [5, 100, 2100, 2400]] = 1.0
+    logits[:, [5, 100, 4100, 8900]] = 1.0
     drawn = set()
     for step in range(8):
         asked = rows_of([{"temperature": 1.0, "top_k": 2}, {"temperature": 1.0, "top_p": 0.3}])
         asked.uniforms.fill_(step / 8)
         ids, lengths = torch.zeros(2, dtype=torch.int64), torch.ones(2, dtype=torch.int32)
-        sample(logits.clone(), ids, lengths, asked, SamplingResults.of(2, logits.device))
+        sample(logits.clone(), ids, lengths, asked, SamplingResults.of(2, VOCABULARY, logits.device))
         drawn.add(tuple(ids.tolist()))
-    assert drawn == {(token, token) for token in (5, 100, 2100, 2400)}
+    assert drawn == {(token, token) for token in (5, 100, 4100, 8900)}
 
 
 def test_rows_that_are_not_finite_or_not_there() -> None:
@@ -104,7 +109,7 @@ def test_rows_that_are_not_finite_or_not_there() -> None:
     logits[0, 3], logits[1], logits[2, 9] = torch.nan, -torch.inf, torch.inf
     ids, lengths = torch.full((5,), 77), torch.tensor([1, 1, 1, 0, 4], dtype=torch.int32)
     asked = rows_of([{"temperature": 1.0}] * 5)
-    sample(logits, ids, lengths, asked, SamplingResults.of(5, logits.device))
+    sample(logits, ids, lengths, asked, SamplingResults.of(5, VOCABULARY, logits.device))
     assert ids[:4].tolist() == [-1, -1, -1, 77] and 0 <= int(ids[4]) < VOCABULARY
     assert lengths.tolist() == [2, 2, 2, 0, 5]
     assert asked.step.tolist() == [1, 1, 1, 0, 1]
@@ -130,5 +135,5 @@ def test_seeded_draws_are_those_of_the_cpu(params: dict[str, Any]) -> None:
     asked = rows_of([params] * count)
     asked.uniforms[:, 0] = torch.tensor([sequence.uniform() for sequence in sequences], dtype=torch.float64)
     ids, lengths = torch.zeros(count, dtype=torch.int64), torch.ones(count, dtype=torch.int32)
-    sample(logits.clone(), ids, lengths, asked, SamplingResults.of(count, logits.device))
+    sample(logits.clone(), ids, lengths, asked, SamplingResults.of(count, VOCABULARY, logits.device))
     assert ids.tolist() == sample_on_host(logits, [Row(sequence) for sequence in sequences])

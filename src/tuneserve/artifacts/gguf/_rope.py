@@ -62,7 +62,8 @@ def read_rope(config: Mapping[str, Any], head_dim: int, *, longrope: bool) -> Ro
     rotated = int(head_dim * partial)
     if not 0 < rotated <= head_dim or rotated % 2:
         raise SpecError(
-            f"partial_rotary_factor in config.json is {partial}, which rotates {rotated} of {head_dim} elements."
+            f"partial_rotary_factor in config.json is {partial}, which rotates {rotated} of {head_dim} elements; "
+            "download the model again."
         )
     metadata["rope.dimension_count"] = rotated
     kind = where.text("rope_type", where.text("type", "default"))

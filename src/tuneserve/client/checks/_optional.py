@@ -6,7 +6,7 @@ from typing import Any
 from tuneserve.client.checks._result import Finding, Target, expect
 
 _NO_SUCH_PATH = (404, 405)
-_TOOL: dict[str, Any] = {
+TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "get_weather",
@@ -50,9 +50,7 @@ def logprobs(target: Target) -> str:
 def tools(target: Target) -> str:
     """A tool that ``tool_choice`` names is called, with arguments that are JSON."""
     choice = {"type": "function", "function": {"name": "get_weather"}}
-    answer = target.chat(
-        "What is the weather in Oslo?", tools=[_TOOL], tool_choice=choice, temperature=0, max_tokens=64
-    )
+    answer = target.chat("What is the weather in Oslo?", tools=[TOOL], tool_choice=choice, temperature=0, max_tokens=64)
     calls = answer.choices[0].message.tool_calls or []
     expect(calls, "the tool that tool_choice names is not called.")
     call = calls[0].function

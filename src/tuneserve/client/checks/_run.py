@@ -6,7 +6,7 @@ from functools import partial
 
 from tuneserve.client import ApiError, OpenAIClient, ProtocolError, TransportError
 from tuneserve.client._errors import quoted
-from tuneserve.client.checks import _errors, _generation, _optional
+from tuneserve.client.checks import _apis, _errors, _fields, _generation, _optional
 from tuneserve.client.checks._result import Check, CheckResult, Finding, Outcome, Target, expect
 
 REACHABLE = "server reachable"
@@ -35,6 +35,37 @@ _OPTIONAL: dict[str, Check] = {
     "json_schema": _optional.json_schema,
     "health": _optional.health,
 }
+# What only some servers have; the JavaScript checker has the checks above alone.
+_FURTHER: dict[str, Check] = {
+    "unknown field": _fields.unknown_field,
+    "developer role": _fields.developer_role,
+    "content parts": _fields.content_parts,
+    "continue_final_message": _fields.continued_message,
+    "several prompts": _fields.several_prompts,
+    "token prompts": _fields.token_prompts,
+    "echo": _fields.echo,
+    "completion logprobs": _fields.completion_logprobs,
+    "logit_bias": _fields.logit_bias,
+    "bad_words": _fields.bad_words,
+    "min_tokens": _fields.min_tokens,
+    "ignore_eos": _fields.ignore_eos,
+    "json_object": _fields.json_object,
+    "regex": _fields.guided_regex,
+    "choice": _fields.guided_choice,
+    "tool_choice required": _fields.tool_required,
+    "tool_choice none": _fields.tools_unused,
+    "responses": _apis.responses,
+    "responses streaming": _apis.responses_streaming,
+    "previous_response_id": _apis.previous_response,
+    "embeddings": _apis.embeddings,
+    "embeddings base64": _apis.embeddings_base64,
+    "messages": _apis.anthropic_messages,
+    "messages streaming": _apis.anthropic_streaming,
+    "count_tokens": _apis.count_tokens,
+    "tokenize": _apis.tokenize,
+    "openapi": _apis.openapi,
+}
+_ALL = _REQUIRED | _OPTIONAL | _FURTHER
 # Statuses that say something about the caller or the load, not about the feature.
 _NO_REFUSALS = (401, 403, 408, 429)
 _LONGEST_DETAIL = 500
@@ -53,12 +84,12 @@ def run_checks(client: OpenAIClient, model: str | None = None) -> Iterator[Check
     names: list[str] = []
     yield _timed(_MODELS, lambda: _list(client, names))
     if model is None and not names:
-        for name in (*_REQUIRED, *_OPTIONAL):
+        for name in _ALL:
             yield CheckResult(name, "skipped", "no model is known; name one.", 0)
         return
     target = Target(client, model or names[0])
-    for name, check in (_REQUIRED | _OPTIONAL).items():
-        yield _timed(name, partial(check, target), optional=name in _OPTIONAL)
+    for name, check in _ALL.items():
+        yield _timed(name, partial(check, target), optional=name not in _REQUIRED)
 
 
 def _reach(client: OpenAIClient) -> str:

@@ -1,169 +1,284 @@
-"use strict";
+// One conversation with one model, and the list of those before.
 
-const byId = (id) => document.getElementById(id);
+import { hasKey, stream } from "./api.js";
+import { button, byId, copy, make } from "./dom.js";
+import { render } from "./markdown.js";
+import { all, create, remove, save, titleOf } from "./store.js";
+
+const NUMBERS = [
+  "temperature", "max_completion_tokens", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
+  "frequency_penalty", "seed",
+];
 const log = byId("log");
 const input = byId("input");
-const statusLine = byId("status");
-let model = null;
-let messages = [];
+const say = (text) => {
+  byId("status").textContent = text;
+};
+let conversation = create();
 let running = null;
 
-function show(kind, text) {
-  const element = document.createElement("div");
-  element.className = `message ${kind}`;
-  element.textContent = text;
-  log.append(element);
+export function startChat(models) {
+  byId("chat-model").append(...models.map((model) => make("option", { textContent: model.id })));
+  byId("form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    send();
+  });
+  input.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      send();
+    }
+  });
+  byId("halt").addEventListener("click", () => running?.abort());
+  byId("new-chat").addEventListener("click", () => open(create()));
+  byId("delete-chat").addEventListener("click", () => {
+    remove(conversation.id);
+    // So that an answer under way does not bring it back.
+    conversation.messages.length = 0;
+    open(create());
+  });
+  for (const name of [...NUMBERS, "system", "stop"]) byId(name).addEventListener("change", keepSettings);
+  startExport();
+  open(conversation);
+  say("Ready.");
+}
+
+function open(chosen) {
+  running?.abort();
+  setRunning(null);
+  conversation = chosen;
+  if (chosen.model && [...byId("chat-model").options].some((option) => option.value === chosen.model)) {
+    byId("chat-model").value = chosen.model;
+  }
+  byId("system").value = chosen.system ?? "";
+  for (const name of [...NUMBERS, "stop"]) byId(name).value = chosen.sampling?.[name] ?? "";
+  showMessages();
+  showConversations();
+  say("");
+  input.focus();
+}
+
+function keepSettings() {
+  conversation.system = byId("system").value.trim();
+  conversation.sampling = {};
+  for (const name of NUMBERS) if (byId(name).value) conversation.sampling[name] = byId(name).valueAsNumber;
+  if (byId("stop").value) conversation.sampling.stop = byId("stop").value;
+  keep();
+}
+
+function keep(kept = conversation) {
+  try {
+    if (kept.messages.length) save(kept);
+  } catch (error) {
+    say(error.message);
+  }
+  showConversations();
+}
+
+function showConversations() {
+  byId("conversations").replaceChildren(
+    ...all().map((each) => {
+      const properties = { title: titleOf(each), "aria-current": String(each.id === conversation.id) };
+      return make("li", {}, button(titleOf(each), () => open(each), properties));
+    }),
+  );
+}
+
+function showMessages() {
+  log.replaceChildren(...conversation.messages.map(messageElement));
   log.scrollTop = log.scrollHeight;
+}
+
+function messageElement(message, index) {
+  const body = make("div", { className: "body" });
+  const actions = make("div", { className: "actions" });
+  const element = make("article", { className: `message ${message.role}` }, body, actions);
+  element.setAttribute("aria-label", message.role === "user" ? "You" : (message.model ?? "Assistant"));
+  fill(body, message);
+  if (message.role === "user") actions.append(button("Edit", () => edit(element, index)));
+  else {
+    const copier = button("Copy", async () => {
+      copier.textContent = (await copy(message.content)) ? "Copied" : "Not allowed";
+    });
+    actions.append(make("span", { className: "soft", textContent: message.note ?? "" }), copier, button("Retry", () => again(index)));
+  }
   return element;
 }
 
-async function explain(response) {
-  try {
-    return (await response.json()).error.message;
-  } catch {
-    return `The server answered with status ${response.status}.`;
+function fill(body, message) {
+  if (message.role === "user") {
+    body.textContent = message.content;
+    return;
   }
+  const thoughts = message.reasoning && make("details", { className: "thoughts" }, make("summary", { textContent: "Thoughts" }), message.reasoning);
+  body.replaceChildren(...(thoughts ? [thoughts] : []), render(message.content));
 }
 
-async function findModel() {
-  try {
-    const response = await fetch("v1/models");
-    if (!response.ok) throw new Error(await explain(response));
-    model = (await response.json()).data[0].id;
-    byId("model").textContent = model;
-    document.title = `${model} · tuneserve`;
-    statusLine.textContent = "Ready.";
-  } catch (error) {
-    statusLine.textContent = `${error.message} Trying again…`;
-    setTimeout(findModel, 2000);
-  }
+function edit(element, index) {
+  const area = make("textarea", { value: conversation.messages[index].content, rows: 3, "aria-label": "Edit your message" });
+  const accept = () => {
+    if (running || !area.value.trim()) return;
+    conversation.messages.splice(index);
+    ask(area.value.trim());
+  };
+  area.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") showMessages();
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      accept();
+    }
+  });
+  const row = make("div", { className: "row" }, button("Send", accept, { className: "primary" }), button("Cancel", showMessages));
+  element.replaceChildren(area, row);
+  element.classList.add("editing");
+  area.focus();
+}
+
+function again(index) {
+  if (running) return;
+  conversation.messages.splice(index);
+  answer();
+}
+
+function send() {
+  const text = input.value.trim();
+  if (!text || running) return;
+  input.value = "";
+  ask(text);
+}
+
+function ask(text) {
+  conversation.messages.push({ role: "user", content: text });
+  answer();
 }
 
 function requestBody() {
-  const system = byId("system").value.trim();
-  const body = {
-    model,
-    messages: system ? [{ role: "system", content: system }, ...messages] : messages,
-    stream: true,
-    stream_options: { include_usage: true },
-  };
-  if (byId("temperature").value) body.temperature = byId("temperature").valueAsNumber;
-  if (byId("max-tokens").value) body.max_completion_tokens = byId("max-tokens").valueAsNumber;
-  return body;
+  const messages = conversation.messages.map(({ role, content }) => ({ role, content }));
+  if (conversation.system) messages.unshift({ role: "system", content: conversation.system });
+  return { model: byId("chat-model").value, messages, ...conversation.sampling };
 }
 
-async function* events(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let buffer = "";
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) throw new Error("The connection ended before the answer did.");
-    const parts = (buffer + value).split("\n\n");
-    buffer = parts.pop();
-    for (const part of parts) {
-      if (part === "data: [DONE]") return;
-      const event = JSON.parse(part.slice("data: ".length));
-      if (event.error) throw new Error(event.error.message);
-      yield event;
-    }
+async function answer() {
+  keepSettings();
+  const body = requestBody();
+  conversation.model = body.model;
+  const message = { role: "assistant", model: body.model, content: "", reasoning: "" };
+  const asked = conversation;
+  asked.messages.push(message);
+  showMessages();
+  say("Waiting for the first token…");
+  const controller = new AbortController();
+  setRunning(controller);
+  const failure = await receive(message, body, controller.signal);
+  if (!message.content && !message.reasoning) asked.messages.pop();
+  if (running !== controller) {
+    // Another conversation has been opened meanwhile.
+    keep(asked);
+    return;
   }
+  setRunning(null);
+  keep();
+  showMessages();
+  if (failure) say(failure);
+  if (failure && asked.messages.at(-1)?.role === "user") {
+    const last = asked.messages.length - 1;
+    log.lastElementChild.querySelector(".actions").append(button("Retry", () => again(last + 1)));
+  }
+  input.focus();
 }
 
-function speed(usage, milliseconds, reason) {
-  const seconds = milliseconds / 1000;
-  const rate = usage.completion_tokens > 1 ? `${((usage.completion_tokens - 1) / seconds).toFixed(1)} tokens/s, ` : "";
-  const cut = reason === "length" ? " Cut off: the token limit was reached." : "";
-  return `${rate}${usage.completion_tokens} tokens after a prompt of ${usage.prompt_tokens}.${cut}`;
-}
-
-async function stream(answer, signal) {
-  const response = await fetch("v1/chat/completions", {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(requestBody()),
-    signal,
-  });
-  if (!response.ok) throw new Error(await explain(response));
-  let started = null;
+async function receive(message, body, signal) {
+  const drawn = drawer(message);
+  const asked = performance.now();
+  let first = null;
   let reason = null;
-  for await (const event of events(response)) {
-    if (started === null) {
-      started = performance.now();
-      statusLine.textContent = "Answering…";
+  try {
+    for await (const event of stream("v1/chat/completions", body, signal)) {
+      const choice = event.choices[0];
+      const delta = choice?.delta;
+      if (delta?.content || delta?.reasoning_content) {
+        first ??= performance.now();
+        message.content += delta.content ?? "";
+        message.reasoning += delta.reasoning_content ?? "";
+        drawn.soon();
+      }
+      reason = choice?.finish_reason ?? reason;
+      if (event.usage) {
+        message.usage = event.usage;
+        message.note = note(event.usage, asked, first ?? performance.now(), performance.now(), reason);
+      }
     }
-    const choice = event.choices[0];
-    if (choice?.delta.content) {
-      const following = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
-      answer.append(choice.delta.content);
-      if (following) log.scrollTop = log.scrollHeight;
-    }
-    reason = choice?.finish_reason ?? reason;
-    if (event.usage) statusLine.textContent = speed(event.usage, performance.now() - started, reason);
+    say("Answered.");
+    return null;
+  } catch (error) {
+    if (error.name !== "AbortError") return error.message;
+    message.note = "stopped";
+    return "Stopped.";
+  } finally {
+    drawn.stop();
   }
+}
+
+// Draws at most once per frame, and follows the text while its end is in view.
+function drawer(message) {
+  const body = log.lastElementChild.querySelector(".body");
+  let frame = null;
+  const draw = () => {
+    frame = null;
+    const isFollowing = log.scrollHeight - log.scrollTop - log.clientHeight < 60;
+    fill(body, message);
+    if (isFollowing) log.scrollTop = log.scrollHeight;
+  };
+  return {
+    soon: () => {
+      frame ??= requestAnimationFrame(draw);
+    },
+    stop: () => {
+      if (frame !== null) cancelAnimationFrame(frame);
+      draw();
+    },
+  };
+}
+
+function note(usage, asked, first, last, reason) {
+  const parts = [`${usage.completion_tokens} tokens after a prompt of ${usage.prompt_tokens}`];
+  if (usage.completion_tokens > 1) parts.unshift(`${(((usage.completion_tokens - 1) * 1000) / (last - first)).toFixed(1)} tokens/s`);
+  parts.push(`first after ${((first - asked) / 1000).toFixed(2)} s`);
+  if (reason === "length") parts.push("cut off at the token limit");
+  return parts.join(" · ");
 }
 
 function setRunning(controller) {
   running = controller;
   byId("send").hidden = running !== null;
-  byId("stop").hidden = running === null;
+  byId("halt").hidden = running === null;
   log.setAttribute("aria-busy", String(running !== null));
 }
 
-async function send() {
-  const text = input.value.trim();
-  if (!text || running || !model) return;
-  input.value = "";
-  messages.push({ role: "user", content: text });
-  show("user", text);
-  const answer = show("assistant", "");
-  statusLine.textContent = "Waiting for the first token…";
-  const controller = new AbortController();
-  setRunning(controller);
-  try {
-    await stream(answer, controller.signal);
-  } catch (error) {
-    if (error.name === "AbortError") {
-      statusLine.textContent = "Stopped.";
-    } else {
-      statusLine.textContent = "";
-      show("error", error.message);
-    }
-  }
-  if (running === controller) finish(answer, text);
+function startExport() {
+  const dialog = byId("export");
+  byId("export-chat").addEventListener("click", () => {
+    keepSettings();
+    byId("curl").value = curlLine();
+    byId("copy-curl").textContent = "Copy";
+    dialog.showModal();
+  });
+  byId("close-export").addEventListener("click", () => dialog.close());
+  byId("copy-curl").addEventListener("click", async () => {
+    byId("copy-curl").textContent = (await copy(byId("curl").value, byId("curl"))) ? "Copied" : "Selected";
+  });
+  byId("download").addEventListener("click", () => {
+    const address = URL.createObjectURL(new Blob([JSON.stringify(conversation, null, 2)], { type: "application/json" }));
+    make("a", { href: address, download: `tuneserve-${conversation.id}.json` }).click();
+    URL.revokeObjectURL(address);
+  });
 }
 
-function finish(answer, text) {
-  if (answer.textContent) {
-    messages.push({ role: "assistant", content: answer.textContent });
-  } else {
-    // Without an answer the question is given back, to be changed or sent again.
-    messages.pop();
-    answer.remove();
-    input.value ||= text;
-  }
-  setRunning(null);
-  input.focus();
+function curlLine() {
+  const body = requestBody();
+  // The request for the last answer, not for one after it.
+  if (body.messages.at(-1)?.role === "assistant") body.messages.pop();
+  const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+  const key = hasKey() ? ' -H "Authorization: Bearer $TUNESERVE_API_KEY"' : "";
+  return `curl ${quoted(new URL("v1/chat/completions", document.baseURI).href)}${key} -H 'Content-Type: application/json' -d ${quoted(JSON.stringify(body))}`;
 }
-
-function clear() {
-  running?.abort();
-  setRunning(null);
-  messages = [];
-  log.replaceChildren();
-  statusLine.textContent = "";
-  input.focus();
-}
-
-byId("form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  send();
-});
-byId("stop").addEventListener("click", () => running?.abort());
-byId("clear").addEventListener("click", clear);
-input.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-    event.preventDefault();
-    send();
-  }
-});
-findModel();

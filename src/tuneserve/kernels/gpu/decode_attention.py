@@ -18,6 +18,8 @@ from tuneserve.kernels.gpu.rope_store import rope_store_reference
 
 # Positions at a time, warps, and stages of the pipeline, as measured.
 _TILE, _WARPS, _STAGES = 32, 1, 2
+# Heads times programs whose findings are added up at a time.
+_GATHERED = 32
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ def decode_attention(
         (scale or head_dim**-0.5) * (1.0 if softcap else math.log2(math.e)), window or 0, softcap or 0.0,
         *(norms or (None, None)), eps, NORM=norms is not None, KV=kv_heads, GROUP=group,
         PADDED=max(16, power_of_two(group)), SIZE=block_size, HALF=head_dim // 2,
+        MEMBERS=power_of_two(group), AT_ONCE=max(1, _GATHERED // power_of_two(group)),
         SPLITS=scratch.splits, TILE=_TILE, WINDOW=bool(window), SOFTCAP=bool(softcap),
         num_warps=_WARPS, num_stages=_STAGES, **dependent(_decode),
     )  # fmt: skip
@@ -161,7 +164,7 @@ def _decode(
     qkv, cos, sin, lengths, tables, table_stride, keys, values, sums, states, arrived, out, scale, window, softcap,
     query_norm, key_norm, eps,
     NORM: tl.constexpr, KV: tl.constexpr, GROUP: tl.constexpr, PADDED: tl.constexpr, SIZE: tl.constexpr,
-    HALF: tl.constexpr,
+    HALF: tl.constexpr, MEMBERS: tl.constexpr, AT_ONCE: tl.constexpr,
     SPLITS: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
@@ -268,20 +271,43 @@ def _decode(
     before = tl.atomic_add(arrived + sequence * KV + kv_head, 1, sem="acq_rel")
     if before + 1 < active:
         return
-    highest = tl.full((PADDED,), float("-inf"), tl.float32)
-    weight = tl.zeros((PADDED,), tl.float32)
-    total = tl.zeros((PADDED, 2 * HALF), tl.float32)
-    for other in range(active):
-        part = (sequence * HEADS + head) * SPLITS + other
-        theirs = tl.load(states + part * 2, mask=member < GROUP, other=0.0, cache_modifier=".cg")
-        peak = tl.maximum(highest, theirs)
-        faded, share = tl.exp2(highest - peak), tl.exp2(theirs - peak)
-        weight = weight * faded + share * tl.load(
-            states + part * 2 + 1, mask=member < GROUP, other=0.0, cache_modifier=".cg"
-        )
-        piece = tl.load(sums + part[:, None] * 2 * HALF + both[None, :], mask=real, other=0.0, cache_modifier=".cg")
-        total = total * faded[:, None] + piece * share[:, None]
-        highest = peak
+    _gather(
+        sums, states, out, sequence * HEADS + kv_head * GROUP, active,
+        GROUP=GROUP, MEMBERS=MEMBERS, WIDTH=2 * HALF, SPLITS=SPLITS, AT_ONCE=AT_ONCE,
+    )  # fmt: skip
     tl.store(arrived + sequence * KV + kv_head, 0)
-    weight = tl.where(member < GROUP, weight, 1.0)
-    tl.store(result, (total / weight[:, None]).to(out.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def _gather(
+    sums, states, out, first, active,
+    GROUP: tl.constexpr, MEMBERS: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    """Add up what the programs of a sequence have found for the heads from ``first`` on, several programs at a time."""
+    member = tl.arange(0, MEMBERS)
+    real = member < GROUP
+    head = first + member
+    lane = tl.arange(0, WIDTH)
+    highest = tl.full((MEMBERS,), float("-inf"), tl.float32)
+    weight = tl.zeros((MEMBERS,), tl.float32)
+    total = tl.zeros((MEMBERS, WIDTH), tl.float32)
+    for start in range(0, active, AT_ONCE):
+        split = start + tl.arange(0, AT_ONCE)
+        there = real[:, None] & (split < active)[None, :]
+        part = head[:, None] * SPLITS + split[None, :]
+        theirs = tl.load(states + part * 2, mask=there, other=float("-inf"), cache_modifier=".cg")
+        weights = tl.load(states + part * 2 + 1, mask=there, other=0.0, cache_modifier=".cg")
+        pieces = tl.load(
+            sums + part[:, :, None] * WIDTH + lane[None, None, :], mask=there[:, :, None], other=0.0,
+            cache_modifier=".cg",
+        )  # fmt: skip
+        peak = tl.maximum(highest, tl.max(theirs, 1))
+        # What has seen nothing must not become NaN.
+        base = tl.where(peak == float("-inf"), 0.0, peak)
+        share, faded = tl.exp2(theirs - base[:, None]), tl.exp2(highest - base)
+        weight = weight * faded + tl.sum(share * weights, 1)
+        total = total * faded[:, None] + tl.sum(share[:, :, None] * pieces, 1)
+        highest = peak
+    weight = tl.where(real, weight, 1.0)
+    result = out + head[:, None] * WIDTH + lane[None, :]
+    tl.store(result, (total / weight[:, None]).to(out.dtype.element_ty), mask=real[:, None])

@@ -1,23 +1,31 @@
 """The next token of each row of logits, edited, filtered and drawn, without leaving the GPU.
 
-One program takes a row, whatever it asks for. Filters need no sort: what they surely drop is left out first, which
-leaves few tokens of most distributions, and bisection over the bits of the rest finds where each filter cuts. A token
-is drawn where a random number falls in the running sum of the weights in the order of the vocabulary.
+A row is cut into chunks, which programs summarise and search at once; a last one draws from what they found. A token is
+drawn where a random number falls in the running sum of the weights in the order of the vocabulary.
 """
 
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
-import triton
-import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from tuneserve.kernels.gpu.draw import draw, edited, log_sum
-from tuneserve.kernels.gpu.launch import dependent
+from tuneserve.kernels.gpu.draw import draw_kernel
+from tuneserve.kernels.gpu.filters import gather_kernel, narrow_kernel
+from tuneserve.kernels.gpu.launch import dependent, power_of_two
+from tuneserve.kernels.gpu.survey import CHUNK, edit_kernel, likeliest_kernel, scratch_size, survey_kernel
 
 MOST_LOGPROBS = 20
-# Tokens at a time, and how many of what filters leave over are kept aside.
-_BLOCK, _KEPT = 2048, 2048
+
+
+class Asks(NamedTuple):
+    """What some row asks for: top-k, top-p or min-p; edits or penalties; log-probabilities."""
+
+    filters: bool = True
+    edits: bool = True
+    logprobs: bool = True
+
+
+ALL = Asks()
 
 
 @dataclass(frozen=True)
@@ -29,12 +37,12 @@ class SamplingRows:
             and frequency.
         top_k: int32 (rows), 0 for all.
         asked: int32 (rows), of how many of the likeliest tokens to give log-probabilities, -1 for not even the chosen.
-        counts: int32 (rows, vocabulary): twice how often a token was produced, plus one if it was seen at all; a single
-            element where no row has penalties.
-        penalised: int32 (rows), whether its counts count.
-        edits: int32 (rows + 1), where its edits begin and end.
-        tokens, bias, until: int32, float32 and int32: a token, distinct within its row, what is added to its logit, and
-            how many tokens the row must have produced before it may come.
+        penalised: int32 (rows), whether the tokens that it produces are counted among its edits.
+        edits: int32 (rows + 1), where the room for its edits begins and ends.
+        used: int32 (rows), how many there are.
+        tokens, bias, until, counts: int32, float32, int32, int32: a token, distinct within its row; what is added to
+            its logit; how many tokens the row must have produced before it may come; for penalties, twice how often it
+            was produced, plus one if it was seen at all.
         raw: float32, room for as many.
         uniforms: float64 (rows, steps), random numbers in [0, 1).
         step, produced: int32 (rows), how many of them were used, and how many tokens were produced.
@@ -43,12 +51,13 @@ class SamplingRows:
     numbers: torch.Tensor
     top_k: torch.Tensor
     asked: torch.Tensor
-    counts: torch.Tensor
     penalised: torch.Tensor
     edits: torch.Tensor
+    used: torch.Tensor
     tokens: torch.Tensor
     bias: torch.Tensor
     until: torch.Tensor
+    counts: torch.Tensor
     raw: torch.Tensor
     uniforms: torch.Tensor
     step: torch.Tensor
@@ -66,23 +75,30 @@ class SamplingResults:
     Attributes:
         logprobs: float32 (rows, 1 + 20), of the chosen token and of the likeliest, before any edit.
         likeliest: int32 (rows, 20), the latter's tokens.
-        kept, kept_ids: float32 and int32 (rows, some).
+        scratch: float32 (rows, some).
     """
 
     logprobs: torch.Tensor
     likeliest: torch.Tensor
-    kept: torch.Tensor
-    kept_ids: torch.Tensor
+    scratch: torch.Tensor
 
     @classmethod
-    def of(cls, rows: int, device: torch.device) -> "SamplingResults":
+    def of(cls, rows: int, vocabulary: int, device: torch.device) -> "SamplingResults":
         """Return room for so many rows."""
         return cls(
             torch.zeros(rows, 1 + MOST_LOGPROBS, device=device),
             torch.zeros(rows, MOST_LOGPROBS, dtype=torch.int32, device=device),
-            torch.zeros(rows, _KEPT, device=device),
-            torch.zeros(rows, _KEPT, dtype=torch.int32, device=device),
+            torch.zeros(rows, scratch_size(_padded(vocabulary)), device=device),
         )
+
+
+def _chunks(vocabulary: int) -> int:
+    size: int = CHUNK.value
+    return -(-vocabulary // size)
+
+
+def _padded(vocabulary: int) -> int:
+    return power_of_two(_chunks(vocabulary))
 
 
 def sample_reference(
@@ -91,32 +107,44 @@ def sample_reference(
     """Do what :func:`sample` does, with sorts, and in float64 after the edits."""
     for row in torch.nonzero(lengths).flatten().tolist():
         logprobs = logits[row].double().log_softmax(-1)
-        edits = slice(*asked.edits[row : row + 2].tolist())
-        tokens, banned = asked.tokens[edits].long(), asked.produced[row] < asked.until[edits]
-        scores = logits[row]
-        scores[tokens] = (scores[tokens] + asked.bias[edits]).masked_fill(banned, -torch.inf)
+        begin, room = asked.edits[row : row + 2].tolist()
+        edits = slice(begin, begin + int(asked.used[row]))
+        tokens, counts = asked.tokens[edits].long(), asked.counts[edits]
         temperature, top_p, min_p, repetition, presence, frequency = asked.numbers[row].tolist()
-        if asked.penalised[row]:
-            counts = asked.counts[row]
-            seen = torch.where(scores < 0, scores * repetition, scores / repetition)
-            scores.copy_(torch.where((counts & 1) > 0, seen, scores))
-            scores -= torch.where(counts > 1, presence + frequency * (counts >> 1).double(), 0.0).float()
+        scores, before = logits[row], logits[row, tokens]
+        some = before + asked.bias[edits]
+        seen = torch.where(some < 0, some * repetition, some / repetition)
+        some = torch.where((counts & 1) > 0, seen, some)
+        some -= torch.where(counts > 1, presence + frequency * (counts >> 1).double(), 0.0).float()
+        scores[tokens] = some.masked_fill(asked.produced[row] < asked.until[edits], -torch.inf)
         peak = scores.masked_fill(scores.isnan(), torch.inf).max()
-        token = int(scores.argmax()) if peak.isfinite() else -1
+        none = -2 if peak < 0 and bool((before > -torch.inf).any()) else -1
+        token = int(scores.argmax()) if peak.isfinite() else none
         if token >= 0 and temperature > 0:
             scaled = (scores - peak).double() / max(temperature, 1e-30)
             token = _drawn(scaled, int(asked.top_k[row]), top_p, min_p, float(asked.uniforms[row, asked.step[row]]))
         if token >= 0 and asked.penalised[row]:
-            asked.counts[row, token] = (asked.counts[row, token] | 1) + 2
+            _count(asked, row, begin, room, token)
         wanted = int(asked.asked[row])
         if token >= 0 and wanted >= 0:
             results.logprobs[row, 0] = logprobs[token]
+        if wanted > 0:
             best = logprobs.sort(descending=True, stable=True)
             results.logprobs[row, 1 : 1 + wanted] = best.values[:wanted]
             results.likeliest[row, :wanted] = best.indices[:wanted].int()
         ids[row] = token
         for counter in (lengths, asked.step, asked.produced):
             counter[row] += 1
+
+
+def _count(asked: SamplingRows, row: int, begin: int, room: int, token: int) -> None:
+    end = begin + int(asked.used[row])
+    place = next((place for place in range(begin, end) if asked.tokens[place] == token), end)
+    if place == end < room:
+        asked.tokens[place], asked.bias[place], asked.until[place], asked.counts[place] = token, 0, 0, 0
+        asked.used[row] += 1
+    if place < room:
+        asked.counts[place] = (asked.counts[place] | 1) + 2
 
 
 def _drawn(scores: torch.Tensor, top_k: int, top_p: float, min_p: float, uniform: float) -> int:
@@ -133,91 +161,49 @@ def _drawn(scores: torch.Tensor, top_k: int, top_p: float, min_p: float, uniform
 
 
 def sample(
-    logits: torch.Tensor, ids: torch.Tensor, lengths: torch.Tensor, asked: SamplingRows, results: SamplingResults
+    logits: torch.Tensor,
+    ids: torch.Tensor,
+    lengths: torch.Tensor,
+    asked: SamplingRows,
+    results: SamplingResults,
+    asks: Asks = ALL,
 ) -> None:
     """Choose a token per row into ``ids``, count it in ``lengths`` and in what is known of the row.
 
     Args:
-        logits: float32 (rows, vocabulary), changed; a row whose largest is not finite gives -1.
+        logits: float32 (rows, vocabulary), changed; a row whose largest is not finite gives -1, or -2 where edits left
+            none.
         ids: int64 (rows).
         lengths: int32 (rows); a row of 0 is left out.
-        asked: at least as many rows.
+        asked: at least as many rows; what has no room among its edits is not counted.
         results: at least as many rows.
+        asks: what is not asked for by any row is not launched.
     """
     rows, vocabulary = logits.shape
-    _sample[(rows,)](
-        logits, ids, lengths, *asked.tensors(), *(getattr(results, field.name) for field in fields(results)),
-        vocabulary, STEPS=asked.uniforms.shape[1], BLOCK=_BLOCK, KEPT=_KEPT, MOST=MOST_LOGPROBS, num_warps=8,
-        **dependent(_sample),
+    chunks, padded, scratch = _chunks(vocabulary), _padded(vocabulary), results.scratch
+    numbers, stride = asked.numbers, scratch.shape[1]
+    many, one = (rows, chunks), (rows,)
+    same = {"P": padded, "num_warps": 8, **dependent(survey_kernel)}
+    if asks.logprobs:
+        survey_kernel[many](logits, lengths, numbers, asked.asked, scratch, vocabulary, stride, RAW=True, **same)
+        likeliest_kernel[one](
+            logits, lengths, asked.asked, scratch, results.logprobs, results.likeliest, vocabulary, chunks, stride,
+            MOST=MOST_LOGPROBS, **same,
+        )  # fmt: skip
+    if asks.edits:
+        edit_kernel[one](
+            logits, lengths, numbers, asked.edits, asked.used, asked.tokens, asked.bias, asked.until, asked.counts,
+            asked.raw, asked.produced, vocabulary, BLOCK=1024, num_warps=8, **dependent(edit_kernel),
+        )  # fmt: skip
+    survey_kernel[many](logits, lengths, numbers, asked.asked, scratch, vocabulary, stride, RAW=False, **same)
+    if asks.filters:
+        found = (logits, lengths, numbers, asked.top_k, scratch, vocabulary, chunks, stride)
+        narrow_kernel[many](*found, ROUND=0, **same)
+        narrow_kernel[many](*found, ROUND=1, **same)
+        gather_kernel[many](*found, **same)
+    draw_kernel[one](
+        logits, ids, lengths, numbers, asked.top_k, asked.asked, asked.penalised, asked.edits, asked.used, asked.tokens,
+        asked.bias, asked.until, asked.counts, asked.raw, asked.uniforms, asked.step, asked.produced, results.logprobs,
+        scratch, vocabulary, chunks, stride, STEPS=asked.uniforms.shape[1], MOST=MOST_LOGPROBS, FILTERED=asks.filters,
+        EDITED=asks.edits, LOGPROBS=asks.logprobs, **same,
     )  # fmt: skip
-
-
-@triton.jit
-def _sample(
-    logits, ids, lengths, numbers, top_k, asked, counts, penalised, edits, tokens, bias, until, raw, uniforms, step,
-    produced, logprobs, likeliest, kept, kept_ids, vocabulary,
-    STEPS: tl.constexpr, BLOCK: tl.constexpr, KEPT: tl.constexpr, MOST: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
-    row = tl.program_id(0).to(tl.int64)
-    length = tl.load(lengths + row)
-    if length == 0:
-        return
-    source, kept, kept_ids = logits + row * vocabulary, kept + row * KEPT, kept_ids + row * KEPT
-    counted = tl.load(penalised + row) * vocabulary
-    counts += row * counted
-    wanted = tl.load(asked + row)
-    whole = 0.0
-    if wanted >= 0:
-        whole = log_sum(
-            source, counts, vocabulary, wanted, kept, kept_ids, logprobs + row * (1 + MOST), likeliest + row * MOST,
-            BLOCK, KEPT,
-        )  # fmt: skip
-    already = tl.load(produced + row)
-    begin, end = tl.load(edits + row), tl.load(edits + row + 1)
-    for start in range(begin, end, 128):
-        at = start + tl.arange(0, 128)
-        token = tl.load(tokens + at, mask=at < end, other=0)
-        value = tl.load(source + token, mask=at < end, other=0.0)
-        tl.store(raw + at, value, mask=at < end)
-        banned = already < tl.load(until + at, mask=at < end, other=0)
-        value += tl.load(bias + at, mask=at < end, other=0.0)
-        tl.store(source + token, tl.where(banned, float("-inf"), value), mask=at < end)
-    tl.debug_barrier()
-    repetition = tl.load(numbers + row * 6 + 3).to(tl.float32)
-    presence, frequency = tl.load(numbers + row * 6 + 4), tl.load(numbers + row * 6 + 5)
-    highest = tl.full((BLOCK,), float("-inf"), tl.float32)
-    first_at = tl.zeros((BLOCK,), tl.int32)
-    for start in range(0, vocabulary, BLOCK):
-        token = start + tl.arange(0, BLOCK)
-        value = edited(source, counts, token, token < vocabulary, counted, repetition, presence, frequency)
-        first_at = tl.where(value > highest, token, first_at)
-        highest = tl.maximum(highest, value)
-    peak = tl.max(highest, 0)
-    chosen = tl.min(tl.where(highest == peak, first_at, 0x7FFFFFFF), 0)
-    used = tl.load(step + row)
-    temperature = tl.load(numbers + row * 6)
-    if (peak == float("inf")) | (peak == float("-inf")):
-        chosen = tl.full((), -1, tl.int32)
-    elif temperature > 0:
-        chosen = draw(
-            source, counts, vocabulary, counted, repetition, presence, frequency, peak, highest,
-            tl.maximum(temperature, 1e-30).to(tl.float32), tl.load(top_k + row), tl.load(numbers + row * 6 + 1),
-            tl.load(numbers + row * 6 + 2), tl.load(uniforms + row * STEPS + used), kept, kept_ids, BLOCK, KEPT,
-        )  # fmt: skip
-    if (wanted >= 0) & (chosen >= 0):
-        value = tl.load(source + chosen)
-        for start in range(begin, end, 128):
-            at = start + tl.arange(0, 128)
-            mine = (at < end) & (tl.load(tokens + at, mask=at < end, other=-1) == chosen)
-            before = tl.sum(tl.where(mine, tl.load(raw + at, mask=mine, other=0.0), 0.0), 0)
-            value = tl.where(tl.max(mine.to(tl.int32), 0) > 0, before, value)
-        tl.store(logprobs + row * (1 + MOST), value - whole)
-    if (counted > 0) & (chosen >= 0):
-        tl.store(counts + chosen, (tl.load(counts + chosen) | 1) + 2)
-    tl.store(ids + row, chosen.to(tl.int64))
-    tl.store(lengths + row, length + 1)
-    tl.store(step + row, used + 1)
-    tl.store(produced + row, already + 1)

@@ -23,6 +23,8 @@ def explain(error: ValidationError, fields: dict[str, Any]) -> ApiError:
         message, code = f"Unknown parameter {path}; remove it.", "unknown_parameter"
     else:
         reason = first["msg"].removeprefix("Value error, ").replace("Input", "it", 1)
+        if first["type"] == "union_tag_invalid":
+            reason = f"its type is none of {first['msg'].partition('expected tags: ')[2]}"
         code = "invalid_type" if first["type"].endswith("_type") else "invalid_value"
         message = f"Invalid value for {path}: {reason}; correct it."
     return ApiError(400, message, param=path[1:-1], code=code)
