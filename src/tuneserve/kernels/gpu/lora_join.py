@@ -15,6 +15,8 @@ from tuneserve.kernels.gpu.lora_rows import LoraRows, LoraWeights, span_of
 
 # What :func:`joined_columns` is a multiple of, for rows to begin where cuBLAS likes them to.
 _LANES = 64
+# Rows and columns that a program copies.
+_COPIED_ROWS, _COPIED = 8, 1024
 
 
 def joined_columns(weights: LoraWeights) -> int:
@@ -49,10 +51,11 @@ def lora_join(x: torch.Tensor, weights: LoraWeights, rows: LoraRows, out: torch.
     columns = weights.a.shape[2]
     span, programs = span_of(columns), programs_of(len(x))
     shares = int(triton.cdiv(columns, span))
-    _join[(programs, shares)](
+    copies = int(triton.cdiv(len(x), _COPIED_ROWS) * triton.cdiv(columns, _COPIED))
+    _join[(programs * shares + copies,)](
         x, weights.a, weights.ranks, rows.order, rows.tiles, rows.counts, rows.shares, rows.done, out, len(x), columns,
-        out.shape[1], PROGRAMS=programs, SHARES=shares, SPAN=span, LANES=_LANES, **shrink_shape(weights), num_warps=4,
-        num_stages=3, **dependent(_join),
+        out.shape[1], PROGRAMS=programs, SHARES=shares, SPAN=span, LANES=_LANES, COPIED_ROWS=_COPIED_ROWS,
+        COPIED=_COPIED, **shrink_shape(weights), num_warps=4, num_stages=3, **dependent(_join),
     )  # fmt: skip
     return out
 
@@ -61,21 +64,28 @@ def lora_join(x: torch.Tensor, weights: LoraWeights, rows: LoraRows, out: torch.
 def _join(
     x, a, ranks, order, tiles, counts, shares, done, out, rows, columns, width,
     SHRUNK: tl.constexpr, RANK: tl.constexpr, PADDED: tl.constexpr, TILE: tl.constexpr, SPAN: tl.constexpr,
-    PART: tl.constexpr, SHARES: tl.constexpr, LANES: tl.constexpr, PROGRAMS: tl.constexpr, PDL: tl.constexpr,
+    PART: tl.constexpr, SHARES: tl.constexpr, LANES: tl.constexpr, COPIED_ROWS: tl.constexpr, COPIED: tl.constexpr,
+    PROGRAMS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    member, part, lane = tl.arange(0, TILE), tl.arange(0, PART), tl.arange(0, LANES)
-    share = tl.program_id(1)
-    for tile in range(tl.program_id(0), tl.load(counts + 1), PROGRAMS):
+    program = tl.program_id(0)
+    if program >= PROGRAMS * SHARES:
+        # Most programs copy, while the first ones shrink.
+        across = tl.cdiv(columns, COPIED)
+        piece = program - PROGRAMS * SHARES
+        row = (piece // across * COPIED_ROWS + tl.arange(0, COPIED_ROWS)).to(tl.int64)[:, None]
+        column = (piece % across * COPIED + tl.arange(0, COPIED))[None, :]
+        here = (row < rows) & (column < columns)
+        tl.store(out + row * width + column, tl.load(x + row * columns + column, mask=here, other=0.0), mask=here)
+        return
+    member, lane = tl.arange(0, TILE), tl.arange(0, LANES)
+    share = program % SHARES
+    for tile in range(program // SHARES, tl.load(counts + 1), PROGRAMS):
         real = (member < tl.load(tiles + tile * 3 + 1))[:, None]
         row = tl.load(order + tl.load(tiles + tile * 3) + member[:, None], mask=real, other=0).to(tl.int64)
         slot = tl.load(tiles + tile * 3 + 2)
-        for offset in range(0, SPAN, PART):
-            column = (share * SPAN + offset + part)[None, :]
-            here = real & (column < columns)
-            tl.store(out + row * width + column, tl.load(x + row * columns + column, mask=here, other=0.0), mask=here)
         if slot >= 0:
             shrink_tile(
                 x, a, ranks, order, tiles, shares, rows, columns, tile, share, SHRUNK, RANK, PADDED, TILE, SPAN, PART

@@ -66,14 +66,16 @@ def packed_skinny(
 
 def shape_of(weight: PackedWeight, count: int, gated: bool) -> tuple[int, int, int, int]:
     """Return fragments of rows per program, blocks of columns at a time, warps and how many such times ahead."""
-    cheap = weight.kind == "int4"
+    cheap, short = weight.kind == "int4", len(weight.words) <= _SHORT
     if count <= 8:
         if gated:
             return (1, 4, 2, 2) if cheap else (1, 8, 4, 1)
-        return (1, 16, 16, 2) if weight.columns >= _LONG else (1, 16, 4, 2)
+        if cheap:
+            return (1, 16, 16, 2) if weight.columns >= _LONG else (1, 16, 4, 2)
+        return (1, 16, 8, 2) if short else (1, 16, 4, 2)
     if gated:
         return (2, 2, 2, 1) if cheap else (1, 4, 4, 1)
-    return (2, 8, 8, 1) if len(weight.words) <= _SHORT else (2, 4, 4, 1)
+    return (2, 8, 8, 1) if short else (2, 4, 4, 1)
 
 
 @triton.jit
