@@ -6,8 +6,24 @@ from dataclasses import dataclass
 import torch
 
 from tuneserve.kernels.gated import gated, gated_clamped
-from tuneserve.model._linear import Linear
+from tuneserve.model._linear import DenseLinear, Linear
 from tuneserve.spec import Activation, ExpertsSpec
+
+
+@dataclass(frozen=True)
+class ExpertLinears:
+    """The same linear layer of all experts: ``weight`` (experts, out, in), and perhaps ``bias`` (experts, out)."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+
+    def __getitem__(self, expert: int) -> DenseLinear:
+        """Return that of one expert, over the same memory."""
+        return DenseLinear(self.weight[expert], None if self.bias is None else self.bias[expert])
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Yield the weights, and the biases if there are any."""
+        return DenseLinear(self.weight, self.bias).tensors()
 
 
 @dataclass(frozen=True)
@@ -36,8 +52,8 @@ class Experts:
     spec: ExpertsSpec
     activation: Activation
     router: Linear
-    gate_up: tuple[Linear, ...]
-    down: tuple[Linear, ...]
+    gate_up: ExpertLinears
+    down: ExpertLinears
     shared: SharedExpert | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -63,7 +79,7 @@ class Experts:
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yield everything in it."""
-        for linear in (self.router, *self.gate_up, *self.down):
+        for linear in (self.router, self.gate_up, self.down):
             yield from linear.tensors()
         if self.shared is not None:
             yield from self.shared.tensors()

@@ -231,18 +231,24 @@ class GpuDecoder:
         torch.index_select(self.weights.embedding, 0, self._ids[:count].clamp(min=0), out=bucket.rows.hidden)
         self._scale_embedding(bucket.rows.hidden)
         for index, layer in enumerate(self.weights.layers):
-            self._layer(layer, bucket.rows, functools.partial(self._attend, bucket, index, layer))
+            attend = functools.partial(self._attend, bucket, index, layer)
+            self._layer(layer, bucket.rows, attend, self._lengths[:count])
         norm(bucket.rows.hidden, self.weights.norm, self.spec.norm_eps, bucket.rows.normed)
         if choose is not None:
             self.weights.head.product(bucket.rows.normed, bucket.logits)
             choose(bucket)
 
-    def _layer(self, layer: GpuLayer, rows: Rows, attend: Callable[[], None]) -> None:
+    def _layer(self, layer: GpuLayer, rows: Rows, attend: Callable[[], None], live: torch.Tensor) -> None:
         eps, hidden = self.spec.norm_eps, rows.hidden
         layer.qkv.product(hidden, rows.qkv, Norm(layer.attention_norm, eps, rows.normed))
         attend()
         layer.output.add(rows.attended, hidden)
-        layer.gate_up.gated(hidden, rows.activated, rows.gate_up, Norm(layer.mlp_norm, eps, rows.normed))
+        normed = Norm(layer.mlp_norm, eps, rows.normed)
+        if layer.experts is not None:
+            layer.experts.add(hidden, normed, live, hidden)
+            return
+        assert layer.gate_up is not None and layer.down is not None
+        layer.gate_up.gated(hidden, rows.activated, rows.gate_up, normed)
         layer.down.add(rows.activated, hidden)
 
     def _prefill(self, batch: DeviceBatch) -> torch.Tensor:
@@ -259,7 +265,8 @@ class GpuDecoder:
         torch.index_select(self.weights.embedding, 0, step.ids, out=step.rows.hidden)
         self._scale_embedding(step.rows.hidden)
         for index, layer in enumerate(self.weights.layers):
-            self._layer(layer, step.rows, functools.partial(self._attend_prompts, step, index, layer))
+            # A row of no token is stored in block 0, where no token is.
+            self._layer(layer, step.rows, functools.partial(self._attend_prompts, step, index, layer), step.slots)
         norm(step.rows.hidden, self.weights.norm, self.spec.norm_eps, step.rows.normed)
 
     def _attend_prompts(self, step: PromptStep, index: int, layer: GpuLayer) -> None:

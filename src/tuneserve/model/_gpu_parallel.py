@@ -11,7 +11,9 @@ import torch
 
 from tuneserve.kernels.gpu.gate import gate
 from tuneserve.model._gpu import GpuDecoder
+from tuneserve.model._gpu_experts import GpuExperts
 from tuneserve.model._gpu_linear import GpuLinear, Norm
+from tuneserve.model._gpu_weights import GpuLayer
 from tuneserve.model._parallel import add_up, gather
 
 
@@ -58,13 +60,35 @@ class GatheredGpuLinear(_Shared):
         return gather(self.part.product(x, out.new_empty(len(x), self._each), norm), out)
 
 
+class SummedGpuExperts:
+    """Experts of each of which each device has a part."""
+
+    def __init__(self, part: GpuExperts) -> None:
+        self.part = part
+
+    def add(self, x: torch.Tensor, norm: Norm, live: torch.Tensor, out: torch.Tensor) -> None:
+        """Add the sum of all devices' parts, each of which is rounded before, to ``out``."""
+        mine = torch.zeros_like(x)
+        self.part.add(x, norm, live, mine)
+        out.add_(add_up(mine))
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Yield what the part keeps."""
+        return self.part.tensors()
+
+
 def join_gpu(decoder: GpuDecoder, size: int) -> GpuDecoder:
     """Let a decoder of a device's share compute with the ``size - 1`` others; before its first step."""
     weights = decoder.weights
-    layers = tuple(
-        replace(layer, output=SummedGpuLinear(layer.output), down=SummedGpuLinear(layer.down))
-        for layer in weights.layers
-    )
+    layers = tuple(_joined(layer) for layer in weights.layers)
     head = GatheredGpuLinear(weights.head, -(-decoder.spec.vocab_size // size))
     decoder.weights = replace(weights, layers=layers, head=head)
     return decoder
+
+
+def _joined(layer: GpuLayer) -> GpuLayer:
+    output = SummedGpuLinear(layer.output)
+    if layer.experts is not None:
+        return replace(layer, output=output, experts=SummedGpuExperts(layer.experts))
+    assert layer.down is not None
+    return replace(layer, output=output, down=SummedGpuLinear(layer.down))

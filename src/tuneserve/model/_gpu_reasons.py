@@ -7,10 +7,12 @@ import torch
 from tuneserve.model._deferred import DeferredLinear
 from tuneserve.model._linear import DenseLinear
 from tuneserve.model._weights import Weights
-from tuneserve.spec import LayerSpec, ModelSpec
+from tuneserve.spec import ExpertsSpec, LayerSpec, ModelSpec
 
 _HEAD_DIMS = (32, 64, 128, 256)
-_LAYER_FIELDS = {"rope", "window"}
+_LAYER_FIELDS = {"rope", "window", "experts"}
+# The router compares the scores of all in one program.
+_MOST_EXPERTS = 1024
 _MODEL_FIELDS = {
     "family", "hidden_size", "intermediate_size", "heads", "kv_heads", "head_dim", "vocab_size", "context_length",
     "per_layer", "norm_eps", "tied", "scale", "qkv_bias", "output_bias", "mlp_bias", "fused", "qk_norm", "softcap",
@@ -27,6 +29,8 @@ def gpu_reasons_against(spec: ModelSpec, weights: Weights, *, quantised: bool = 
     reasons += _unknown(spec, _MODEL_FIELDS)
     for layer in spec.per_layer:
         reasons += _unknown(layer, _LAYER_FIELDS)
+        if layer.experts is not None:
+            reasons += _against_experts(layer.experts, quantised=quantised)
         if layer.rope is None or layer.rope.dim != spec.head_dim:
             reasons.append("not all of each head is rotated")
     linears = [weights.head]
@@ -43,6 +47,17 @@ def gpu_reasons_against(spec: ModelSpec, weights: Weights, *, quantised: bool = 
         if weights.embedding.is_cuda and weights.embedding.dtype != torch.bfloat16:
             reasons.append("it is not in bfloat16")
     return list(dict.fromkeys(reasons))
+
+
+def _against_experts(experts: ExpertsSpec, *, quantised: bool) -> list[str]:
+    reasons = []
+    if experts.count > _MOST_EXPERTS:
+        reasons.append(f"a layer has {experts.count} experts, more than {_MOST_EXPERTS}")
+    if experts.shared_size is not None:
+        reasons.append("it has an expert that all tokens take")
+    if quantised:
+        reasons.append("its experts are not quantised when they are loaded")
+    return reasons
 
 
 def _unknown(part: ModelSpec | LayerSpec, known: set[str]) -> list[str]:

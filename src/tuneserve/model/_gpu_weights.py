@@ -7,6 +7,7 @@ import torch
 
 from tuneserve.kernels.gpu.packed import pack
 from tuneserve.model._deferred import DeferredLinear
+from tuneserve.model._gpu_experts import DenseGpuExperts, GpuExperts
 from tuneserve.model._gpu_linear import DenseGpuLinear, GpuLinear
 from tuneserve.model._gpu_packed import Bits, PackedGpuLinear, PackedScratch, pack_stored, quantise
 from tuneserve.model._linear import DenseLinear, Linear
@@ -15,21 +16,26 @@ from tuneserve.model._weights import LayerWeights, Weights
 
 @dataclass(frozen=True)
 class GpuLayer:
-    """One layer; the norms are those of :class:`~tuneserve.model.LayerWeights`."""
+    """One layer; it has either ``gate_up`` and ``down``, or ``experts``.
+
+    The norms are those of :class:`~tuneserve.model.LayerWeights`.
+    """
 
     attention_norm: torch.Tensor
     qkv: GpuLinear
     output: GpuLinear
     mlp_norm: torch.Tensor
-    gate_up: GpuLinear
-    down: GpuLinear
+    gate_up: GpuLinear | None
+    down: GpuLinear | None
+    experts: GpuExperts | None
     head_norms: tuple[torch.Tensor, torch.Tensor] | None
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yield everything in it."""
         yield from (self.attention_norm, self.mlp_norm, *(self.head_norms or ()))
-        for linear in (self.qkv, self.output, self.gate_up, self.down):
-            yield from linear.tensors()
+        for part in (self.qkv, self.output, self.gate_up, self.down, self.experts):
+            if part is not None:
+                yield from part.tensors()
 
 
 @dataclass(frozen=True)
@@ -85,12 +91,13 @@ class _Maker:
             qkv=self.linear(layer.qkv, bits),
             output=self.linear(layer.output, bits),
             mlp_norm=layer.mlp_norm,
-            gate_up=self.linear(layer.gate_up, bits, gated=True),
-            down=self.linear(layer.down, bits),
+            gate_up=None if layer.gate_up is None else self.linear(layer.gate_up, bits, gated=True),
+            down=None if layer.down is None else self.linear(layer.down, bits),
+            experts=None if layer.experts is None else DenseGpuExperts(layer.experts),
             head_norms=None if layer.q_norm is None or layer.k_norm is None else (layer.q_norm, layer.k_norm),
         )
 
-    def linear(self, linear: Linear | None, bits: Bits | None, *, gated: bool = False) -> GpuLinear:
+    def linear(self, linear: Linear, bits: Bits | None, *, gated: bool = False) -> GpuLinear:
         if isinstance(linear, DeferredLinear):
             if bits is None and self._keep and (codes := linear.codes()) is not None:
                 packed = pack_stored(codes, self._device, self._dtype, gated=gated)

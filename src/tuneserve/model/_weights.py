@@ -1,19 +1,19 @@
 """The decoder's weights: fused where the layer reads them together, filled from a stream of tensors."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 
 from tuneserve.checkpoint import CodeReader, StoredCodes, WeightReader
-from tuneserve.errors import CheckpointError
 from tuneserve.model._deferred import DeferredLinear
 from tuneserve.model._delta_net import DeltaNet
-from tuneserve.model._experts import Experts, SharedExpert
+from tuneserve.model._experts import ExpertLinears, Experts, SharedExpert
 from tuneserve.model._layer_input import LayerInput, LayerInputs
 from tuneserve.model._linear import DenseLinear, Linear
+from tuneserve.model._tensor_check import check_tensors, stacks_experts
 from tuneserve.model._text_part import TextPart
 from tuneserve.spec import (
     EMBEDDING,
@@ -30,16 +30,10 @@ from tuneserve.spec import (
     LayerNames,
     LayerSpec,
     ModelSpec,
-    is_unused,
     layer_names,
     tensor_shapes,
 )
 
-_FLOATS = ("F32", "F16", "BF16")
-# Written by old versions of Transformers; the decoder computes them.
-_COMPUTED = ".rotary_emb.inv_freq"
-_STACKED = ".experts.gate_up_proj"
-_LISTED = 8
 _LINEARS = ("qkv", "output", "gate_up", "down")
 
 
@@ -211,13 +205,7 @@ class _Loader:
             gate_up = self.slices(names.gate_up[0], names, experts, halves=names.interleaved)
             down = self.slices(names.down, names, experts, halves=False)
         else:
-            gate_up, down = (
-                tuple(
-                    self.linear(*(module.format(expert=expert) for module in modules), bias=experts.biases)
-                    for expert in range(experts.count)
-                )
-                for modules in (names.gate_up, (names.down,))
-            )
+            gate_up, down = (self.together(modules, experts) for modules in (names.gate_up, (names.down,)))
         return Experts(experts, self.spec.activation, router, gate_up, down, self.shared_expert(names))
 
     def shared_expert(self, names: ExpertNames) -> SharedExpert | None:
@@ -227,8 +215,8 @@ class _Loader:
         down, gate = (self.linear(module, bias=False) for module in (names.shared_down, names.shared_gate))
         return SharedExpert(self.spec.activation, gate_up, down, gate)
 
-    def slices(self, name: str, names: ExpertNames, experts: ExpertsSpec, *, halves: bool) -> tuple[Linear, ...]:
-        """Return each expert's part of one tensor; ``halves`` brings even rows before odd ones."""
+    def slices(self, name: str, names: ExpertNames, experts: ExpertsSpec, *, halves: bool) -> ExpertLinears:
+        """Return all experts' parts of one tensor; ``halves`` brings even rows before odd ones."""
         weight = self.reader.read(name)
         weight = weight.transpose(1, 2) if names.transposed else weight
         bias = self.reader.read(f"{name}_bias") if experts.biases else None
@@ -237,9 +225,21 @@ class _Loader:
             bias = None if bias is None else torch.cat((bias[:, ::2], bias[:, 1::2]), dim=1)
         weight = weight.to(dtype=self.dtype, device=self.device).contiguous()
         bias = None if bias is None else bias.to(dtype=self.dtype, device=self.device)
-        return tuple(
-            DenseLinear(weight[expert], None if bias is None else bias[expert]) for expert in range(experts.count)
-        )
+        return ExpertLinears(weight, None if bias is None else bias.contiguous())
+
+    def together(self, modules: tuple[str, ...], experts: ExpertsSpec) -> ExpertLinears:
+        """Return all experts' layers, each of which is in tensors of its own."""
+
+        def filled(kind: str) -> torch.Tensor:
+            names = [[f"{module.format(expert=expert)}.{kind}" for module in modules] for expert in range(experts.count)]
+            rows = [self.shapes[name][0] for name in names[0]]
+            shape = experts.count, sum(rows), *self.shapes[names[0][0]][1:]
+            whole = torch.empty(shape, dtype=self.dtype, device=self.device)
+            for one, its_names in zip(whole, names, strict=True):
+                self.fill(one, its_names, rows)
+            return whole
+
+        return ExpertLinears(filled("weight"), filled("bias") if experts.biases else None)
 
     def maybe_deferred(self, *modules: str, bias: bool) -> Linear:
         if not self.deferred:
@@ -275,41 +275,10 @@ class _Loader:
     def stacked(self, *names: str) -> torch.Tensor:
         rows = [self.shapes[name][0] for name in names]
         weight = torch.empty((sum(rows), *self.shapes[names[0]][1:]), dtype=self.dtype, device=self.device)
-        for name, part in zip(names, torch.split(weight, rows), strict=True):
-            part.copy_(self.reader.read(name))
+        self.fill(weight, names, rows)
         return weight
 
-
-def stacks_experts(reader: WeightReader) -> bool:
-    """Say whether a checkpoint has all experts of a layer in one tensor."""
-    return any(name.endswith(_STACKED) for name in reader.tensors)
-
-
-def check_tensors(spec: ModelSpec, reader: WeightReader, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raise the :class:`CheckpointError` of :func:`load_weights` unless a reader has just what a model needs."""
-    problems = []
-    for name, shape in shapes.items():
-        header = reader.tensors.get(name)
-        if header is None:
-            problems.append(f"{name} is missing")
-        elif header.shape != shape:
-            problems.append(f"{name} is {list(header.shape)}, not {list(shape)}")
-        elif header.dtype not in _FLOATS:
-            problems.append(f"{name} is {header.dtype}, not a 16- or 32-bit float")
-    tied_head = {HEAD} if spec.tied else set()
-    expected = shapes.keys() | tied_head
-    left_over = [
-        n for n in reader.tensors if n not in expected and not n.endswith(_COMPUTED) and not is_unused(spec, n)
-    ]
-    problems += [f"{name} is not part of such a model" for name in left_over]
-    if problems:
-        more = f" and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-        raise CheckpointError(
-            f"the weights in {reader.files[0].parent} do not fit its config.json: "
-            f"{'; '.join(problems[:_LISTED])}{more}; download or save the model again."
-        )
-    if tied_head & reader.tensors.keys() and not torch.equal(reader.read(HEAD), reader.read(EMBEDDING)):
-        raise CheckpointError(
-            f"{HEAD} in {reader.files[0].parent} differs from the embedding that config.json ties it to; "
-            "set tie_word_embeddings to false there."
-        )
+    def fill(self, out: torch.Tensor, names: Sequence[str], rows: list[int]) -> None:
+        """Read tensors into ``out``, one below the other."""
+        for name, part in zip(names, torch.split(out, rows), strict=True):
+            part.copy_(self.reader.read(name))
