@@ -231,7 +231,8 @@ class _Loader:
         """Return all experts' layers, each of which is in tensors of its own."""
 
         def filled(kind: str) -> torch.Tensor:
-            names = [[f"{module.format(expert=expert)}.{kind}" for module in modules] for expert in range(experts.count)]
+            named = [f"{module}.{kind}" for module in modules]
+            names = [[name.format(expert=expert) for name in named] for expert in range(experts.count)]
             rows = [self.shapes[name][0] for name in names[0]]
             shape = experts.count, sum(rows), *self.shapes[names[0][0]][1:]
             whole = torch.empty(shape, dtype=self.dtype, device=self.device)

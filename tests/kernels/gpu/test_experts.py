@@ -1,5 +1,6 @@
 """The kernels of a layer of experts: who is chosen, how rows are grouped, and what their experts come to."""
 
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -93,7 +94,7 @@ def test_group(rows: int, per_token: int, experts: int, tile: int) -> None:
     taken = [groups.order[first : first + size].tolist() for _, first, size in found]
     for expert in {expert for expert, _ in expected}:
         mine = [pairs for (other, _, _), pairs in zip(found, taken, strict=True) if other == expert]
-        assert sorted(sum(mine, [])) == sorted(sum((pairs for other, pairs in expected if other == expert), []))
+        assert sorted(chain(*mine)) == sorted(chain(*(pairs for other, pairs in expected if other == expert)))
 
 
 class Layer:

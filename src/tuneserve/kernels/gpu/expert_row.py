@@ -118,7 +118,7 @@ def _row_down(
     )  # fmt: skip
     total = tl.zeros((ROWS, BLOCK), tl.float32)
     # Over the columns of all experts, one after the other, with the next weights always on their way.
-    for step in range(0, PAIRS * blocks):
+    for step in range(PAIRS * blocks):
         pair, start = step // blocks, step % blocks * BLOCK
         next_pair, next_start = (step + 1) // blocks, (step + 1) % blocks * BLOCK
         more = next_pair < PAIRS

@@ -54,7 +54,7 @@ class RouteScratch:
 
 
 def choose_reference(scores: torch.Tensor, per_token: int, *, normalised: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the experts and the shares of :func:`choose` for ``scores`` (rows, experts) of rows that all are tokens."""
+    """Return the experts and the shares of :func:`choose` for ``scores`` (rows, experts) of tokens."""
     best, experts = scores.float().topk(per_token)
     if normalised:
         return experts.int(), best.softmax(-1)
@@ -156,10 +156,7 @@ def _take(
         found = tl.where(place == index, expert, found)
         free = free & (lane != expert)
     share = tl.exp(best - highest)
-    if NORMALISED:
-        share = share / tl.sum(share, 0)
-    else:
-        share = share / tl.sum(tl.exp(score - highest), 0)
+    share = share / tl.sum(share if NORMALISED else tl.exp(score - highest), 0)
     real = place < TAKEN
     taken = place < tl.where(tl.load(live + row) > 0, TAKEN, 0)
     tl.store(experts + row * TAKEN + place, tl.where(taken, found, -1), mask=real)
