@@ -5,11 +5,13 @@ How long a merge takes depends on shapes and not on values, so this stands in wh
     python benchmarks/export/checkpoint.py llama-3.2-1b DIRECTORY
 
 With ``--method`` the linear weights of the base are quantised; to be quick, those of one shape are then all the same.
+``--layers`` is for fewer layers than the model has.
 """
 
 import argparse
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,10 +19,42 @@ import torch
 from tuneserve.checkpoint import SafetensorsWriter, TensorSpec, write_json
 from tuneserve.checkpoint.quantised import CT_ENCODERS, Bnb4bitEncoder, Encoder
 
+# Drawn once, for the experts of a model are too many numbers; each is a part of them.
+_POOL = 1 << 27
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The experts of each layer of a Qwen 3 MoE, or of a Mixtral, whose ``norms`` of queries and keys are missing."""
+
+    count: int
+    per_token: int
+    width: int
+    norms: bool
+
+    def names(self) -> tuple[str, str, tuple[str, str, str]]:
+        """Return the router, one expert, and its gate, up and down."""
+        if self.norms:
+            return "mlp.gate", "mlp.experts.{}", ("gate_proj", "up_proj", "down_proj")
+        return "block_sparse_moe.gate", "block_sparse_moe.experts.{}", ("w1", "w3", "w2")
+
+    def config(self) -> dict[str, object]:
+        """Return what is in its ``config.json`` beyond what a Llama's has."""
+        if self.norms:
+            return {
+                "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": self.count,
+                "num_experts_per_tok": self.per_token, "moe_intermediate_size": self.width, "norm_topk_prob": True,
+                "decoder_sparse_step": 1, "mlp_only_layers": [],
+            }  # fmt: skip
+        return {
+            "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": self.count,
+            "num_experts_per_tok": self.per_token, "sliding_window": None,
+        }  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a Llama."""
+    """The sizes of a Llama, or of a model with experts in each layer."""
 
     hidden: int
     intermediate: int
@@ -30,6 +64,7 @@ class Shape:
     head_dim: int
     vocabulary: int
     tied: bool
+    mixture: Mixture | None = None
 
     def config(self) -> dict[str, object]:
         """Return its ``config.json``."""
@@ -49,20 +84,41 @@ class Shape:
             "hidden_act": "silu",
             "tie_word_embeddings": self.tied,
             "dtype": "bfloat16",
+            **(self.mixture.config() if self.mixture else {}),
         }
 
     def linears(self) -> dict[str, tuple[int, int]]:
         """Return the linear layers of one decoder layer with their (out, in) sizes."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return {
+        attention = {
             "self_attn.q_proj": (queries, self.hidden),
             "self_attn.k_proj": (keys, self.hidden),
             "self_attn.v_proj": (keys, self.hidden),
             "self_attn.o_proj": (self.hidden, queries),
+        }
+        if self.mixture:
+            return attention
+        return attention | {
             "mlp.gate_proj": (self.intermediate, self.hidden),
             "mlp.up_proj": (self.intermediate, self.hidden),
             "mlp.down_proj": (self.hidden, self.intermediate),
         }
+
+    def others(self) -> dict[str, tuple[int, ...]]:
+        """Return the other tensors of one decoder layer: its norms, its router and its experts."""
+        found: dict[str, tuple[int, ...]] = {
+            f"{norm}.weight": (self.hidden,) for norm in ("input_layernorm", "post_attention_layernorm")
+        }
+        if (mixture := self.mixture) is None:
+            return found
+        if mixture.norms:
+            found |= {f"self_attn.{name}_norm.weight": (self.head_dim,) for name in ("q", "k")}
+        router, expert, (gate, up, down) = mixture.names()
+        found[f"{router}.weight"] = mixture.count, self.hidden
+        for prefix in map(expert.format, range(mixture.count)):
+            found |= {f"{prefix}.{name}.weight": (mixture.width, self.hidden) for name in (gate, up)}
+            found[f"{prefix}.{down}.weight"] = self.hidden, mixture.width
+        return found
 
 
 SHAPES = {
@@ -70,6 +126,8 @@ SHAPES = {
     "llama-3.2-3b": Shape(3072, 8192, 28, 24, 8, 128, 128256, True),
     "llama-3.1-8b": Shape(4096, 14336, 32, 32, 8, 128, 128256, False),
     "smollm2-135m": Shape(576, 1536, 30, 9, 3, 64, 49152, True),
+    "qwen3-30b-a3b": Shape(2048, 6144, 48, 32, 4, 128, 151936, False, Mixture(128, 8, 768, norms=True)),
+    "mixtral-8x7b": Shape(4096, 14336, 32, 32, 8, 128, 32000, False, Mixture(8, 2, 14336, norms=False)),
 }
 
 
@@ -86,8 +144,7 @@ def write(shape: Shape, directory: Path, rank: int, method: str | None) -> None:
             weights[f"{prefix}{name}.weight"] = (rows, columns)
             deltas[f"base_model.model.{prefix}{name}.lora_A.weight"] = (rank, columns)
             deltas[f"base_model.model.{prefix}{name}.lora_B.weight"] = (rows, rank)
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"{prefix}{norm}.weight"] = (shape.hidden,)
+        weights |= {f"{prefix}{name}": size for name, size in shape.others().items()}
     weights["model.norm.weight"] = (shape.hidden,)
     if not shape.tied:
         weights["lm_head.weight"] = (shape.vocabulary, shape.hidden)
@@ -114,10 +171,22 @@ def write(shape: Shape, directory: Path, rank: int, method: str | None) -> None:
 def _write_random(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     generator = torch.Generator().manual_seed(0)
     specs = [TensorSpec(name, "BF16", size) for name, size in shapes.items()]
+    pool = torch.empty(0)
     with SafetensorsWriter(path, specs) as writer:
         for name, size in shapes.items():
-            values = torch.randn(size, generator=generator, dtype=torch.bfloat16) * 0.02
+            if ".experts." in name:
+                if not len(pool):
+                    pool = torch.randn(_POOL, generator=generator, dtype=torch.bfloat16) * 0.02
+                first = int(torch.randint(_POOL - math.prod(size) + 1, (), generator=generator))
+                values = pool[first : first + math.prod(size)]
+            else:
+                values = torch.randn(size, generator=generator, dtype=torch.bfloat16) * _spread(name)
             writer.write(name, values.view(-1).view(torch.uint8).numpy().data)
+
+
+def _spread(name: str) -> float:
+    # A router that tells its experts apart as trained ones do, behind norms that are as small as the other weights.
+    return 3.0 if name.endswith((".mlp.gate.weight", ".block_sparse_moe.gate.weight")) else 0.02
 
 
 def _encoder(method: str, linears: list[TensorSpec]) -> Encoder:
@@ -144,7 +213,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("directory", type=Path)
+    parser.add_argument("--layers", type=int)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--method", choices=["nf4", "int4", "w8a16", "int8", "fp8", "fp8_block"])
     options = parser.parse_args()
-    write(SHAPES[options.shape], options.directory, options.rank, options.method)
+    chosen = SHAPES[options.shape]
+    write(replace(chosen, layers=options.layers or chosen.layers), options.directory, options.rank, options.method)

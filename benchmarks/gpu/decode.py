@@ -22,7 +22,7 @@ import msgspec
 import torch
 import triton
 
-from tuneserve.adapters import LinearName, linear_shapes, merge_model
+from tuneserve.adapters import LinearName, MergedModel, linear_shapes, merge_model
 from tuneserve.engines.contract import GenerationRequest, SamplingParams
 from tuneserve.model import Decoder, Weights, load_weights
 from tuneserve.model._gpu import GpuDecoder
@@ -67,6 +67,19 @@ class _Sequences:
         return decoder.logits(hidden[batch.scored_rows])
 
 
+class _FirstLayers:
+    """A model of its first layers only, for experts are read at once."""
+
+    def __init__(self, whole: MergedModel) -> None:
+        self._whole, self.files = whole, whole.files
+        names = {name: name.removeprefix("model.layers.").partition(".")[0] for name in whole.tensors}
+        self.tensors = {
+            name: spec for name, spec in whole.tensors.items()
+            if not names[name].isdigit() or int(names[name]) < _CHECKED_LAYERS
+        }  # fmt: skip
+        self.read, self.storage, self.codes = whole.read, whole.storage, whole.codes
+
+
 @torch.inference_mode()
 def check(model: Path) -> None:
     """Raise unless prompts and cached decoding are nearer to float32 than PyTorch's operations in 16 bits are.
@@ -75,12 +88,11 @@ def check(model: Path) -> None:
     """
     stored = merge_model(*open_files(model, None), [], "float32")
     spec = read_spec(stored.config)
+    cut, first = replace(spec, per_layer=spec.per_layer[:_CHECKED_LAYERS]), _FirstLayers(stored)
 
     def weights(dtype: torch.dtype) -> Weights:
-        whole = load_weights(spec, stored, dtype, torch.device("cuda"), deferred=True)
-        return replace(whole, layers=whole.layers[:_CHECKED_LAYERS])
+        return load_weights(cut, first, dtype, torch.device("cuda"), deferred=True)
 
-    cut = replace(spec, per_layer=spec.per_layer[:_CHECKED_LAYERS])
     context = 256
     exact = Decoder(cut, weights(torch.float32).loaded(), context)
     plain = Decoder(cut, weights(torch.bfloat16).loaded(), context)

@@ -115,7 +115,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shapes", nargs="*", default=[])
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--bandwidth", type=float, default=3.35e12, help="bytes per second; of an H100 SXM if not given")
+    parser.add_argument(
+        "--bandwidth", type=float, default=3.35e12, help="bytes per second; of an H100 SXM if not given"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".jsonl"))
     options = parser.parse_args()
     torch.manual_seed(0)

@@ -89,7 +89,7 @@ def _product(
     kind, alpha, limit = ("none", 1.0, 0.0) if gate is None else (gate.kind, gate.alpha, gate.limit)
     _expert_rows[(len(groups.tiles) * triton.cdiv(results, rows),)](
         x, shares, groups.order, groups.tiles, weights.weight, weights.bias, out, results, columns, alpha, limit,
-        PER_ROW=per_row, ROWS=rows, BLOCK=block, TILE=groups.tile, ABREAST=_ABREAST, BIAS=weights.bias is not None,
+        per_row, ROWS=rows, BLOCK=block, TILE=groups.tile, ABREAST=_ABREAST, BIAS=weights.bias is not None,
         KIND=kind, num_warps=warps, num_stages=stages, **dependent(_expert_rows),
     )  # fmt: skip
     return out
@@ -97,7 +97,7 @@ def _product(
 
 @triton.jit
 def _expert_rows(
-    x, shares, order, tiles, weight, bias, out, results, columns, alpha, limit, PER_ROW: tl.constexpr,
+    x, shares, order, tiles, weight, bias, out, results, columns, alpha, limit, per_row,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, ABREAST: tl.constexpr, BIAS: tl.constexpr,
     KIND: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -121,7 +121,7 @@ def _expert_rows(
     halves = 1 if KIND == "none" else 2
     first = weight + (expert * halves * results + row)[:, None] * columns + column[None, :]
     second = first + results.to(tl.int64) * columns
-    values = x + (pair // PER_ROW).to(tl.int64)[None, :] * columns + column[:, None]
+    values = x + (pair // per_row).to(tl.int64)[None, :] * columns + column[:, None]
     total = tl.zeros((ROWS, TILE), tl.float32)
     other = tl.zeros((ROWS, TILE), tl.float32)
     for start in range(0, columns, BLOCK):
