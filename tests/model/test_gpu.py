@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,17 @@ def test_greedy_steps_follow_one_another(make_family: Make) -> None:
     for text, tokens in zip(prompts, chosen, strict=True):
         (logits,) = transformers_logits(directory, [text + tokens])
         assert logits[len(text) - 1 : -1].argmax(-1).tolist() == tokens
+
+
+def test_what_the_kernels_lack_of_experts_is_said(make_family: Make) -> None:
+    directory = make_family("mixtral", **WIDE)
+    spec = read_spec(json.loads((directory / "config.json").read_text()))
+    weights = load_weights(spec, open_checkpoint(directory), torch.float32, torch.device("cpu"))
+    assert "its experts are not quantised when they are loaded" in gpu_reasons_against(spec, weights, quantised=True)
+    experts = replace(spec.per_layer[0].experts or pytest.fail(), count=2000, shared_size=8)
+    changed = replace(spec, per_layer=tuple(replace(layer, experts=experts) for layer in spec.per_layer))
+    reasons = gpu_reasons_against(changed, weights)
+    assert reasons == ["a layer has 2000 experts, more than 1024", "it has an expert that all tokens take"]
 
 
 def test_what_the_kernels_lack_is_said(make_family: Make) -> None:
