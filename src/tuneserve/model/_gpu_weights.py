@@ -15,7 +15,7 @@ from tuneserve.model._weights import LayerWeights, Weights
 
 @dataclass(frozen=True)
 class GpuLayer:
-    """One layer; the norms are those of :class:`~tuneserve.model.LayerWeights`."""
+    """One layer; the norms and sinks are those of :class:`~tuneserve.model.LayerWeights`."""
 
     attention_norm: torch.Tensor
     qkv: GpuLinear
@@ -24,10 +24,14 @@ class GpuLayer:
     gate_up: GpuLinear
     down: GpuLinear
     head_norms: tuple[torch.Tensor, torch.Tensor] | None
+    post_attention_norm: torch.Tensor | None
+    post_mlp_norm: torch.Tensor | None
+    sinks: torch.Tensor | None
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yield everything in it."""
         yield from (self.attention_norm, self.mlp_norm, *(self.head_norms or ()))
+        yield from (one for one in (self.post_attention_norm, self.post_mlp_norm, self.sinks) if one is not None)
         for linear in (self.qkv, self.output, self.gate_up, self.down):
             yield from linear.tensors()
 
@@ -88,6 +92,9 @@ class _Maker:
             gate_up=self.linear(layer.gate_up, bits, gated=True),
             down=self.linear(layer.down, bits),
             head_norms=None if layer.q_norm is None or layer.k_norm is None else (layer.q_norm, layer.k_norm),
+            post_attention_norm=layer.post_attention_norm,
+            post_mlp_norm=layer.post_mlp_norm,
+            sinks=layer.sinks,
         )
 
     def linear(self, linear: Linear | None, bits: Bits | None, *, gated: bool = False) -> GpuLinear:
