@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from tuneserve.kernels.gpu.lanes import angles, lanes_of, load_lanes, paired, pairs_rotated, store_lanes, within
+from tuneserve.kernels.gpu.lanes import angles, lanes_of, paired, pairs_rotated
 from tuneserve.kernels.gpu.launch import dependent, power_of_two
 from tuneserve.kernels.gpu.rope_store import rope_store_reference
 from tuneserve.kernels.gpu.softmax import add_tile, capped, gather_splits, sink_scores
@@ -180,14 +180,15 @@ def _decode(
     # What earlier steps have stored does not depend on the kernel before this one.
     lane = tl.arange(0, LANES)
     both = tl.arange(0, 2 * LANES)
+    used, whole = lane < HALF, both < 2 * HALF
     first, second = paired(lane, HALF, ROTATED)
     table = tables + sequence * table_stride
     at = start + tl.arange(0, TILE)
     block = tl.load(table + at // SIZE, mask=at < old, other=0).to(tl.int64)
     source = ((block * KV + kv_head) * SIZE + at % SIZE) * 2 * HALF
-    key_first = tl.load(keys + source[:, None] + first[None, :], mask=within(at < old, lane, HALF), other=0.0)
-    key_second = tl.load(keys + source[:, None] + second[None, :], mask=within(at < old, lane, HALF), other=0.0)
-    value = tl.load(values + source[:, None] + both[None, :], mask=within(at < old, both, 2 * HALF), other=0.0)
+    key_first = tl.load(keys + source[:, None] + first[None, :], mask=(at < old)[:, None] & used[None, :], other=0.0)
+    key_second = tl.load(keys + source[:, None] + second[None, :], mask=(at < old)[:, None] & used[None, :], other=0.0)
+    value = tl.load(values + source[:, None] + both[None, :], mask=(at < old)[:, None] & whole[None, :], other=0.0)
     c, s = angles(cos, sin, last, lane, ROTATED)
     if PDL:
         gdc_wait()
@@ -195,13 +196,13 @@ def _decode(
     member = tl.arange(0, PADDED)
     row = qkv + sequence * WIDTH
     place = row + (kv_head * GROUP + member)[:, None] * 2 * HALF
-    real = within(member < GROUP, lane, HALF)
+    real = (member < GROUP)[:, None] & used[None, :]
     a = tl.load(place + first[None, :], mask=real, other=0.0).to(tl.float32)
     b = tl.load(place + second[None, :], mask=real, other=0.0).to(tl.float32)
     if NORM:
         factor = 1.0 / tl.sqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / (2 * HALF) + eps)
-        a *= factor[:, None] * load_lanes(query_norm + first, lane, HALF).to(tl.float32)[None, :]
-        b *= factor[:, None] * load_lanes(query_norm + second, lane, HALF).to(tl.float32)[None, :]
+        a *= factor[:, None] * tl.load(query_norm + first, mask=used, other=0.0).to(tl.float32)[None, :]
+        b *= factor[:, None] * tl.load(query_norm + second, mask=used, other=0.0).to(tl.float32)[None, :]
     if SCALES:
         growth = tl.load(query_scales + last)
         a *= growth
@@ -214,19 +215,19 @@ def _decode(
     total = tl.zeros((PADDED, 2 * LANES), tl.float32)
     if end == length:
         new_key = row + (HEADS + kv_head) * 2 * HALF
-        x = load_lanes(new_key + first, lane, HALF).to(tl.float32)
-        y = load_lanes(new_key + second, lane, HALF).to(tl.float32)
+        x = tl.load(new_key + first, mask=used, other=0.0).to(tl.float32)
+        y = tl.load(new_key + second, mask=used, other=0.0).to(tl.float32)
         if NORM:
             shrink = 1.0 / tl.sqrt((tl.sum(x * x, 0) + tl.sum(y * y, 0)) / (2 * HALF) + eps)
-            x *= shrink * load_lanes(key_norm + first, lane, HALF).to(tl.float32)
-            y *= shrink * load_lanes(key_norm + second, lane, HALF).to(tl.float32)
+            x *= shrink * tl.load(key_norm + first, mask=used, other=0.0).to(tl.float32)
+            y *= shrink * tl.load(key_norm + second, mask=used, other=0.0).to(tl.float32)
         new_first = (x * c - y * s).to(qkv.dtype.element_ty)
         new_second = (y * c + x * s).to(qkv.dtype.element_ty)
-        added = load_lanes(row + (HEADS + KV + kv_head) * 2 * HALF + both, both, 2 * HALF)
+        added = tl.load(row + (HEADS + KV + kv_head) * 2 * HALF + both, mask=whole, other=0.0)
         target = ((tl.load(table + last // SIZE).to(tl.int64) * KV + kv_head) * SIZE + last % SIZE) * 2 * HALF
-        store_lanes(keys + target + first, new_first, lane, HALF)
-        store_lanes(keys + target + second, new_second, lane, HALF)
-        store_lanes(values + target + both, added, both, 2 * HALF)
+        tl.store(keys + target + first, new_first, mask=used)
+        tl.store(keys + target + second, new_second, mask=used)
+        tl.store(values + target + both, added, mask=whole)
         product = query_first.to(tl.float32) * new_first.to(tl.float32)[None, :]
         product += query_second.to(tl.float32) * new_second.to(tl.float32)[None, :]
         highest = tl.sum(product, 1) * scale
@@ -253,9 +254,9 @@ def _decode(
         seen = at < old
         block = tl.load(table + at // SIZE, mask=seen, other=0).to(tl.int64)
         source = ((block * KV + kv_head) * SIZE + at % SIZE) * 2 * HALF
-        key_first = tl.load(keys + source[:, None] + first[None, :], mask=within(seen, lane, HALF), other=0.0)
-        key_second = tl.load(keys + source[:, None] + second[None, :], mask=within(seen, lane, HALF), other=0.0)
-        value = tl.load(values + source[:, None] + both[None, :], mask=within(seen, both, 2 * HALF), other=0.0)
+        key_first = tl.load(keys + source[:, None] + first[None, :], mask=seen[:, None] & used[None, :], other=0.0)
+        key_second = tl.load(keys + source[:, None] + second[None, :], mask=seen[:, None] & used[None, :], other=0.0)
+        value = tl.load(values + source[:, None] + both[None, :], mask=seen[:, None] & whole[None, :], other=0.0)
         highest, weight, total = add_tile(
             query_first, query_second, key_first, key_second, value, seen, highest, weight, total, scale, softcap,
             SOFTCAP,
@@ -263,12 +264,12 @@ def _decode(
 
     head = kv_head * GROUP + member
     result = out + (sequence * HEADS + head)[:, None] * 2 * HALF + both[None, :]
-    whole = within(member < GROUP, both, 2 * HALF)
+    real = (member < GROUP)[:, None] & whole[None, :]
     if active == 1:
-        tl.store(result, (total / weight[:, None]).to(out.dtype.element_ty), mask=whole)
+        tl.store(result, (total / weight[:, None]).to(out.dtype.element_ty), mask=real)
         return
     part = (sequence * HEADS + head) * SPLITS + split
-    tl.store(sums + part[:, None] * 2 * HALF + both[None, :], total, mask=whole)
+    tl.store(sums + part[:, None] * 2 * HALF + both[None, :], total, mask=real)
     tl.store(states + part * 2, highest, mask=member < GROUP)
     tl.store(states + part * 2 + 1, weight, mask=member < GROUP)
     tl.debug_barrier()

@@ -40,37 +40,10 @@ def paired(lane, HALF: tl.constexpr, ROTATED: tl.constexpr):
 @triton.jit
 def angles(cos, sin, position, lane, ROTATED: tl.constexpr):
     """Return cosine and sine for each pair, which leave as they are those that are not rotated."""
-    if lane.shape[0] == ROTATED:
-        c = tl.load(cos + position * ROTATED + lane)
-        s = tl.load(sin + position * ROTATED + lane)
-    elif ROTATED == 0:
+    if ROTATED == 0:
         c = tl.full(lane.shape, 1.0, tl.float32)
         s = tl.zeros(lane.shape, tl.float32)
     else:
         c = tl.load(cos + position * ROTATED + lane, mask=lane < ROTATED, other=1.0)
         s = tl.load(sin + position * ROTATED + lane, mask=lane < ROTATED, other=0.0)
     return c, s
-
-
-@triton.jit
-def within(rows, lane, WIDTH: tl.constexpr):
-    """Return the mask of the ``WIDTH`` lanes in use of some rows."""
-    mask = rows[:, None]
-    if lane.shape[0] != WIDTH:
-        mask = mask & (lane < WIDTH)[None, :]
-    return mask
-
-
-@triton.jit
-def load_lanes(source, lane, WIDTH: tl.constexpr):
-    """Load the lanes in use of one row, zeros in the others."""
-    return tl.load(source) if lane.shape[0] == WIDTH else tl.load(source, mask=lane < WIDTH, other=0.0)
-
-
-@triton.jit
-def store_lanes(target, value, lane, WIDTH: tl.constexpr):
-    """Store the lanes in use of one row."""
-    if lane.shape[0] == WIDTH:
-        tl.store(target, value)
-    else:
-        tl.store(target, value, mask=lane < WIDTH)

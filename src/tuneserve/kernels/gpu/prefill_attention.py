@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from tuneserve.kernels.gpu.lanes import lanes_of, within
+from tuneserve.kernels.gpu.lanes import lanes_of
 from tuneserve.kernels.gpu.launch import dependent
 from tuneserve.kernels.gpu.softmax import capped, sink_scores
 
@@ -131,8 +131,9 @@ def _prefill(
     real = member < count
     place = length - count + member
     lane = tl.arange(0, LANES)
+    used = lane < DIM
     token = (row + member).to(tl.int64)
-    own = within(real, lane, DIM)
+    own = real[:, None] & used[None, :]
     query = tl.load(qkv + (token[:, None] * (HEADS + 2 * KV) + head) * DIM + lane[None, :], mask=own, other=0.0)
     end = tl.minimum(length - count + first + QUERIES, length)
     begin = 0
@@ -150,7 +151,7 @@ def _prefill(
         inside = at < end
         block = tl.load(table + at // SIZE, mask=inside, other=0).to(tl.int64)
         source = ((block * KV + kv_head) * SIZE + at % SIZE) * DIM
-        key = tl.load(keys + source[:, None] + lane[None, :], mask=within(inside, lane, DIM), other=0.0)
+        key = tl.load(keys + source[:, None] + lane[None, :], mask=inside[:, None] & used[None, :], other=0.0)
         score = tl.dot(query, tl.trans(key)) * scale
         if SOFTCAP:
             score = capped(score, softcap)
@@ -164,7 +165,7 @@ def _prefill(
         share = tl.exp2(score - base[:, None])
         faded = tl.exp2(highest - base)
         weight = weight * faded + tl.sum(share, 1)
-        value = tl.load(values + source[:, None] + lane[None, :], mask=within(inside, lane, DIM), other=0.0)
+        value = tl.load(values + source[:, None] + lane[None, :], mask=inside[:, None] & used[None, :], other=0.0)
         total = total * faded[:, None] + tl.dot(share.to(value.dtype), value)
         highest = peak
     weight = tl.where(weight == 0.0, 1.0, weight)

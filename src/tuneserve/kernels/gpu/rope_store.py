@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from tuneserve.kernels.gpu.lanes import angles, lanes_of, load_lanes, paired, pairs_rotated, within
+from tuneserve.kernels.gpu.lanes import angles, lanes_of, paired, pairs_rotated
 from tuneserve.kernels.gpu.launch import dependent
 
 # By one warp: few enough for a short batch to occupy the device, enough for a long one not to be bound by launches.
@@ -93,9 +93,10 @@ def _rope_store(
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     lane = tl.arange(0, LANES)
+    used = lane < HALF
     first, second = paired(lane, HALF, ROTATED)
     source = qkv + (token * ALL + head[:, None]) * 2 * HALF
-    real = within(head < ALL, lane, HALF)
+    real = (head < ALL)[:, None] & used[None, :]
     x = tl.load(source + first[None, :], mask=real, other=0.0)
     y = tl.load(source + second[None, :], mask=real, other=0.0)
     position = tl.load(positions + token)
@@ -104,8 +105,8 @@ def _rope_store(
     is_query = (head < KEYS)[:, None]
     if NORM:
         factor = 1.0 / tl.sqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / (2 * HALF) + eps)
-        a *= factor[:, None] * _either(is_query, query_norm + first, key_norm + first, lane, HALF)
-        b *= factor[:, None] * _either(is_query, query_norm + second, key_norm + second, lane, HALF)
+        a *= factor[:, None] * _either(is_query, query_norm + first, key_norm + first, used)
+        b *= factor[:, None] * _either(is_query, query_norm + second, key_norm + second, used)
     if SCALES:
         growth = tl.where(is_query, tl.load(query_scales + position), 1.0)
         a *= growth
@@ -113,23 +114,23 @@ def _rope_store(
     turned = (head < VALUES)[:, None]
     x = tl.where(turned, (a * c[None, :] - b * s[None, :]).to(x.dtype), x)
     y = tl.where(turned, (b * c[None, :] + a * s[None, :]).to(y.dtype), y)
-    mine = within(head < KEYS, lane, HALF)
+    mine = (head < KEYS)[:, None] & used[None, :]
     tl.store(source + first[None, :], x, mask=mine)
     tl.store(source + second[None, :], y, mask=mine)
     slot = tl.load(slots + token)
     kept = tl.where(head < VALUES, head - KEYS, head - VALUES)
     place = (((slot // SIZE) * KV + kept[:, None]) * SIZE + slot % SIZE) * 2 * HALF
-    is_key = within((head >= KEYS) & (head < VALUES), lane, HALF)
+    is_key = ((head >= KEYS) & (head < VALUES))[:, None] & used[None, :]
     tl.store(keys + place + first[None, :], x, mask=is_key)
     tl.store(keys + place + second[None, :], y, mask=is_key)
-    is_value = within((head >= VALUES) & (head < ALL), lane, HALF)
+    is_value = ((head >= VALUES) & (head < ALL))[:, None] & used[None, :]
     tl.store(values + place + first[None, :], x, mask=is_value)
     tl.store(values + place + second[None, :], y, mask=is_value)
 
 
 @triton.jit
-def _either(condition, first, second, lane, WIDTH: tl.constexpr):
+def _either(condition, first, second, used):
     """Return the lanes of one of two rows for each head."""
-    one = load_lanes(first, lane, WIDTH).to(tl.float32)[None, :]
-    other = load_lanes(second, lane, WIDTH).to(tl.float32)[None, :]
+    one = tl.load(first, mask=used, other=0.0).to(tl.float32)[None, :]
+    other = tl.load(second, mask=used, other=0.0).to(tl.float32)[None, :]
     return tl.where(condition, one, other)

@@ -57,9 +57,7 @@ def gather_splits(
         part = head[:, None] * SPLITS + split[None, :]
         theirs = tl.load(states + part * 2, mask=there, other=float("-inf"), cache_modifier=".cg")
         weights = tl.load(states + part * 2 + 1, mask=there, other=0.0, cache_modifier=".cg")
-        inside = there[:, :, None]
-        if LANES != WIDTH:
-            inside = inside & (lane < WIDTH)[None, None, :]
+        inside = there[:, :, None] & (lane < WIDTH)[None, None, :]
         pieces = tl.load(
             sums + part[:, :, None] * WIDTH + lane[None, None, :], mask=inside, other=0.0, cache_modifier=".cg"
         )
@@ -71,8 +69,6 @@ def gather_splits(
         total = total * faded[:, None] + tl.sum(share[:, :, None] * pieces, 1)
         highest = peak
     weight = tl.where(real, weight, 1.0)
-    valid = real[:, None]
-    if LANES != WIDTH:
-        valid = valid & (lane < WIDTH)[None, :]
+    valid = real[:, None] & (lane < WIDTH)[None, :]
     result = out + head[:, None] * WIDTH + lane[None, :]
     tl.store(result, (total / weight[:, None]).to(out.dtype.element_ty), mask=valid)
