@@ -20,7 +20,7 @@ from .test_families import LONG, assert_close, prompt, transformers_logits
 
 Make = Callable[..., Path]
 WIDE: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 2, "head_dim": 32}
-FAMILIES = ["llama biases", "llama 3", "mistral", "qwen3", "mixtral", "qwen3_moe"]
+FAMILIES = ["llama biases", "llama 3", "mistral", "qwen3", "mixtral", "qwen3_moe", "gpt_oss"]
 
 
 def gpu(directory: Path, sequences: int = 40) -> GpuDecoder:

@@ -13,23 +13,20 @@ from collections.abc import Callable
 
 import torch
 
-from tuneserve.kernels.gpu.decode_attention import decode_attention
 from tuneserve.kernels.gpu.greedy import greedy
 from tuneserve.kernels.gpu.norm import norm
-from tuneserve.kernels.gpu.prefill_attention import prefill_attention
-from tuneserve.kernels.gpu.rope_store import rope_store
+from tuneserve.model._gpu_attention import GpuAttention
 from tuneserve.model._gpu_bucket import Bucket, Graphs, Rows
-from tuneserve.model._gpu_linear import Norm
+from tuneserve.model._gpu_linear import GpuLinear, Norm
 from tuneserve.model._gpu_lora import GpuAdapters, adapted
 from tuneserve.model._gpu_packed import Bits
 from tuneserve.model._gpu_prompts import DeviceBatch, Prompts, PromptStep
 from tuneserve.model._gpu_sampler import GpuSampler
 from tuneserve.model._gpu_weights import GpuLayer, gpu_weights
 from tuneserve.model._lora import AdapterWeights
-from tuneserve.model._rope import half_tables
 from tuneserve.model._sampled import Chosen, SampledRows
 from tuneserve.model._weights import Weights
-from tuneserve.spec import LayerSpec, ModelSpec
+from tuneserve.spec import ModelSpec
 
 # Of the cache; room for the tables of larger ones is room to spare.
 _LEAST_BLOCK = 16
@@ -65,8 +62,9 @@ class GpuDecoder:
         self._adapters = GpuAdapters(spec, self.dtype, self.device)
         self.weights = adapted(gpu_weights(weights, bits, keep=keep), self._adapters)
         self._keys = self._values = torch.empty(0)
-        ropes = {layer.rope for layer in spec.per_layer if layer.rope}
-        self._tables = {rope: half_tables(rope, context_length, self.device) for rope in ropes}
+        self._attention = GpuAttention(spec, context_length, self.device)
+        # The residual stream is kept divided by the residual scale, so that products are added to it as they are.
+        self._eps = spec.norm_eps / spec.residual_scale**2
         blocks = -(-context_length // _LEAST_BLOCK)
         self._ids = torch.zeros(sequences, dtype=torch.int64, device=self.device)
         self._lengths = torch.zeros(sequences, dtype=torch.int32, device=self.device)
@@ -233,23 +231,29 @@ class GpuDecoder:
         for index, layer in enumerate(self.weights.layers):
             attend = functools.partial(self._attend, bucket, index, layer)
             self._layer(layer, bucket.rows, attend, self._lengths[:count])
-        norm(bucket.rows.hidden, self.weights.norm, self.spec.norm_eps, bucket.rows.normed)
+        norm(bucket.rows.hidden, self.weights.norm, self._eps, bucket.rows.normed)
         if choose is not None:
             self.weights.head.product(bucket.rows.normed, bucket.logits)
             choose(bucket)
 
     def _layer(self, layer: GpuLayer, rows: Rows, attend: Callable[[], None], live: torch.Tensor) -> None:
-        eps, hidden = self.spec.norm_eps, rows.hidden
-        layer.qkv.product(hidden, rows.qkv, Norm(layer.attention_norm, eps, rows.normed))
+        hidden, act = rows.hidden, self.spec.activation
+        layer.qkv.product(hidden, rows.qkv, Norm(layer.attention_norm, self._eps, rows.normed))
         attend()
-        layer.output.add(rows.attended, hidden)
-        normed = Norm(layer.mlp_norm, eps, rows.normed)
+        self._add(layer.output, rows.attended, rows, layer.post_attention_norm)
+        normed = Norm(layer.mlp_norm, self._eps, rows.normed)
         if layer.experts is not None:
             layer.experts.add(hidden, normed, live, hidden)
             return
         assert layer.gate_up is not None and layer.down is not None
-        layer.gate_up.gated(hidden, rows.activated, rows.gate_up, normed)
-        layer.down.add(rows.activated, hidden)
+        layer.gate_up.gated(hidden, rows.activated, rows.gate_up, normed, act)
+        self._add(layer.down, rows.activated, rows, layer.post_mlp_norm)
+
+    def _add(self, linear: GpuLinear, x: torch.Tensor, rows: Rows, post_norm: torch.Tensor | None) -> None:
+        if post_norm is None:
+            linear.add(x, rows.hidden)
+        else:
+            norm(linear.product(x, rows.normed), post_norm, self.spec.norm_eps, rows.hidden, residual=rows.hidden)
 
     def _prefill(self, batch: DeviceBatch) -> torch.Tensor:
         step = self._prompts.step(batch)
@@ -267,38 +271,23 @@ class GpuDecoder:
         for index, layer in enumerate(self.weights.layers):
             # A row of no token is stored in block 0, where no token is.
             self._layer(layer, step.rows, functools.partial(self._attend_prompts, step, index, layer), step.slots)
-        norm(step.rows.hidden, self.weights.norm, self.spec.norm_eps, step.rows.normed)
+        norm(step.rows.hidden, self.weights.norm, self._eps, step.rows.normed)
 
     def _attend_prompts(self, step: PromptStep, index: int, layer: GpuLayer) -> None:
-        own, keys, values = self.spec.layer(index), self._keys[index], self._values[index]
-        rope_store(
-            step.rows.qkv, *self._turn(own), step.positions, step.slots, keys, values, norms=layer.head_norms,
-            eps=self.spec.norm_eps,
-        )  # fmt: skip
-        prefill_attention(
-            step.rows.qkv, step.starts, step.lengths, step.block_tables, keys, values, step.tiles, step.rows.attended,
-            scale=self.spec.scale, window=own.window, softcap=self.spec.softcap,
-        )  # fmt: skip
+        self._attention.prompts(step, index, layer, self._keys[index], self._values[index])
 
     def _attend(self, bucket: Bucket, index: int, layer: GpuLayer) -> None:
-        own = self.spec.layer(index)
-        decode_attention(
-            bucket.rows.qkv, *self._turn(own), self._lengths[: bucket.count], self._blocks, self._keys[index],
-            self._values[index], bucket.scratch, bucket.rows.attended, scale=self.spec.scale, window=own.window,
-            softcap=self.spec.softcap, norms=layer.head_norms, eps=self.spec.norm_eps,
-        )  # fmt: skip
+        lengths = self._lengths[: bucket.count]
+        self._attention.decode(bucket, index, layer, lengths, self._blocks, self._keys[index], self._values[index])
 
     def _scale_embedding(self, hidden: torch.Tensor) -> None:
-        if self.spec.embedding_scale != 1.0:
-            # The factor is rounded first, as where these models come from.
-            hidden.mul_(torch.tensor(self.spec.embedding_scale, dtype=self.dtype).item())
+        # The factor is rounded first, as where these models come from.
+        scale = torch.tensor(self.spec.embedding_scale, dtype=self.dtype).item() / self.spec.residual_scale
+        if scale != 1.0:
+            hidden.mul_(scale)
 
     def _scale_logits(self, logits: torch.Tensor) -> None:
         if self.spec.logit_scale != 1.0:
             logits.mul_(self.spec.logit_scale)
         if self.spec.logit_softcap is not None:
             logits.div_(self.spec.logit_softcap).tanh_().mul_(self.spec.logit_softcap)
-
-    def _turn(self, layer: LayerSpec) -> tuple[torch.Tensor, torch.Tensor]:
-        assert layer.rope is not None
-        return self._tables[layer.rope]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -11,6 +11,7 @@ from tuneserve.kernels.gpu.gate import gate
 from tuneserve.kernels.gpu.matvec import matvec
 from tuneserve.kernels.gpu.skinny import skinny
 from tuneserve.model._linear import DenseLinear
+from tuneserve.spec import Activation
 
 # Up to so many rows a product is bound by the reading of its weight.
 FEW = 32
@@ -38,8 +39,10 @@ class GpuLinear(Protocol):
         ``out`` has the dtype of ``x`` or float32.
         """
 
-    def gated(self, x: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor, norm: Norm) -> torch.Tensor:
-        """Write ``silu(first) * second`` of the halves of a normed product to ``out`` (rows, out / 2), and return it.
+    def gated(
+        self, x: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor, norm: Norm, activation: Activation
+    ) -> torch.Tensor:
+        """Write ``activation(first) * second`` of a normed product's halves to ``out`` (rows, out / 2), and return it.
 
         ``scratch`` (rows, out) may be used.
         """
@@ -70,13 +73,15 @@ class DenseGpuLinear:
             return skinny(x, self.weight, bias=self.bias, out=out)
         return write_product(x, self.weight, self.bias, out)
 
-    def gated(self, x: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor, norm: Norm) -> torch.Tensor:
+    def gated(
+        self, x: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor, norm: Norm, activation: Activation
+    ) -> torch.Tensor:
         """Write the gated product of ``x`` to ``out``; see :class:`GpuLinear`."""
         if len(x) == 1:
-            return self._one(x, norm, gated=True, out=out)
+            return self._one(x, norm, out=out, gated=True, activation=activation)
         if len(x) <= FEW:
-            return skinny(norm(x), self.weight, bias=self.bias, gated=True, out=out)
-        return gate(write_product(norm(x), self.weight, self.bias, scratch), out)
+            return skinny(norm(x), self.weight, bias=self.bias, gated=True, activation=activation, out=out)
+        return gate(write_product(norm(x), self.weight, self.bias, scratch), out, activation)
 
     def add(self, x: torch.Tensor, hidden: torch.Tensor) -> None:
         """Add the product of ``x`` to ``hidden``."""
@@ -87,9 +92,9 @@ class DenseGpuLinear:
             hidden.add_(self.bias)
         hidden.addmm_(x, self.weight.T)
 
-    def _one(self, x: torch.Tensor, norm: Norm | None, *, out: torch.Tensor, gated: bool = False) -> torch.Tensor:
+    def _one(self, x: torch.Tensor, norm: Norm | None, *, out: torch.Tensor, **gate: Any) -> torch.Tensor:
         weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
-        return matvec(x, self.weight, bias=self.bias, norm=weight, eps=eps, gated=gated, out=out)
+        return matvec(x, self.weight, bias=self.bias, norm=weight, eps=eps, out=out, **gate)
 
 
 def write_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:

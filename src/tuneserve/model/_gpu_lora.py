@@ -7,6 +7,7 @@ weights and for many adapters, kernels after the product do.
 
 from collections.abc import Collection, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ from tuneserve.model._gpu_linear import FEW, DenseGpuLinear, GpuLinear, Norm, wr
 from tuneserve.model._gpu_lora_layer import AdaptedLayer, fill, grown, piece_ends_of, pieces_of
 from tuneserve.model._gpu_weights import GpuWeights
 from tuneserve.model._lora import AdapterWeights
-from tuneserve.spec import ModelSpec
+from tuneserve.spec import Activation, ModelSpec
 
 # The kernels have the whole rank of a tile in shared memory.
 _LEAST_RANK, _MOST_RANK = 16, 128
@@ -154,18 +155,20 @@ class AdaptedGpuLinear:
             return write_product(*joined, out)
         return _expand(call, x, self._base.product(x, out))
 
-    def gated(self, x: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor, norm: Norm) -> torch.Tensor:
+    def gated(
+        self, x: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor, norm: Norm, activation: Activation
+    ) -> torch.Tensor:
         """Write the gated product, each row's delta in both halves, to ``out``."""
         if (call := self._call()) is None:
-            return self._base.gated(x, out, scratch, norm)
+            return self._base.gated(x, out, scratch, norm, activation)
         if isinstance(self._base, DenseGpuLinear) and len(x) <= FEW:
-            return self._few(self._base, call, x, out, norm=norm, gated=True)
+            return self._few(self._base, call, x, out, norm=norm, gated=True, activation=activation)
         x = norm(x)
         if (joined := self._joined(call, x)) is not None:
-            return gate(write_product(*joined, scratch), out)
+            return gate(write_product(*joined, scratch), out, activation)
         self._base.product(x, scratch)
         lora_shrink(x, call.weights, call.rows)
-        return lora_gate(call.weights, call.rows, scratch, out)
+        return lora_gate(call.weights, call.rows, scratch, out, activation)
 
     def add(self, x: torch.Tensor, hidden: torch.Tensor) -> None:
         """Add the product of ``x``, and each row's delta, to ``hidden``."""
@@ -195,14 +198,14 @@ class AdaptedGpuLinear:
 
     def _few(
         self, base: DenseGpuLinear, call: LoraCall, x: torch.Tensor, out: torch.Tensor, *,
-        norm: Norm | None = None, residual: torch.Tensor | None = None, gated: bool = False,
+        norm: Norm | None = None, **how: Any,
     ) -> torch.Tensor:  # fmt: skip
         weight, bias = base.weight, base.bias
         if len(x) == 1:
             scale, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
-            return matvec(x, weight, norm=scale, eps=eps, bias=bias, residual=residual, gated=gated, lora=call, out=out)
+            return matvec(x, weight, norm=scale, eps=eps, bias=bias, lora=call, out=out, **how)
         x = x if norm is None else norm(x)
-        return skinny(x, weight, bias=bias, residual=residual, gated=gated, lora=call, out=out)
+        return skinny(x, weight, bias=bias, lora=call, out=out, **how)
 
 
 def _expand(call: LoraCall, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from tuneserve.kernels.gpu.packed import ROWS, PackedWeight, pack, packed_kind
 from tuneserve.kernels.gpu.packed_skinny import packed_skinny
 from tuneserve.kernels.gpu.packed_wide import WideScratch, packed_wide
 from tuneserve.model._gpu_linear import FEW, Norm, write_product
+from tuneserve.spec import Activation
 
 Bits = Literal["int8", "int4"]
 GROUP = 32
@@ -66,12 +67,14 @@ class PackedGpuLinear:
             return packed_skinny(x, self.weight, bias=self.bias, out=out)
         return self._many(x, out)
 
-    def gated(self, x: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor, norm: Norm) -> torch.Tensor:
+    def gated(
+        self, x: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor, norm: Norm, activation: Activation
+    ) -> torch.Tensor:
         """Write the gated product of ``x`` to ``out``; see :class:`~tuneserve.model._gpu_linear.GpuLinear`."""
         x = norm(x)
         if len(x) <= FEW:
-            return packed_skinny(x, self.weight, bias=self.bias, gated=True, out=out)
-        return gate(self._many(x, scratch), out)
+            return packed_skinny(x, self.weight, bias=self.bias, gated=True, activation=activation, out=out)
+        return gate(self._many(x, scratch), out, activation)
 
     def add(self, x: torch.Tensor, hidden: torch.Tensor) -> None:
         """Add the product of ``x`` to ``hidden``."""

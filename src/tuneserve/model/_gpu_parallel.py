@@ -15,6 +15,7 @@ from tuneserve.model._gpu_experts import GpuExperts
 from tuneserve.model._gpu_linear import GpuLinear, Norm
 from tuneserve.model._gpu_weights import GpuLayer
 from tuneserve.model._parallel import add_up, gather
+from tuneserve.spec import Activation
 
 
 class _Shared(ABC):
@@ -27,9 +28,11 @@ class _Shared(ABC):
     def product(self, x: torch.Tensor, out: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
         """Write the whole product to ``out``."""
 
-    def gated(self, x: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor, norm: Norm) -> torch.Tensor:
+    def gated(
+        self, x: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor, norm: Norm, activation: Activation
+    ) -> torch.Tensor:
         """Write the gated product to ``out``."""
-        return gate(self.product(x, scratch, norm), out)
+        return gate(self.product(x, scratch, norm), out, activation)
 
     def add(self, x: torch.Tensor, hidden: torch.Tensor) -> None:
         """Add the product, which is rounded before, to ``hidden``."""

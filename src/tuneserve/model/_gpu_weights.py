@@ -18,7 +18,7 @@ from tuneserve.model._weights import LayerWeights, Weights
 class GpuLayer:
     """One layer; it has either ``gate_up`` and ``down``, or ``experts``.
 
-    The norms are those of :class:`~tuneserve.model.LayerWeights`.
+    The norms and sinks are those of :class:`~tuneserve.model.LayerWeights`.
     """
 
     attention_norm: torch.Tensor
@@ -29,10 +29,14 @@ class GpuLayer:
     down: GpuLinear | None
     experts: GpuExperts | None
     head_norms: tuple[torch.Tensor, torch.Tensor] | None
+    post_attention_norm: torch.Tensor | None
+    post_mlp_norm: torch.Tensor | None
+    sinks: torch.Tensor | None
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yield everything in it."""
         yield from (self.attention_norm, self.mlp_norm, *(self.head_norms or ()))
+        yield from (one for one in (self.post_attention_norm, self.post_mlp_norm, self.sinks) if one is not None)
         for part in (self.qkv, self.output, self.gate_up, self.down, self.experts):
             if part is not None:
                 yield from part.tensors()
@@ -95,6 +99,9 @@ class _Maker:
             down=None if layer.down is None else self.linear(layer.down, bits),
             experts=None if layer.experts is None else DenseGpuExperts(layer.experts),
             head_norms=None if layer.q_norm is None or layer.k_norm is None else (layer.q_norm, layer.k_norm),
+            post_attention_norm=layer.post_attention_norm,
+            post_mlp_norm=layer.post_mlp_norm,
+            sinks=layer.sinks,
         )
 
     def linear(self, linear: Linear, bits: Bits | None, *, gated: bool = False) -> GpuLinear:

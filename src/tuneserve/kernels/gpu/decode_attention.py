@@ -13,11 +13,11 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from tuneserve.kernels.gpu.lanes import angles, lanes_of, paired, pairs_rotated
 from tuneserve.kernels.gpu.launch import dependent, power_of_two
 from tuneserve.kernels.gpu.rope_store import rope_store_reference
+from tuneserve.kernels.gpu.softmax import add_tile, capped, gather_splits, sink_scores
 
-# Positions at a time, warps, and stages of the pipeline, as measured.
-_TILE, _WARPS, _STAGES = 32, 1, 2
 # Heads times programs whose findings are added up at a time.
 _GATHERED = 32
 
@@ -49,8 +49,8 @@ class DecodeScratch:
 
 def decode_attention_reference(
     qkv: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
     lengths: torch.Tensor,
     tables: torch.Tensor,
     keys: torch.Tensor,
@@ -61,6 +61,8 @@ def decode_attention_reference(
     softcap: float | None = None,
     norms: tuple[torch.Tensor, torch.Tensor] | None = None,
     eps: float = 0.0,
+    query_scales: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return what :func:`decode_attention` does, in float32, rounded once; sequences of no length get zeros."""
     _, kv_heads, block_size, head_dim = keys.shape
@@ -73,7 +75,7 @@ def decode_attention_reference(
         row = qkv[index : index + 1].clone()
         slot = table[last // block_size] * block_size + last % block_size
         place = torch.tensor([last], device=qkv.device)
-        rope_store_reference(row, cos, sin, place, slot[None], keys, values, norms, eps)
+        rope_store_reference(row, cos, sin, place, slot[None], keys, values, norms, eps, query_scales)
         first = max(0, length - window) if window else 0
         at = torch.arange(first, length, device=qkv.device)
         blocks, within = table[at // block_size], at % block_size
@@ -82,14 +84,17 @@ def decode_attention_reference(
         scores = query @ key.transpose(1, 2) * (scale or head_dim**-0.5)
         if softcap:
             scores = softcap * torch.tanh(scores / softcap)
-        result[index] = (F.softmax(scores, -1) @ value).reshape(-1).to(qkv.dtype)
+        if sinks is not None:
+            scores = torch.cat([scores, sinks.float().view(kv_heads, -1, 1)], -1)
+        shares = F.softmax(scores, -1)[..., : len(at)]
+        result[index] = (shares @ value).reshape(-1).to(qkv.dtype)
     return result
 
 
 def decode_attention(
     qkv: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
     lengths: torch.Tensor,
     tables: torch.Tensor,
     keys: torch.Tensor,
@@ -102,12 +107,15 @@ def decode_attention(
     softcap: float | None = None,
     norms: tuple[torch.Tensor, torch.Tensor] | None = None,
     eps: float = 0.0,
+    query_scales: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Rotate the newest token of each sequence, store its key and value, and attend to all the sequence.
 
     Args:
         qkv: (sequences, (heads + 2 * kv_heads) * head_dim), not yet rotated.
-        cos, sin: float32 (positions, head_dim / 2).
+        cos, sin: float32 (positions, pairs), of the pairs of each head that are rotated, its first elements; None is
+            no rotation.
         lengths: int32 (sequences), the new token counted; 0 leaves a row out.
         tables: int32 (sequences, blocks), where each sequence's blocks lie.
         keys, values: (blocks, kv_heads, block_size, head_dim) of one layer.
@@ -117,55 +125,39 @@ def decode_attention(
         window: how many of the latest tokens are seen, the new one counted; None means all.
         softcap: bounds the scores by a hyperbolic tangent (arXiv:2408.00118).
         norms: (head_dim) each, weights of an RMS norm of each query and of the key before they are rotated.
+        query_scales: float32 (positions), multiply rotated queries.
+        sinks: (heads), scores that take their part of each head's probability and give nothing.
     """
     _, kv_heads, block_size, head_dim = keys.shape
     group = qkv.shape[1] // head_dim // kv_heads - 2
+    tile, warps, stages = shape_of(head_dim)
     _decode[(len(qkv), kv_heads, scratch.splits)](
         qkv, cos, sin, lengths, tables, tables.stride(0), keys, values,
         scratch.sums, scratch.states, scratch.arrived, out,
         (scale or head_dim**-0.5) * (1.0 if softcap else math.log2(math.e)), window or 0, softcap or 0.0,
-        *(norms or (None, None)), eps, NORM=norms is not None, KV=kv_heads, GROUP=group,
-        PADDED=max(16, power_of_two(group)), SIZE=block_size, HALF=head_dim // 2,
-        MEMBERS=power_of_two(group), AT_ONCE=max(1, _GATHERED // power_of_two(group)),
-        SPLITS=scratch.splits, TILE=_TILE, WINDOW=bool(window), SOFTCAP=bool(softcap),
-        num_warps=_WARPS, num_stages=_STAGES, **dependent(_decode),
+        *(norms or (None, None)), eps, query_scales, sinks, NORM=norms is not None, KV=kv_heads, GROUP=group,
+        PADDED=max(16, power_of_two(group)), SIZE=block_size, HALF=head_dim // 2, LANES=lanes_of(head_dim),
+        ROTATED=pairs_rotated(cos), MEMBERS=power_of_two(group), AT_ONCE=max(1, _GATHERED // power_of_two(group)),
+        SPLITS=scratch.splits, TILE=tile, WINDOW=bool(window), SOFTCAP=bool(softcap),
+        SCALES=query_scales is not None, SINKS=sinks is not None,
+        num_warps=warps, num_stages=stages, **dependent(_decode),
     )  # fmt: skip
     return out
 
 
-@triton.jit
-def _attend(
-    query_first, query_second, key_first, key_second, value, seen, highest, weight, total, scale, softcap,
-    SOFTCAP: tl.constexpr,
-):  # fmt: skip
-    """Add a tile of keys and values to a running softmax."""
-    score = tl.dot(query_first, tl.trans(key_first))
-    score = tl.dot(query_second, tl.trans(key_second), score) * scale
-    if SOFTCAP:
-        score = _capped(score, softcap)
-    score = tl.where(seen[None, :], score, float("-inf"))
-    peak = tl.maximum(highest, tl.max(score, 1))
-    share = tl.exp2(score - peak[:, None])
-    faded = tl.exp2(highest - peak)
-    weight = weight * faded + tl.sum(share, 1)
-    total = total * faded[:, None] + tl.dot(share.to(value.dtype), value)
-    return peak, weight, total
-
-
-@triton.jit
-def _capped(score, softcap):
-    """Return capped scores for base 2."""
-    LOG2E: tl.constexpr = 1.4426950408889634
-    return (2.0 / (1.0 + tl.exp(-2.0 * score / softcap)) - 1.0) * softcap * LOG2E
+def shape_of(head_dim: int) -> tuple[int, int, int]:
+    """Return positions at a time, warps, and stages of the pipeline, as measured."""
+    return (32, 1, 2) if head_dim <= 128 else (32, 4, 2)
 
 
 @triton.jit
 def _decode(
     qkv, cos, sin, lengths, tables, table_stride, keys, values, sums, states, arrived, out, scale, window, softcap,
-    query_norm, key_norm, eps,
+    query_norm, key_norm, eps, query_scales, sinks,
     NORM: tl.constexpr, KV: tl.constexpr, GROUP: tl.constexpr, PADDED: tl.constexpr, SIZE: tl.constexpr,
-    HALF: tl.constexpr, MEMBERS: tl.constexpr, AT_ONCE: tl.constexpr,
-    SPLITS: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PDL: tl.constexpr,
+    HALF: tl.constexpr, LANES: tl.constexpr, ROTATED: tl.constexpr, MEMBERS: tl.constexpr, AT_ONCE: tl.constexpr,
+    SPLITS: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SCALES: tl.constexpr,
+    SINKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
@@ -186,63 +178,75 @@ def _decode(
         return
 
     # What earlier steps have stored does not depend on the kernel before this one.
-    lane = tl.arange(0, HALF)
-    both = tl.arange(0, 2 * HALF)
+    lane = tl.arange(0, LANES)
+    both = tl.arange(0, 2 * LANES)
+    used, whole = lane < HALF, both < 2 * HALF
+    first, second = paired(lane, HALF, ROTATED)
     table = tables + sequence * table_stride
     at = start + tl.arange(0, TILE)
     block = tl.load(table + at // SIZE, mask=at < old, other=0).to(tl.int64)
     source = ((block * KV + kv_head) * SIZE + at % SIZE) * 2 * HALF
-    key_first = tl.load(keys + source[:, None] + lane[None, :], mask=(at < old)[:, None], other=0.0)
-    key_second = tl.load(keys + source[:, None] + HALF + lane[None, :], mask=(at < old)[:, None], other=0.0)
-    value = tl.load(values + source[:, None] + both[None, :], mask=(at < old)[:, None], other=0.0)
-    c = tl.load(cos + last * HALF + lane)
-    s = tl.load(sin + last * HALF + lane)
+    key_first = tl.load(keys + source[:, None] + first[None, :], mask=(at < old)[:, None] & used[None, :], other=0.0)
+    key_second = tl.load(keys + source[:, None] + second[None, :], mask=(at < old)[:, None] & used[None, :], other=0.0)
+    value = tl.load(values + source[:, None] + both[None, :], mask=(at < old)[:, None] & whole[None, :], other=0.0)
+    c, s = angles(cos, sin, last, lane, ROTATED)
     if PDL:
         gdc_wait()
 
     member = tl.arange(0, PADDED)
     row = qkv + sequence * WIDTH
-    place = row + (kv_head * GROUP + member)[:, None] * 2 * HALF + lane[None, :]
-    real = (member < GROUP)[:, None]
-    a = tl.load(place, mask=real, other=0.0).to(tl.float32)
-    b = tl.load(place + HALF, mask=real, other=0.0).to(tl.float32)
+    place = row + (kv_head * GROUP + member)[:, None] * 2 * HALF
+    real = (member < GROUP)[:, None] & used[None, :]
+    a = tl.load(place + first[None, :], mask=real, other=0.0).to(tl.float32)
+    b = tl.load(place + second[None, :], mask=real, other=0.0).to(tl.float32)
     if NORM:
         factor = 1.0 / tl.sqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / (2 * HALF) + eps)
-        a *= factor[:, None] * tl.load(query_norm + lane).to(tl.float32)[None, :]
-        b *= factor[:, None] * tl.load(query_norm + HALF + lane).to(tl.float32)[None, :]
+        a *= factor[:, None] * tl.load(query_norm + first, mask=used, other=0.0).to(tl.float32)[None, :]
+        b *= factor[:, None] * tl.load(query_norm + second, mask=used, other=0.0).to(tl.float32)[None, :]
+    if SCALES:
+        growth = tl.load(query_scales + last)
+        a *= growth
+        b *= growth
     query_first = (a * c[None, :] - b * s[None, :]).to(qkv.dtype.element_ty)
     query_second = (b * c[None, :] + a * s[None, :]).to(qkv.dtype.element_ty)
 
     highest = tl.full((PADDED,), float("-inf"), tl.float32)
     weight = tl.zeros((PADDED,), tl.float32)
-    total = tl.zeros((PADDED, 2 * HALF), tl.float32)
+    total = tl.zeros((PADDED, 2 * LANES), tl.float32)
     if end == length:
         new_key = row + (HEADS + kv_head) * 2 * HALF
-        first = tl.load(new_key + lane).to(tl.float32)
-        second = tl.load(new_key + HALF + lane).to(tl.float32)
+        x = tl.load(new_key + first, mask=used, other=0.0).to(tl.float32)
+        y = tl.load(new_key + second, mask=used, other=0.0).to(tl.float32)
         if NORM:
-            shrink = 1.0 / tl.sqrt((tl.sum(first * first, 0) + tl.sum(second * second, 0)) / (2 * HALF) + eps)
-            first *= shrink * tl.load(key_norm + lane).to(tl.float32)
-            second *= shrink * tl.load(key_norm + HALF + lane).to(tl.float32)
-        new_first = (first * c - second * s).to(qkv.dtype.element_ty)
-        new_second = (second * c + first * s).to(qkv.dtype.element_ty)
-        added = tl.load(row + (HEADS + KV + kv_head) * 2 * HALF + both)
+            shrink = 1.0 / tl.sqrt((tl.sum(x * x, 0) + tl.sum(y * y, 0)) / (2 * HALF) + eps)
+            x *= shrink * tl.load(key_norm + first, mask=used, other=0.0).to(tl.float32)
+            y *= shrink * tl.load(key_norm + second, mask=used, other=0.0).to(tl.float32)
+        new_first = (x * c - y * s).to(qkv.dtype.element_ty)
+        new_second = (y * c + x * s).to(qkv.dtype.element_ty)
+        added = tl.load(row + (HEADS + KV + kv_head) * 2 * HALF + both, mask=whole, other=0.0)
         target = ((tl.load(table + last // SIZE).to(tl.int64) * KV + kv_head) * SIZE + last % SIZE) * 2 * HALF
-        tl.store(keys + target + lane, new_first)
-        tl.store(keys + target + HALF + lane, new_second)
-        tl.store(values + target + both, added)
+        tl.store(keys + target + first, new_first, mask=used)
+        tl.store(keys + target + second, new_second, mask=used)
+        tl.store(values + target + both, added, mask=whole)
         product = query_first.to(tl.float32) * new_first.to(tl.float32)[None, :]
         product += query_second.to(tl.float32) * new_second.to(tl.float32)[None, :]
         highest = tl.sum(product, 1) * scale
         if SOFTCAP:
-            highest = _capped(highest, softcap)
+            highest = capped(highest, softcap)
         weight += 1.0
         total += added.to(tl.float32)[None, :]
+        if SINKS:
+            sink = sink_scores(sinks, kv_head * GROUP + member, member < GROUP)
+            peak = tl.maximum(highest, sink)
+            share = tl.exp2(highest - peak)
+            weight = share + tl.exp2(sink - peak)
+            total *= share[:, None]
+            highest = peak
 
     seen = at < old
     if WINDOW:
         seen = seen & (at >= length - window)
-    highest, weight, total = _attend(
+    highest, weight, total = add_tile(
         query_first, query_second, key_first, key_second, value, seen, highest, weight, total, scale, softcap, SOFTCAP
     )
     for tile in range(start + TILE, old, TILE):
@@ -250,16 +254,17 @@ def _decode(
         seen = at < old
         block = tl.load(table + at // SIZE, mask=seen, other=0).to(tl.int64)
         source = ((block * KV + kv_head) * SIZE + at % SIZE) * 2 * HALF
-        key_first = tl.load(keys + source[:, None] + lane[None, :], mask=seen[:, None], other=0.0)
-        key_second = tl.load(keys + source[:, None] + HALF + lane[None, :], mask=seen[:, None], other=0.0)
-        value = tl.load(values + source[:, None] + both[None, :], mask=seen[:, None], other=0.0)
-        highest, weight, total = _attend(
+        key_first = tl.load(keys + source[:, None] + first[None, :], mask=seen[:, None] & used[None, :], other=0.0)
+        key_second = tl.load(keys + source[:, None] + second[None, :], mask=seen[:, None] & used[None, :], other=0.0)
+        value = tl.load(values + source[:, None] + both[None, :], mask=seen[:, None] & whole[None, :], other=0.0)
+        highest, weight, total = add_tile(
             query_first, query_second, key_first, key_second, value, seen, highest, weight, total, scale, softcap,
             SOFTCAP,
         )  # fmt: skip
 
     head = kv_head * GROUP + member
     result = out + (sequence * HEADS + head)[:, None] * 2 * HALF + both[None, :]
+    real = (member < GROUP)[:, None] & whole[None, :]
     if active == 1:
         tl.store(result, (total / weight[:, None]).to(out.dtype.element_ty), mask=real)
         return
@@ -271,43 +276,8 @@ def _decode(
     before = tl.atomic_add(arrived + sequence * KV + kv_head, 1, sem="acq_rel")
     if before + 1 < active:
         return
-    _gather(
+    gather_splits(
         sums, states, out, sequence * HEADS + kv_head * GROUP, active,
-        GROUP=GROUP, MEMBERS=MEMBERS, WIDTH=2 * HALF, SPLITS=SPLITS, AT_ONCE=AT_ONCE,
+        GROUP=GROUP, MEMBERS=MEMBERS, WIDTH=2 * HALF, LANES=2 * LANES, SPLITS=SPLITS, AT_ONCE=AT_ONCE,
     )  # fmt: skip
     tl.store(arrived + sequence * KV + kv_head, 0)
-
-
-@triton.jit
-def _gather(
-    sums, states, out, first, active,
-    GROUP: tl.constexpr, MEMBERS: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, AT_ONCE: tl.constexpr,
-):  # fmt: skip
-    """Add up what the programs of a sequence have found for the heads from ``first`` on, several programs at a time."""
-    member = tl.arange(0, MEMBERS)
-    real = member < GROUP
-    head = first + member
-    lane = tl.arange(0, WIDTH)
-    highest = tl.full((MEMBERS,), float("-inf"), tl.float32)
-    weight = tl.zeros((MEMBERS,), tl.float32)
-    total = tl.zeros((MEMBERS, WIDTH), tl.float32)
-    for start in range(0, active, AT_ONCE):
-        split = start + tl.arange(0, AT_ONCE)
-        there = real[:, None] & (split < active)[None, :]
-        part = head[:, None] * SPLITS + split[None, :]
-        theirs = tl.load(states + part * 2, mask=there, other=float("-inf"), cache_modifier=".cg")
-        weights = tl.load(states + part * 2 + 1, mask=there, other=0.0, cache_modifier=".cg")
-        pieces = tl.load(
-            sums + part[:, :, None] * WIDTH + lane[None, None, :], mask=there[:, :, None], other=0.0,
-            cache_modifier=".cg",
-        )  # fmt: skip
-        peak = tl.maximum(highest, tl.max(theirs, 1))
-        # What has seen nothing must not become NaN.
-        base = tl.where(peak == float("-inf"), 0.0, peak)
-        share, faded = tl.exp2(theirs - base[:, None]), tl.exp2(highest - base)
-        weight = weight * faded + tl.sum(share * weights, 1)
-        total = total * faded[:, None] + tl.sum(share[:, :, None] * pieces, 1)
-        highest = peak
-    weight = tl.where(real, weight, 1.0)
-    result = out + head[:, None] * WIDTH + lane[None, :]
-    tl.store(result, (total / weight[:, None]).to(out.dtype.element_ty), mask=real[:, None])

@@ -8,9 +8,7 @@ import triton
 import triton.language as tl
 
 from tuneserve.kernels.gated import gated, gated_clamped
-
-# The slope of the sigmoid that equals the approximation by tanh: 2 * sqrt(2 / pi).
-_GELU: tl.constexpr = tl.constexpr(1.5957691216057308)
+from tuneserve.kernels.gpu.activation import activated
 
 
 @dataclass(frozen=True)
@@ -74,9 +72,6 @@ def combine_halves(first, second, alpha, limit, KIND: tl.constexpr):
     if KIND == "clamped":
         first = tl.minimum(first, limit)
         second = tl.minimum(tl.maximum(second, -limit), limit) + 1.0
-        slope = first * alpha
-    elif KIND == "gelu_tanh":
-        slope = _GELU * (first + 0.044715 * first * first * first)
-    else:
-        slope = first
-    return first / (1.0 + tl.exp(-slope)) * second
+        return first / (1.0 + tl.exp(-first * alpha)) * second
+    else:  # noqa: RET505
+        return activated(first, KIND) * second

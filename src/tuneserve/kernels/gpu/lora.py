@@ -9,13 +9,14 @@ the shares up, always in the same order.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from tuneserve.kernels.gpu.activation import activated, activated_reference
 from tuneserve.kernels.gpu.launch import dependent, power_of_two
 from tuneserve.kernels.gpu.lora_rows import PART, TILE, LoraRows, LoraWeights, span_of
+from tuneserve.spec import Activation
 
 # Rows of A at a time, that sums stay in registers.
 _MOST_ROWS = 128
@@ -66,29 +67,41 @@ def lora_expand(weights: LoraWeights, rows: LoraRows, out: torch.Tensor) -> torc
     return out
 
 
-def lora_gate(weights: LoraWeights, rows: LoraRows, gate_up: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """Add what the shrinks expand to to each half of ``gate_up``, and put ``silu(first) * second`` into ``out``.
+def lora_gate(
+    weights: LoraWeights,
+    rows: LoraRows,
+    gate_up: torch.Tensor,
+    out: torch.Tensor,
+    activation: Activation = "silu",
+) -> torch.Tensor:
+    """Add what the shrinks expand to to each half of ``gate_up``, and put ``activation(first) * second`` into ``out``.
 
     Args:
         weights: of two pieces, the gate and up.
         rows: which rows take which.
         gate_up: (rows, 2 * intermediate).
         out: (rows, intermediate).
+        activation: of the gate.
     """
     inner = out.shape[1]
     _gate[(programs_of(len(out)), triton.cdiv(inner, _EXPAND))](
         weights.b, rows.order, rows.tiles, rows.counts, rows.shrunk, gate_up, out, inner,
-        PROGRAMS=programs_of(len(out)), **_expand_shape(weights), num_warps=4, **dependent(_gate),
+        ACTIVATION=activation, PROGRAMS=programs_of(len(out)), **_expand_shape(weights), num_warps=4,
+        **dependent(_gate),
     )  # fmt: skip
     return out
 
 
 def lora_gate_reference(
-    weights: LoraWeights, x: torch.Tensor, slots: torch.Tensor, gate_up: torch.Tensor
+    weights: LoraWeights,
+    x: torch.Tensor,
+    slots: torch.Tensor,
+    gate_up: torch.Tensor,
+    activation: Activation = "silu",
 ) -> torch.Tensor:
     """Return what :func:`lora_gate` does after the shrink of ``x``, in float32, rounded once."""
     first, second = (gate_up.float() + lora_reference(x, weights, slots)).chunk(2, dim=-1)
-    return (F.silu(first) * second).to(gate_up.dtype)
+    return (activated_reference(first, activation) * second).to(gate_up.dtype)
 
 
 def piece_ends(weights: LoraWeights, results: int) -> tuple[int, int]:
@@ -231,7 +244,7 @@ def _expand(
 def _gate(
     b, order, tiles, counts, shrunk, gate_up, out, inner,
     SHRUNK: tl.constexpr, RANK: tl.constexpr, LANES: tl.constexpr, MEMBERS: tl.constexpr, BLOCK: tl.constexpr,
-    PROGRAMS: tl.constexpr, PDL: tl.constexpr,
+    ACTIVATION: tl.constexpr, PROGRAMS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
@@ -258,5 +271,5 @@ def _gate(
             second = tl.load(place + inner, mask=valid, other=0.0).to(tl.float32)
             first = tl.dot(_part(shrunk, row, real, lane, used, 0, SHRUNK, RANK), w, first)
             second = tl.dot(_part(shrunk, row, real, lane, used, 1, SHRUNK, RANK), v, second)
-            gated = first / (1.0 + tl.exp(-first)) * second
+            gated = activated(first, ACTIVATION) * second
             tl.store(out + row[:, None] * inner + result[None, :], gated.to(out.dtype.element_ty), mask=valid)

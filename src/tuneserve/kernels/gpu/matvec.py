@@ -11,9 +11,11 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from tuneserve.kernels.gpu.activation import activated, activated_reference
 from tuneserve.kernels.gpu.launch import dependent, power_of_two
 from tuneserve.kernels.gpu.lora import lora_reference, piece_ends
 from tuneserve.kernels.gpu.lora_rows import SPAN, LoraRows, LoraWeights
+from tuneserve.spec import Activation
 
 # Numbers that a program shrinks to at a time.
 _SHRUNK_ROWS = 16
@@ -43,6 +45,7 @@ def matvec_reference(
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     gated: bool = False,
+    activation: Activation = "silu",
     lora: LoraCall | None = None,
 ) -> torch.Tensor:
     """Return what :func:`matvec` does, in float32, rounded once."""
@@ -52,7 +55,7 @@ def matvec_reference(
         product += lora_reference(row, lora.weights, lora.rows.slots[: len(x)])
     if gated:
         first, second = product.chunk(2, dim=-1)
-        product = F.silu(first) * second
+        product = activated_reference(first, activation) * second
     return (product if residual is None else product + residual.float()).to(x.dtype)
 
 
@@ -65,6 +68,7 @@ def matvec(
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     gated: bool = False,
+    activation: Activation = "silu",
     lora: LoraCall | None = None,
     out: torch.Tensor,
 ) -> torch.Tensor:
@@ -73,10 +77,11 @@ def matvec(
     Args:
         x: (1, columns).
         weight: (rows, columns), each row contiguous; where ``gated``, the first half of the rows is the gate, and the
-            result is ``silu(first) * second``.
+            result is ``activation(first) * second``.
         norm: (columns), weight of an RMS norm of ``x``, whose mean square is a single number and applied at the end.
         bias: (rows), added to the product.
         residual: (1, rows of the result), added to the result.
+        activation: of the gate, where ``gated``.
         lora: added to the product, before the gate. Its shrink is done by programs of this launch, the first of them,
             while the others multiply by ``weight``.
         out: (1, rows of the result), may be ``residual``.
@@ -97,7 +102,7 @@ def matvec(
         LORA=lora is not None, SHRUNK=shrunk, RANK=rank, LANES=power_of_two(max(rank, 1)), SHARES=shares, SPAN=SPAN,
         SHARE_LANES=power_of_two(shares), TAKEN=_SHRUNK_ROWS,
         ROWS=per_program, BLOCK=block, NORM=norm is not None, BIAS=bias is not None, RESIDUAL=residual is not None,
-        GATED=gated, num_warps=warps, **registers, **dependent(_matvec),
+        GATED=gated, ACTIVATION=activation, num_warps=warps, **registers, **dependent(_matvec),
     )  # fmt: skip
     return out
 
@@ -117,7 +122,7 @@ def _matvec(
     first_end, second_end, LORA: tl.constexpr, SHRUNK: tl.constexpr, RANK: tl.constexpr, LANES: tl.constexpr,
     SHARES: tl.constexpr, SPAN: tl.constexpr, SHARE_LANES: tl.constexpr, TAKEN: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    GATED: tl.constexpr, PDL: tl.constexpr,
+    GATED: tl.constexpr, ACTIVATION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
@@ -204,7 +209,7 @@ def _matvec(
         up *= scale
         if BIAS:
             up += tl.load(bias + results + row, mask=row < results, other=0.0).to(tl.float32)
-        result = result / (1.0 + tl.exp(-result)) * up
+        result = activated(result, ACTIVATION) * up
     if RESIDUAL:
         result += tl.load(residual + row, mask=row < results, other=0.0).to(tl.float32)
     tl.store(out + row, result.to(out.dtype.element_ty), mask=row < results)

@@ -9,10 +9,12 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from tuneserve.kernels.gpu.activation import activated
 from tuneserve.kernels.gpu.launch import dependent
 from tuneserve.kernels.gpu.matvec import matvec_reference
 from tuneserve.kernels.gpu.packed import PackedWeight, block_of, shared_of, unpacked
 from tuneserve.kernels.gpu.unpack import load_table, operands, table_of
+from tuneserve.spec import Activation
 
 # Columns from which more warps share a row, and fragments of rows up to which more of them share those of a program.
 _LONG, _SHORT = 8192, 256
@@ -25,9 +27,10 @@ def packed_skinny_reference(
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     gated: bool = False,
+    activation: Activation = "silu",
 ) -> torch.Tensor:
     """Return what :func:`packed_skinny` does, in float32, rounded once."""
-    return matvec_reference(x, unpacked(weight), bias=bias, residual=residual, gated=gated)
+    return matvec_reference(x, unpacked(weight), bias=bias, residual=residual, gated=gated, activation=activation)
 
 
 def packed_skinny(
@@ -37,6 +40,7 @@ def packed_skinny(
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     gated: bool = False,
+    activation: Activation = "silu",
     out: torch.Tensor,
 ) -> torch.Tensor:
     """Multiply up to 32 rows; accumulates in float32 and rounds once.
@@ -46,6 +50,7 @@ def packed_skinny(
         weight: (rows, columns); where ``gated``, the first half of the rows is the gate, a multiple of 16.
         bias: (rows), added to the product.
         residual: (count, rows of the result), added to the result.
+        activation: of the gate, where ``gated``.
         out: (count, rows of the result), may be ``residual``.
     """
     count, fragments = len(x), len(weight.words)
@@ -59,7 +64,8 @@ def packed_skinny(
         weight.words.shape[1], weight.scales.shape[1], table_of(weight),
         KIND=weight.kind, BLOCK=block_of(weight.kind), SHARED=shared_of(weight), TILES=tiles, STEPS=steps,
         AHEAD=ahead, COUNT=padded, MINIMA=weight.minima is not None, BIAS=bias is not None,
-        RESIDUAL=residual is not None, GATED=gated, PTX=x.is_cuda, num_warps=warps, num_stages=1, **launch,
+        RESIDUAL=residual is not None, GATED=gated, ACTIVATION=activation, PTX=x.is_cuda, num_warps=warps,
+        num_stages=1, **launch,
     )  # fmt: skip
     return out
 
@@ -83,7 +89,7 @@ def _packed_skinny(
     x, words, scales, minima, bias, residual, out, count, results, columns, blocks, groups, table,
     KIND: tl.constexpr, BLOCK: tl.constexpr, SHARED: tl.constexpr, TILES: tl.constexpr, STEPS: tl.constexpr,
     AHEAD: tl.constexpr, COUNT: tl.constexpr, MINIMA: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    GATED: tl.constexpr, PTX: tl.constexpr, PDL: tl.constexpr,
+    GATED: tl.constexpr, ACTIVATION: tl.constexpr, PTX: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
@@ -149,7 +155,7 @@ def _packed_skinny(
         up = tl.sum(other, 0)
         if BIAS:
             up += tl.load(bias + results + row, mask=row < results, other=0.0).to(tl.float32)[:, None]
-        result = result / (1.0 + tl.exp(-result)) * up
+        result = activated(result, ACTIVATION) * up
     place = token[None, :] * results + row[:, None]
     real = (row < results)[:, None] & (token < count)[None, :]
     if RESIDUAL:

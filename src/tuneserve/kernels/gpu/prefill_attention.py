@@ -8,7 +8,9 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from tuneserve.kernels.gpu.lanes import lanes_of
 from tuneserve.kernels.gpu.launch import dependent
+from tuneserve.kernels.gpu.softmax import capped, sink_scores
 
 QUERIES = 64
 
@@ -24,6 +26,7 @@ def prefill_attention_reference(
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return what :func:`prefill_attention` does, in float32, rounded once."""
     _, kv_heads, block_size, head_dim = keys.shape
@@ -46,7 +49,10 @@ def prefill_attention_reference(
         if window:
             seen &= at[None] > place - window
         scores = scores.masked_fill(~seen, -torch.inf)
-        result[rows] = (F.softmax(scores, -1) @ value).transpose(0, 1).reshape(count, -1).to(qkv.dtype)
+        if sinks is not None:
+            scores = torch.cat([scores, sinks.float().view(-1, 1, 1).expand(-1, count, 1)], -1)
+        shares = F.softmax(scores, -1)[..., :length]
+        result[rows] = (shares @ value).transpose(0, 1).reshape(count, -1).to(qkv.dtype)
     return result
 
 
@@ -69,6 +75,7 @@ def prefill_attention(
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attend from the last tokens of each sequence, whose keys and values are in the cache already.
 
@@ -80,29 +87,37 @@ def prefill_attention(
         keys, values: (blocks, kv_heads, block_size, head_dim) of one layer.
         tiles: int32 (programs, 2), from :func:`query_tiles`; those of sequence -1 are left out.
         out: (tokens, heads * head_dim).
-        scale, window, softcap: as in decode attention.
+        scale, window, softcap, sinks: as in decode attention.
     """
     _, kv_heads, block_size, head_dim = keys.shape
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
+    lanes = 2 * lanes_of(head_dim)
+    tile, warps, stages = shape_of(lanes * qkv.itemsize)
     _prefill[(len(tiles), heads)](
         qkv, starts, lengths, tables, tables.stride(0), keys, values, tiles, out,
         (scale or head_dim**-0.5) * (1.0 if softcap else math.log2(math.e)), window or 0, softcap or 0.0,
-        KV=kv_heads, HEADS=heads, SIZE=block_size, DIM=head_dim, QUERIES=QUERIES, TILE=64,
-        WINDOW=bool(window), SOFTCAP=bool(softcap), num_warps=4, num_stages=3, **dependent(_prefill),
+        sinks, KV=kv_heads, HEADS=heads, SIZE=block_size, DIM=head_dim, LANES=lanes, QUERIES=QUERIES, TILE=tile,
+        WINDOW=bool(window), SOFTCAP=bool(softcap), SINKS=sinks is not None, num_warps=warps, num_stages=stages,
+        **dependent(_prefill),
     )  # fmt: skip
     return out
 
 
+def shape_of(head_bytes: int) -> tuple[int, int, int]:
+    """Return keys at a time, warps, and stages of the pipeline, all of which have to be in shared memory."""
+    return (64, 4, 3) if head_bytes <= 256 else (64, 8, 2) if head_bytes <= 512 else (32, 8, 1)
+
+
 @triton.jit
 def _prefill(
-    qkv, starts, lengths, tables, table_stride, keys, values, tiles, out, scale, window, softcap,
-    KV: tl.constexpr, HEADS: tl.constexpr, SIZE: tl.constexpr, DIM: tl.constexpr, QUERIES: tl.constexpr,
-    TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PDL: tl.constexpr,
+    qkv, starts, lengths, tables, table_stride, keys, values, tiles, out, scale, window, softcap, sinks,
+    KV: tl.constexpr, HEADS: tl.constexpr, SIZE: tl.constexpr, DIM: tl.constexpr, LANES: tl.constexpr,
+    QUERIES: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    LOG2E: tl.constexpr = 1.4426950408889634
     sequence = tl.load(tiles + tl.program_id(0) * 2).to(tl.int64)
     if sequence < 0:
         return
@@ -115,11 +130,11 @@ def _prefill(
     member = first + tl.arange(0, QUERIES)
     real = member < count
     place = length - count + member
-    lane = tl.arange(0, DIM)
+    lane = tl.arange(0, LANES)
+    used = lane < DIM
     token = (row + member).to(tl.int64)
-    query = tl.load(
-        qkv + (token[:, None] * (HEADS + 2 * KV) + head) * DIM + lane[None, :], mask=real[:, None], other=0.0
-    )
+    own = real[:, None] & used[None, :]
+    query = tl.load(qkv + (token[:, None] * (HEADS + 2 * KV) + head) * DIM + lane[None, :], mask=own, other=0.0)
     end = tl.minimum(length - count + first + QUERIES, length)
     begin = 0
     if WINDOW:
@@ -127,17 +142,19 @@ def _prefill(
     table = tables + sequence * table_stride
     highest = tl.full((QUERIES,), float("-inf"), tl.float32)
     weight = tl.zeros((QUERIES,), tl.float32)
-    total = tl.zeros((QUERIES, DIM), tl.float32)
+    total = tl.zeros((QUERIES, LANES), tl.float32)
+    if SINKS:
+        highest = tl.full((QUERIES,), 0.0, tl.float32) + sink_scores(sinks, head, head < HEADS)
+        weight += 1.0
     for tile in range(begin, end, TILE):
         at = tile + tl.arange(0, TILE)
         inside = at < end
         block = tl.load(table + at // SIZE, mask=inside, other=0).to(tl.int64)
         source = ((block * KV + kv_head) * SIZE + at % SIZE) * DIM
-        key = tl.load(keys + source[:, None] + lane[None, :], mask=inside[:, None], other=0.0)
+        key = tl.load(keys + source[:, None] + lane[None, :], mask=inside[:, None] & used[None, :], other=0.0)
         score = tl.dot(query, tl.trans(key)) * scale
         if SOFTCAP:
-            capped = 2.0 / (1.0 + tl.exp(-2.0 * score / softcap)) - 1.0
-            score = capped * softcap * LOG2E
+            score = capped(score, softcap)
         seen = (at[None, :] <= place[:, None]) & inside[None, :]
         if WINDOW:
             seen = seen & (at[None, :] > place[:, None] - window)
@@ -148,9 +165,9 @@ def _prefill(
         share = tl.exp2(score - base[:, None])
         faded = tl.exp2(highest - base)
         weight = weight * faded + tl.sum(share, 1)
-        value = tl.load(values + source[:, None] + lane[None, :], mask=inside[:, None], other=0.0)
+        value = tl.load(values + source[:, None] + lane[None, :], mask=inside[:, None] & used[None, :], other=0.0)
         total = total * faded[:, None] + tl.dot(share.to(value.dtype), value)
         highest = peak
     weight = tl.where(weight == 0.0, 1.0, weight)
     target = out + (token[:, None] * HEADS + head) * DIM + lane[None, :]
-    tl.store(target, (total / weight[:, None]).to(out.dtype.element_ty), mask=real[:, None])
+    tl.store(target, (total / weight[:, None]).to(out.dtype.element_ty), mask=own)

@@ -11,10 +11,12 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from tuneserve.kernels.gpu.activation import activated
 from tuneserve.kernels.gpu.launch import dependent
 from tuneserve.kernels.gpu.lora import finish_tile, piece_ends, shrink_shape, shrink_tile
 from tuneserve.kernels.gpu.lora_rows import span_of
 from tuneserve.kernels.gpu.matvec import LoraCall, matvec_reference
+from tuneserve.spec import Activation
 
 __all__ = ["skinny", "skinny_reference"]
 
@@ -33,6 +35,7 @@ def skinny(
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     gated: bool = False,
+    activation: Activation = "silu",
     lora: LoraCall | None = None,
     out: torch.Tensor,
 ) -> torch.Tensor:
@@ -43,6 +46,7 @@ def skinny(
         weight: (rows, columns), each row contiguous; where ``gated``, the first half of the rows is the gate.
         bias: (rows), added to the product.
         residual: (count, rows of the result), added to the result.
+        activation: of the gate, where ``gated``.
         lora: added to the product, before the gate. The first programs of the launch shrink, while the others multiply
             by ``weight``.
         out: (count, rows of the result), may be ``residual``.
@@ -66,7 +70,8 @@ def skinny(
         x, weight, weight.stride(0), bias, residual, out, count, results, columns, *adapters, LORA=lora is not None,
         SHRINKERS=_SHRINKERS, SHARES=triton.cdiv(columns, span), SPAN=span, EXPANDED=_EXPANDED, **shape,
         ROWS=block_rows, BLOCK=block, COUNT=16 if count <= 16 else 32, BIAS=bias is not None,
-        RESIDUAL=residual is not None, GATED=gated, num_warps=warps, num_stages=stages, **dependent(_skinny),
+        RESIDUAL=residual is not None, GATED=gated, ACTIVATION=activation, num_warps=warps, num_stages=stages,
+        **dependent(_skinny),
     )  # fmt: skip
     return out
 
@@ -83,7 +88,7 @@ def _skinny(
     LORA: tl.constexpr, SHRINKERS: tl.constexpr, SHRUNK: tl.constexpr, RANK: tl.constexpr, SHARES: tl.constexpr,
     EXPANDED: tl.constexpr, PADDED: tl.constexpr, TILE: tl.constexpr, SPAN: tl.constexpr, PART: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, COUNT: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    GATED: tl.constexpr, PDL: tl.constexpr,
+    GATED: tl.constexpr, ACTIVATION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
@@ -150,7 +155,7 @@ def _skinny(
     if GATED:
         if BIAS:
             other += tl.load(bias + results + row, mask=row < results, other=0.0).to(tl.float32)[:, None]
-        total = total / (1.0 + tl.exp(-total)) * other
+        total = activated(total, ACTIVATION) * other
     place = token[None, :] * results + row[:, None]
     valid = inside & (token < count)[None, :]
     if RESIDUAL:

@@ -1,0 +1,55 @@
+"""Protects: on the GPU's kernels, what families have beyond a Llama is what Transformers computes, in the interpreter.
+
+Norms after layers, gates by GELU, heads of any even size that are rotated in part or not at all, windows that differ
+from layer to layer, softcaps, sinks, and scales of embeddings, residuals, queries and logits.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tuneserve.checkpoint import open_checkpoint
+from tuneserve.model import Decoder, load_weights
+from tuneserve.model._gpu import GpuDecoder
+from tuneserve.model._gpu_reasons import gpu_reasons_against
+from tuneserve.spec import read_spec
+
+from .paged import Paged
+from .test_families import LONG, assert_close, compute, prompt, transformers_logits
+
+Make = Callable[..., Path]
+CPU = torch.device("cpu")
+FAMILIES = ["smollm3 window", "ministral", "ministral3", "gemma2", "gemma3", "phi3", "phi3 longrope", "granite"]
+
+
+def gpu(directory: Path, context_length: int = 64) -> GpuDecoder:
+    spec = read_spec(json.loads((directory / "config.json").read_text()))
+    weights = load_weights(spec, open_checkpoint(directory), torch.float32, CPU)
+    assert gpu_reasons_against(spec, weights) == []
+    return GpuDecoder(spec, weights, context_length, 4)
+
+
+def decoded(decoder: GpuDecoder, prompts: list[list[int]]) -> list[torch.Tensor]:
+    """Return the logits of all tokens but the first of the last two, which are decoded after the prompts in chunks."""
+    paged = Paged(decoder)
+    found = [[rows] for rows in paged.logits([text[:-2] for text in prompts], 30)]
+    for step in (-2, -1):
+        batch = paged.batch({index: [text[step]] for index, text in enumerate(prompts)})
+        rows = paged.decoder.logits(decoder.forward(batch, paged.keys, paged.values))
+        for mine, row in zip(found, rows, strict=True):
+            mine.append(row[None].clone())
+    return [torch.cat(rows) for rows in found]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prompts_and_decoding(name: str, count: int, make_family: Make) -> None:
+    directory = make_family(name)
+    # Longer than the original length of the long rope, which Transformers takes for these alone.
+    prompts = [prompt(LONG, 1), prompt(35, 2)][:count]
+    for found, expected in zip(decoded(gpu(directory), prompts), transformers_logits(directory, prompts), strict=True):
+        assert_close(found, expected)
