@@ -90,6 +90,14 @@ def test_not_where_that_is_not_wanted(make_family: Make) -> None:
     assert_same_logits(ours, Decoder(spec, weights.loaded(), 64), 1e-5)
 
 
+def test_experts_are_dequantised_between_layers_that_are_not(make_family: Make) -> None:
+    sizes = {"moe_intermediate_size": 128, "mlp_only_layers": [], "num_experts": 3, "num_experts_per_tok": 2}
+    spec, weights = deferred(quantised(make_family("qwen3_moe", **WIDE, **sizes), "int4"))
+    ours = GpuDecoder(spec, weights, 64, 40)
+    assert (ours.weights.kept, ours.weights.dequantised) == (2, 3 * 3)
+    assert_same_logits(ours, Decoder(spec, weights.loaded(), 64), 1e-5)
+
+
 def test_what_does_not_fit_is_dequantised(make_family: Make) -> None:
     # The 96 columns of down are no whole fragments of 4 bits.
     directory = quantised(make_family("llama biases", **{**WIDE, "intermediate_size": 96}), "nf4")

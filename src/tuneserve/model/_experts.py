@@ -47,7 +47,10 @@ class SharedExpert:
 
 @dataclass(frozen=True)
 class Experts:
-    """The weights of one layer's experts; ``gate_up`` of each has the gate's rows before those of up."""
+    """The weights of one layer's experts; ``gate_up`` of each has the gate's rows before those of up.
+
+    ``dequantised`` says how many of the tensors that they were read from are stored in few bits.
+    """
 
     spec: ExpertsSpec
     activation: Activation
@@ -55,6 +58,7 @@ class Experts:
     gate_up: ExpertLinears
     down: ExpertLinears
     shared: SharedExpert | None = None
+    dequantised: int = 0
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return (tokens, hidden) of ``x`` (tokens, hidden)."""

@@ -7,6 +7,7 @@ import torch
 
 from tuneserve.kernels.gpu.packed import pack
 from tuneserve.model._deferred import DeferredLinear
+from tuneserve.model._experts import Experts
 from tuneserve.model._gpu_experts import DenseGpuExperts, GpuExperts
 from tuneserve.model._gpu_linear import DenseGpuLinear, GpuLinear
 from tuneserve.model._gpu_packed import Bits, PackedGpuLinear, PackedScratch, pack_stored, quantise
@@ -97,12 +98,17 @@ class _Maker:
             mlp_norm=layer.mlp_norm,
             gate_up=None if layer.gate_up is None else self.linear(layer.gate_up, bits, gated=True),
             down=None if layer.down is None else self.linear(layer.down, bits),
-            experts=None if layer.experts is None else DenseGpuExperts(layer.experts),
+            experts=None if layer.experts is None else self.experts(layer.experts),
             head_norms=None if layer.q_norm is None or layer.k_norm is None else (layer.q_norm, layer.k_norm),
             post_attention_norm=layer.post_attention_norm,
             post_mlp_norm=layer.post_mlp_norm,
             sinks=layer.sinks,
         )
+
+    def experts(self, experts: Experts) -> DenseGpuExperts:
+        if self._keep:
+            self.dequantised += experts.dequantised
+        return DenseGpuExperts(experts)
 
     def linear(self, linear: Linear, bits: Bits | None, *, gated: bool = False) -> GpuLinear:
         if isinstance(linear, DeferredLinear):

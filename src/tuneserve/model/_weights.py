@@ -206,7 +206,11 @@ class _Loader:
             down = self.slices(names.down, names, experts, halves=False)
         else:
             gate_up, down = (self.together(modules, experts) for modules in (names.gate_up, (names.down,)))
-        return Experts(experts, self.spec.activation, router, gate_up, down, self.shared_expert(names))
+        read = (*names.gate_up, names.down)
+        if not names.stacked:
+            read = tuple(f"{module.format(expert=one)}.weight" for module in read for one in range(experts.count))
+        shared, dequantised = self.shared_expert(names), len(self.stored_as(*read))
+        return Experts(experts, self.spec.activation, router, gate_up, down, shared, dequantised)
 
     def shared_expert(self, names: ExpertNames) -> SharedExpert | None:
         if names.shared_down is None or names.shared_gate is None:
