@@ -174,7 +174,9 @@ class Sequences:
             block_tables=self.tables,
             counts=[new] * count,
             # Of the base, and of two adapters.
-            adapters=(torch.arange(count, device=CUDA).repeat_interleave(new) % 3 - 1).int() if adapters else None,
+            adapters=((torch.arange(count, device=CUDA) + 1) % 3 - 1).int().repeat_interleave(new)
+            if adapters
+            else None,
         )
 
     def logits(self, batch: Batch) -> torch.Tensor:
