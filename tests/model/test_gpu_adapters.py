@@ -84,6 +84,20 @@ def test_each_row_has_its_own(family: str, count: int, make_family: Make) -> Non
         assert_close(found[index], served.expected(prompts[index], models[index % 4])[-1])
 
 
+@pytest.mark.parametrize(
+    ("family", "modules"), [("gemma2", ALL_LINEAR), ("phi3 longrope", ["qkv_proj", "o_proj", "gate_up_proj"])]
+)
+def test_beside_norms_after_products_gelu_and_fused_weights(family: str, modules: list[str], make_family: Make) -> None:
+    served = Served(make_family(family, **{**WIDE, "num_hidden_layers": 1}))
+    served.add(0, target_modules=modules)
+    for count in (1, 2):
+        # Longer than the original length of the long rope.
+        prompts = [prompt(35 + index, index) for index in range(count)]
+        found = served.decoded(prompts, [0] * count)
+        for row, text in zip(found, prompts, strict=True):
+            assert_close(row, served.expected(text, 0)[-1])
+
+
 def test_many_rows_of_a_few_adapters_are_one_product_with_the_base(make_family: Make) -> None:
     served = Served(make_family("llama biases", **{**WIDE, "num_hidden_layers": 1}))
     served.add(1, target_modules=ALL_LINEAR)

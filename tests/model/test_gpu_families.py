@@ -23,7 +23,7 @@ from .test_families import LONG, assert_close, compute, prompt, transformers_log
 
 Make = Callable[..., Path]
 CPU = torch.device("cpu")
-FAMILIES = ["smollm3 window", "ministral", "ministral3", "gemma2", "gemma3", "phi3", "phi3 longrope", "granite"]
+FAMILIES = ["smollm3 window", "ministral3", "gemma2", "gemma3", "phi3", "phi3 longrope", "granite"]
 
 
 def gpu(directory: Path, context_length: int = 64) -> GpuDecoder:
@@ -53,3 +53,27 @@ def test_prompts_and_decoding(name: str, count: int, make_family: Make) -> None:
     prompts = [prompt(LONG, 1), prompt(35, 2)][:count]
     for found, expected in zip(decoded(gpu(directory), prompts), transformers_logits(directory, prompts), strict=True):
         assert_close(found, expected)
+
+
+def test_sinks(make_family: Make) -> None:
+    directory = make_family("llama")
+    spec = replace(read_spec(json.loads((directory / "config.json").read_text())), sinks=True)
+    whole = load_weights(replace(spec, sinks=False), open_checkpoint(directory), torch.float32, CPU)
+    weights = replace(whole, layers=tuple(replace(layer, sinks=torch.randn(4) * 2) for layer in whole.layers))
+    assert gpu_reasons_against(spec, weights) == []
+    prompts = [prompt(LONG, 1), prompt(7, 2), prompt(33, 3)]
+    found, expected = (
+        decoded(GpuDecoder(spec, weights, 64, 4), prompts),
+        compute(Decoder(spec, weights, 64), prompts, 48),
+    )
+    for mine, wanted in zip(found, expected, strict=True):
+        assert_close(mine, wanted)
+
+
+def test_scales_of_residuals_are_refused_where_numbers_would_not_fit(make_family: Make) -> None:
+    directory = make_family("granite")
+    spec = read_spec(json.loads((directory / "config.json").read_text()))
+    weights = load_weights(spec, open_checkpoint(directory), torch.float16, CPU)
+    assert [reason for reason in gpu_reasons_against(spec, weights) if "float16" in reason]
+    tiny = replace(spec, residual_scale=1e-9)
+    assert gpu_reasons_against(tiny, weights) == ["residual_scale is 1e-09, not between 0.001 and 1000"]

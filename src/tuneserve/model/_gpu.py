@@ -191,7 +191,7 @@ class GpuDecoder:
     def _bucket(self, count: int) -> Bucket:
         size = next(size for size in self._sizes if size >= count)
         if size not in self._buckets:
-            self._buckets[size] = Bucket(self.spec, size, self.dtype, self.device)
+            self._buckets[size] = Bucket(self.spec, size, self.context_length, self.dtype, self.device)
         return self._buckets[size]
 
     def _choose(self, count: int, steps: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tuneserve.kernels.gpu.decode_attention import DecodeScratch
+from tuneserve.kernels.gpu.decode_attention import DecodeScratch, shape_of
 from tuneserve.kernels.gpu.greedy import greedy_scratch
 from tuneserve.spec import ModelSpec
 
@@ -42,9 +42,11 @@ class Rows:
 
 
 class Bucket:
-    """The buffers of decode steps of up to ``count`` sequences."""
+    """The buffers of decode steps of up to ``count`` sequences, none longer than ``context_length``."""
 
-    def __init__(self, spec: ModelSpec, count: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, spec: ModelSpec, count: int, context_length: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self.count = count
         # Zeros, for rows of no sequence are computed too.
         hidden, inner = spec.hidden_size, spec.intermediate_size
@@ -52,7 +54,8 @@ class Bucket:
         self.rows = Rows(*(torch.zeros(count, width, dtype=dtype, device=device) for width in widths))
         self.logits = torch.zeros(count, spec.vocab_size, device=device)
         self.best = greedy_scratch(count, device)
-        splits = max(1, min(_MOST_SPLITS, _PROGRAMS // (count * spec.kv_heads)))
+        tiles = -(-context_length // shape_of(spec.head_dim)[0])
+        splits = max(1, min(_MOST_SPLITS, tiles, _PROGRAMS // (count * spec.kv_heads)))
         self.scratch = DecodeScratch.of(count, spec.heads, spec.kv_heads, spec.head_dim, splits, device)
 
 

@@ -17,6 +17,7 @@ from tuneserve.kernels.gpu.prefill_attention import (
 )
 from tuneserve.kernels.gpu.rope_store import rope_store, rope_store_reference
 from tuneserve.kernels.gpu.skinny import skinny, skinny_reference
+from tuneserve.spec import Activation
 
 CLOSE: dict[str, Any] = {"rtol": 2e-3, "atol": 2e-3}
 
@@ -38,6 +39,7 @@ def test_matvec(columns: int, gated: bool, residual: bool) -> None:
         "bias": torch.randn(rows) if columns == 576 else None,
         "residual": torch.randn(1, results) if residual else None,
         "gated": gated,
+        "activation": "gelu_tanh" if columns == 512 else "silu",
     }
     out = torch.full((1, results), torch.nan)
     matvec(x, weight, **options, out=out)
@@ -54,6 +56,7 @@ def test_skinny(count: int, gated: bool, residual: bool) -> None:
         "bias": torch.randn(rows) if count > 2 else None,
         "residual": torch.randn(count, results) if residual else None,
         "gated": gated,
+        "activation": "gelu_tanh" if count == 16 else "silu",
     }
     out = torch.full((count, results), torch.nan)
     skinny(x, weight, **options, out=out)
@@ -64,6 +67,9 @@ def test_norm() -> None:
     x, weight = torch.randn(3, 576), torch.rand(576)
     out = torch.full_like(x, torch.nan)
     torch.testing.assert_close(norm(x, weight, 1e-5, out), norm_reference(x, weight, 1e-5), **CLOSE)
+    hidden = torch.randn(3, 576)
+    expected = norm_reference(x, weight, 1e-5, hidden)
+    torch.testing.assert_close(norm(x, weight, 1e-5, hidden, residual=hidden), expected, **CLOSE)
 
 
 def test_greedy() -> None:
@@ -80,23 +86,34 @@ def test_greedy() -> None:
         assert torch.equal(lengths, counted)
 
 
-def test_gate() -> None:
-    gate_up = torch.randn(3, 2 * 1100)
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_gate(activation: Activation) -> None:
+    gate_up = torch.randn(3, 2 * 1100) * 4
+    # Where the exponential in the hyperbolic tangent is more than float32 holds.
+    gate_up[0, :2] = torch.tensor([-40.0, 40.0])
     out = torch.full((3, 1100), torch.nan)
-    torch.testing.assert_close(gate(gate_up, out), gate_reference(gate_up), **CLOSE)
+    torch.testing.assert_close(gate(gate_up, out, activation), gate_reference(gate_up, activation), **CLOSE)
 
 
 class Cache:
     """A paged cache of random content, with sequences whose blocks lie in no order."""
 
-    def __init__(self, lengths: list[int], heads: int, kv_heads: int, head_dim: int, block_size: int = 16) -> None:
+    def __init__(
+        self,
+        lengths: list[int],
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        block_size: int = 16,
+        pairs: int | None = None,
+    ) -> None:
         most = max(lengths) // block_size + 1
         order = torch.randperm(most * len(lengths))
         self.tables = order.view(len(lengths), most).int()
         self.keys = torch.randn(len(order), kv_heads, block_size, head_dim)
         self.values = torch.randn_like(self.keys)
         self.lengths = torch.tensor(lengths, dtype=torch.int32)
-        angles = torch.rand(max(lengths) + 1, head_dim // 2) * 6
+        angles = torch.rand(max(lengths) + 1, head_dim // 2 if pairs is None else pairs) * 6
         self.cos, self.sin = angles.cos(), angles.sin()
         self.width = (heads + 2 * kv_heads) * head_dim
         self.heads = heads
@@ -123,28 +140,58 @@ def test_decode_attention(splits: int, heads: int, kv_heads: int, head_dim: int,
     assert not scratch.arrived.any()
 
 
-@pytest.mark.parametrize("options", [{}, {"window": 50}, {"softcap": 5.0, "scale": 0.3}])
-def test_prefill_attention(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("head_dim", "pairs"), [(80, 40), (24, 5), (32, 0)])
+def test_decode_attention_of_other_heads(head_dim: int, pairs: int) -> None:
+    cache = Cache([1, 0, 65, 150], 6, 2, head_dim, pairs=pairs)
+    qkv, sinks = torch.randn(4, cache.width), torch.randn(6)
+    turn = (cache.cos, cache.sin) if pairs else (None, None)
+    options: dict[str, Any] = {
+        "norms": (torch.rand(head_dim), torch.rand(head_dim)),
+        "eps": 1e-6,
+        "query_scales": torch.rand(200) + 0.5,
+        "sinks": sinks if pairs < 40 else None,
+    }
+    places = (*turn, cache.lengths, cache.tables)
+    keys, values = cache.keys.clone(), cache.values.clone()
+    expected = decode_attention_reference(qkv, *places, keys, values, **options)
+    scratch = DecodeScratch.of(4, 6, 2, head_dim, 3, qkv.device)
+    out = torch.zeros(4, 6 * head_dim)
+    decode_attention(qkv, *places, cache.keys, cache.values, scratch, out, **options)
+    torch.testing.assert_close(out, expected, **CLOSE)
+    torch.testing.assert_close(cache.keys, keys, **CLOSE)
+    torch.testing.assert_close(cache.values, values, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "options"),
+    [(32, {}), (32, {"window": 50}), (32, {"softcap": 5.0, "scale": 0.3}), (80, {"sinks": torch.randn(6)})],
+)
+def test_prefill_attention(head_dim: int, options: dict[str, Any]) -> None:
     counts, lengths = [3, 70, 130], [3, 100, 190]
-    cache = Cache(lengths, 6, 2, 32)
+    cache = Cache(lengths, 6, 2, head_dim)
     qkv = torch.randn(sum(counts), cache.width)
     starts = torch.tensor([0, *torch.tensor(counts).cumsum(0).tolist()], dtype=torch.int32)
     tiles = torch.tensor(query_tiles(counts), dtype=torch.int32)
-    out = torch.full((len(qkv), 6 * 32), torch.nan)
+    out = torch.full((len(qkv), 6 * head_dim), torch.nan)
     given = (qkv, starts, cache.lengths, cache.tables, cache.keys, cache.values)
     prefill_attention(*given, tiles, out, **options)
     torch.testing.assert_close(out, prefill_attention_reference(*given, **options), **CLOSE)
 
 
-@pytest.mark.parametrize("norms", [None, (torch.rand(32), torch.rand(32))])
-def test_rope_store(norms: tuple[torch.Tensor, torch.Tensor] | None) -> None:
-    cache = Cache([40], 6, 2, 32)
+@pytest.mark.parametrize(
+    ("head_dim", "pairs", "normed"), [(32, 16, False), (32, 16, True), (40, 20, True), (24, 5, True)]
+)
+@pytest.mark.parametrize("grows", [False, True])
+def test_rope_store(head_dim: int, pairs: int, normed: bool, grows: bool) -> None:
+    cache = Cache([40], 6, 2, head_dim, pairs=pairs)
     qkv, positions = torch.randn(3, cache.width), torch.tensor([0, 7, 33])
     slots = cache.tables[0].long()[positions // 16] * 16 + positions % 16
+    how = (torch.rand(head_dim), torch.rand(head_dim)) if normed else None, 1e-6, torch.rand(41) if grows else None
+    turn = (None, None) if grows and not normed else (cache.cos, cache.sin)
     expected = qkv.clone(), cache.keys.clone(), cache.values.clone()
-    rope_store_reference(expected[0], cache.cos, cache.sin, positions, slots, *expected[1:], norms, 1e-6)
-    rope_store(qkv, cache.cos, cache.sin, positions, slots, cache.keys, cache.values, norms, 1e-6)
-    queries = 6 * 32
+    rope_store_reference(expected[0], *turn, positions, slots, *expected[1:], *how)
+    rope_store(qkv, *turn, positions, slots, cache.keys, cache.values, *how)
+    queries = 6 * head_dim
     torch.testing.assert_close(qkv[:, :queries], expected[0][:, :queries], **CLOSE)
     torch.testing.assert_close(cache.keys, expected[1], **CLOSE)
     torch.testing.assert_close(cache.values, expected[2], **CLOSE)

@@ -20,6 +20,6 @@ def activated(x, ACTIVATION: tl.constexpr):
         exponent = x
     else:
         tl.static_assert(ACTIVATION == "gelu_tanh")
-        # Half of 1 + tanh(y) is the sigmoid of 2 y.
-        exponent = 1.5957691216057308 * (x + 0.044715 * x * x * x)
+        # Half of 1 + tanh(y) is the sigmoid of 2 y. Below the bound it is nothing, and its exponential may be infinite.
+        exponent = tl.maximum(1.5957691216057308 * (x + 0.044715 * x * x * x), -80.0)
     return x / (1.0 + tl.exp(-exponent))
