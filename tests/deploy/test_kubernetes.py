@@ -72,6 +72,16 @@ def test_several_gpus_are_one_pod_with_shared_memory(render: Render, llama_70b: 
     assert serve["resources"]["limits"] == {"nvidia.com/gpu": "4"}
     assert serve["args"][serve["args"].index("--tensor-parallel") + 1] == "4"
     assert {"name": "shm", "mountPath": "/dev/shm"} in serve["volumeMounts"]
+    assert serve["resources"]["requests"]["memory"] == "48Gi" and serve["resources"]["requests"]["cpu"] == "7"
+
+
+def test_a_processor_is_asked_for_what_a_node_can_give(render: Render, make_llama: Make) -> None:
+    found = manifests(render("kubernetes", make_llama(), "cpu-16c-64GB", **ONE_NODE))
+    serve = found["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    requests, limits = serve["resources"]["requests"], serve["resources"]["limits"]
+    # The kubelet and the system keep some of 16 cores, so a pod that asks for all of them waits for ever.
+    assert int(requests["cpu"].removesuffix("m")) < 16000
+    assert requests["memory"] == limits["memory"] and "cpu" not in limits
 
 
 def test_several_nodes_are_a_leader_and_workers_over_ray(render: Render, llama_70b: Path) -> None:
@@ -85,9 +95,14 @@ def test_several_nodes_are_a_leader_and_workers_over_ray(render: Render, llama_7
         spec = {"selector": {"matchLabels": labels}, "template": template}
         validate({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "x"}, "spec": spec})
     leader = group["leaderTemplate"]["spec"]["containers"][0]
+    worker = group["workerTemplate"]["spec"]["containers"][0]
+    for container in (leader, worker):
+        assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
+    # A worker answers nobody, so it sees no keys.
+    assert not [each for each in group["workerTemplate"]["spec"]["volumes"] if each["name"] == "keys"]
     assert "--engine-arg=--pipeline-parallel-size=2" in leader["args"]
     assert leader["resources"]["limits"] == {"nvidia.com/gpu": "2"}
-    assert "$LWS_LEADER_ADDRESS:6379" in group["workerTemplate"]["spec"]["containers"][0]["command"][2]
+    assert "$LWS_LEADER_ADDRESS:6379" in worker["command"][2]
     assert found["Service"]["spec"]["selector"]["leaderworkerset.sigs.k8s.io/worker-index"] == "0"
     target = found["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
     assert (target["apiVersion"], target["kind"]) == (workload["apiVersion"], workload["kind"])
@@ -128,7 +143,13 @@ def test_a_model_of_the_hub_is_downloaded_at_its_commit(
     snapshot.parent.mkdir(parents=True)
     make_llama().rename(snapshot)
     found = manifests(render("kubernetes", snapshot, "A100-80GB", image="r.example/t:1"))
-    assert found["Deployment"]["spec"]["template"]["spec"]["containers"][0]["args"][1] == f"org/name@{COMMIT}"
+    pod = found["Deployment"]["spec"]["template"]["spec"]
+    serve = pod["containers"][0]
+    assert serve["args"][1] == f"org/name@{COMMIT}"
+    # The token comes as a file: what is in the environment, every child and every crash report has.
+    assert serve["env"] == [{"name": "HF_TOKEN_PATH", "value": "/etc/huggingface/token"}]
+    token = {"secretName": f"{found['Deployment']['metadata']['name']}-hub-token", "optional": True}
+    assert [each["secret"].items() >= token.items() for each in pod["volumes"] if each["name"] == "hub"] == [True]
     ports = [port["port"] for rule in found["NetworkPolicy"]["spec"]["egress"] for port in rule["ports"]]
     assert 443 in ports
     mounted = manifests(render("kubernetes", snapshot, "A100-80GB", **ONE_NODE))
@@ -143,6 +164,7 @@ def test_an_image_with_the_model_is_copied_before_the_start(render: Render, make
         "spec"
     ]
     first = spec["initContainers"][0]
+    assert first["securityContext"] == spec["containers"][0]["securityContext"]
     assert first["image"] == "r.example/model:1" and first["command"][-1] == "/target/"
 
 
