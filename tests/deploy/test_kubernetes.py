@@ -1,5 +1,9 @@
 """Protects: manifests that the published schemas take, of pods that drain, are probed, and see only what they need."""
 
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +107,26 @@ def test_several_nodes_are_a_leader_and_workers_over_ray(render: Render, llama_7
     assert "--engine-arg=--pipeline-parallel-size=2" in leader["args"]
     assert leader["resources"]["limits"] == {"nvidia.com/gpu": "2"}
     assert "$LWS_LEADER_ADDRESS:6379" in worker["command"][2]
+
+
+def test_a_worker_joins_once_its_leader_listens(render: Render, llama_70b: Path, tmp_path: Path) -> None:
+    """With this machine's Python in place of the image's, and a script that tells its arguments in place of Ray."""
+    group = manifests(render("kubernetes", llama_70b, "2x2xA100-80GB", concurrency=1, **ONE_NODE))["LeaderWorkerSet"]
+    command = group["spec"]["leaderWorkerTemplate"]["workerTemplate"]["spec"]["containers"][0]["command"]
+    (tmp_path / "python").symlink_to(sys.executable)
+    (tmp_path / "ray").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "ray").chmod(0o755)
+    with socket.create_server(("127.0.0.1", 0)) as leader:
+        script = command[2].replace("/opt/vllm/bin", str(tmp_path)).replace("6379", str(leader.getsockname()[1]))
+        environment = {**os.environ, "LWS_LEADER_ADDRESS": "127.0.0.1"}
+        done = subprocess.run([*command[:2], script], capture_output=True, text=True, env=environment, timeout=30)
+    assert done.stdout.startswith("start --disable-usage-stats --address=127.0.0.1:")
+    assert done.returncode == 0
+
+
+def test_the_service_and_the_autoscaler_know_the_leader(render: Render, llama_70b: Path) -> None:
+    found = manifests(render("kubernetes", llama_70b, "2x2xA100-80GB", concurrency=1, **ONE_NODE))
+    workload = found["LeaderWorkerSet"]
     assert found["Service"]["spec"]["selector"]["leaderworkerset.sigs.k8s.io/worker-index"] == "0"
     target = found["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
     assert (target["apiVersion"], target["kind"]) == (workload["apiVersion"], workload["kind"])

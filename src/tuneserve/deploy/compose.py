@@ -48,6 +48,7 @@ def _describe(deployment: Deployment, index: int) -> dict[str, Any]:
         "image": _image(deployment),
         "build": {"context": "."},
         "command": [_literal(argument) for argument in command],
+        "environment": {"HF_HUB_OFFLINE": "1"},
         "init": True,
         "user": f"{USER}:{USER}",
         "read_only": True,

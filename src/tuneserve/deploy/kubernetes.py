@@ -105,8 +105,11 @@ def _leader_worker_set(deployment: Deployment) -> dict[str, Any]:
     serve["command"] = ["sh", "-c", f'{ray} --head --port={_RAY_PORT} && exec "$0" "$@"', PROGRAM]
     serve["args"] += [f"--engine-arg={argument}" for argument in over_ray]
     serve["env"] = [*serve["env"], {"name": "RAY_ADDRESS", "value": "auto"}]
+    # Ray gives up on a head that is not there yet, and a container that ends has the whole group made anew.
+    there = f"import os, socket; socket.create_connection((os.environ['LWS_LEADER_ADDRESS'], {_RAY_PORT}), 5)"
+    waiting = f'until {VLLM}/bin/python -c "{there}" 2>/dev/null; do sleep 2; done'
     joining = f'exec {ray} --address="$LWS_LEADER_ADDRESS:{_RAY_PORT}" --block'
-    worker = pod(deployment, labels, worker_container(deployment, joining))
+    worker = pod(deployment, labels, worker_container(deployment, f"{waiting}; {joining}"))
     spec = {
         "replicas": deployment.plan.taken.replicas,
         "startupPolicy": "LeaderCreated",
