@@ -33,7 +33,9 @@ def test_the_dockerfile_is_clean_and_leaves_root(render: Render, make_llama: Mak
     assert len(re.findall(r"^FROM python:\d+\.\d+\.\d+-", text, re.MULTILINE)) == 2
     # A second index for everything would let whoever owns a name there choose what is installed.
     assert "--extra-index-url" not in text
-    assert re.search(r"pip install --no-deps torch==[\d.]+\+cpu --index-url https://download\.pytorch\.org/whl/cpu ", text)
+    assert re.search(
+        r"pip install --no-deps torch==[\d.]+\+cpu --index-url https://download\.pytorch\.org/whl/cpu ", text
+    )
 
 
 @pytest.mark.parametrize("hardware", HARDWARE)

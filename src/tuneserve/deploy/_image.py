@@ -34,8 +34,8 @@ def image_files(deployment: Deployment) -> dict[str, str]:
     computes = cuda and not vllm
     pins = constraints(cuda=computes)
     dockerfile = from_template(
-        "Dockerfile.j2", cuda=cuda, cpu_torch=None if computes else pins["torch"], version=__version__, user=USER, cache=CACHE,
-        port=PORT, vllm_directory=VLLM, vllm=engine if vllm else [], vllm_without=pinned.without,
+        "Dockerfile.j2", cuda=cuda, cpu_torch=None if computes else pins["torch"], version=__version__, user=USER,
+        cache=CACHE, port=PORT, vllm_directory=VLLM, vllm=engine if vllm else [], vllm_without=pinned.without,
         vllm_torch=None if pinned.torch is None else f"{pinned.torch}+cpu",
     )  # fmt: skip
     return {

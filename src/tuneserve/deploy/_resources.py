@@ -23,8 +23,8 @@ def resources(deployment: Deployment) -> dict[str, Any]:
         count = plan.taken.tensor
         gpus = {GPU: str(count)}
         # A process for each GPU, and three for gateway, scheduler and supervision.
-        memory = 8 + 8 * count + (_SHARED_GIBIBYTES if shares_memory(deployment) else 0)
-        return {"requests": {"cpu": str(3 + count), "memory": f"{memory}Gi", **disk, **gpus}, "limits": gpus}
+        gibibytes = 8 + 8 * count + (_SHARED_GIBIBYTES if shares_memory(deployment) else 0)
+        return {"requests": {"cpu": str(3 + count), "memory": f"{gibibytes}Gi", **disk, **gpus}, "limits": gpus}
     memory = f"{_mebibytes(fit.weights + fit.overhead + fit.cache * plan.max_running) + 1024}Mi"
     # Of a node's cores the system keeps a part, so all of them are never free.
     cpu = f"{max(500, 1000 * ((plan.machine.cores or 1) - 1))}m"

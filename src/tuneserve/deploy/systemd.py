@@ -47,7 +47,8 @@ def _describe(deployment: Deployment, index: int) -> str:
     return from_template(
         "unit.service.j2", unit=unit, name=deployment.name, command=[_argument(each) for each in command],
         paths=[f'"{_path(path)}"' for path in roots], key_file=_path(deployment.key_file),
-        devices=gpu_indices(deployment, index), loopback=_stays_on_loopback(deployment), stop_seconds=deployment.drain_seconds + CLOSING_SECONDS,
+        devices=gpu_indices(deployment, index), loopback=_stays_on_loopback(deployment),
+        stop_seconds=deployment.drain_seconds + CLOSING_SECONDS,
     )  # fmt: skip
 
 

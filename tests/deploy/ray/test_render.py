@@ -34,8 +34,8 @@ def told(deployment: Deployment) -> RayOptions:
 
 
 def test_serve_refuses_what_it_does_not_know() -> None:
-    with pytest.raises(ValueError, match="proxy_place"):
-        ServeDeploySchema.model_validate({"proxy_place": "HeadOnly", "applications": []})
+    with pytest.raises(ValueError, match="proxy_location"):
+        ServeDeploySchema.model_validate({"proxy_location": "Somewhere", "applications": []})
 
 
 def test_an_adapter_on_one_machine_is_served_to_that_machine(
@@ -94,13 +94,11 @@ def test_what_is_for_other_targets_is_refused(describe: Describe, make_llama: Ma
 
 
 def test_a_replica_over_several_machines_is_refused(describe: Describe, llama_70b: Path) -> None:
-    with pytest.raises(InputError, match="spreads a replica over 2 machines.* use --target kubernetes"):
+    with pytest.raises(InputError, match=r"spreads a replica over 2 machines.* use --target kubernetes"):
         render(describe(llama_70b, "2x2xA100-80GB", concurrency=1))
 
 
-def test_without_ray_nothing_is_made(
-    describe: Describe, make_llama: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_ray_nothing_is_made(describe: Describe, make_llama: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     deployment = describe(make_llama(), "cpu-4c-16GB")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(EngineError, match="Ray Serve is not installed here"):
