@@ -22,7 +22,6 @@ CPUS = 8
 OBJECT_STORE_BYTES = 80 << 20
 READY_SECONDS = 150.0
 END_SECONDS = 60.0
-GONE_SECONDS = 10.0
 POLL_SECONDS = 0.1
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -81,8 +80,8 @@ class LocalCluster:
         self._process.send_signal(signal.SIGINT)
         try:
             self._process.wait(END_SECONDS)
-            deadline = time.monotonic() + GONE_SECONDS
-            while any(each.lives for each in started) and time.monotonic() < deadline:
+            deadline = time.monotonic() + END_SECONDS
+            while any(each.lives for each in started if each.command not in RAY_AGENTS) and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
         finally:
             left = [each for each in started if each.lives]
