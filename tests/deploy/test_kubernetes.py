@@ -182,6 +182,15 @@ def test_a_model_of_the_hub_is_downloaded_at_its_commit(
     assert 443 not in ports
 
 
+def test_the_hub_s_client_takes_the_token_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("hf_secret\n")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    for path, found in ((tmp_path / "token", "hf_secret"), (tmp_path / "absent", "None")):
+        code = "from huggingface_hub import get_token; print(get_token())"
+        command, environment = [sys.executable, "-c", code], {**environment, "HF_TOKEN_PATH": str(path)}
+        assert subprocess.run(command, capture_output=True, text=True, env=environment).stdout.strip() == found
+
+
 def test_an_image_with_the_model_is_copied_before_the_start(render: Render, make_llama: Make) -> None:
     options = {"image": "r.example/t:1", "model_image": "r.example/model:1"}
     spec = manifests(render("kubernetes", make_llama(), "A100-80GB", **options))["Deployment"]["spec"]["template"][
