@@ -17,6 +17,13 @@ def dependent(kernel: Any) -> dict[str, Any]:
     return {"PDL": overlap, "launch_pdl": True} if overlap else {"PDL": False}
 
 
+def stages_within(stages: int, nbytes: int, device: torch.device) -> int:
+    """Return how many of ``stages`` of so many bytes fit in what shared memory a program can have on a device."""
+    if device.type != "cuda":
+        return stages
+    return max(1, min(stages, torch.cuda.get_device_properties(device).shared_memory_per_block_optin // nbytes))
+
+
 def power_of_two(value: int) -> int:
     """Return the least power of two that is not below ``value``."""
     return int(triton.next_power_of_2(value))
