@@ -197,7 +197,8 @@ def main() -> None:
         lines.append({"batch": batch, "tok_per_s": round(batch * options.new / statistics.median(seconds), 1)})
         print(json.dumps(lines[-1]), flush=True)
     facts = {
-        "engine": "tuneserve", "hidden": shape["hidden_size"], "layers": shape["num_hidden_layers"],
+        "engine": "tuneserve", "family": shape["model_type"],
+        "hidden": shape["hidden_size"], "layers": shape["num_hidden_layers"],
         "stored": shape.get("quantization_config", {}).get("quant_method", "16-bit"), "weights": options.weights,
         "adapters": options.adapters, "rank": options.rank if options.adapters else None,
         "sampled": {name: value for name, value in msgspec.structs.asdict(sampled).items() if value != _PLAIN[name]},

@@ -19,7 +19,7 @@ from tuneserve.kernels.gpu.expert_gate import ExpertGate, ExpertWeights, experts
 from tuneserve.kernels.gpu.route import choose_reference, route_reference
 from tuneserve.model._experts import ExpertLinears, Experts
 from tuneserve.model._gpu_experts import DenseGpuExperts
-from tuneserve.model._gpu_linear import Norm
+from tuneserve.model._gpu_linear import FEW, Norm
 from tuneserve.model._linear import DenseLinear
 from tuneserve.spec import ClampedSwiglu, ExpertsSpec
 
@@ -70,6 +70,10 @@ def expected(shape: Shape, experts: Experts, x: torch.Tensor, norm: torch.Tensor
     router = experts.router
     assert isinstance(router, DenseLinear)
     normed, scores = route_reference(x, norm, 1e-6, router.weight, router.bias)
+    if len(x) > FEW:
+        # The router of many rows takes them rounded, and of nearly equal experts may then choose another.
+        bias = None if router.bias is None else router.bias.float()
+        scores = torch.nn.functional.linear(normed.to(x.dtype).float(), router.weight.float(), bias)
     chosen, shares = choose_reference(scores, spec.per_token, normalised=spec.normalised)
     swiglu = spec.swiglu
     gate = ExpertGate() if swiglu is None else ExpertGate("clamped", swiglu.alpha, swiglu.limit)

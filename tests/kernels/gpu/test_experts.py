@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from tuneserve.kernels.gpu import launch
 from tuneserve.kernels.gpu.expert_gate import ExpertGate, ExpertWeights, experts_reference
 from tuneserve.kernels.gpu.expert_row import row_down, row_gate_up
 from tuneserve.kernels.gpu.expert_rows import rows_combine, rows_down, rows_gate_up
@@ -19,6 +20,12 @@ GATES = [ExpertGate(), ExpertGate("gelu_tanh"), ExpertGate("clamped", 1.7, 0.8)]
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.mark.parametrize(("room", "stages"), [(232448, 4), (101376, 2), (49152, 1), (1000, 1)])
+def test_tiles_take_as_many_stages_as_fit(room: int, stages: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_shared_memory", lambda _: room)
+    assert launch.stages_within(4, 49152, torch.device("cuda", 0)) == stages
 
 
 def counts(experts: int) -> torch.Tensor:

@@ -43,7 +43,7 @@ def row_down(x: torch.Tensor, routes: Routes, weights: ExpertWeights, out: torch
         out: (1, hidden), added to; rounded once.
     """
     (pairs, columns), results = x.shape, out.shape[1]
-    rows, block, warps = down_shape()
+    rows, block, warps = down_shape(columns)
     _row_down[(triton.cdiv(results, rows),)](
         x, routes.experts, routes.shares, weights.weight, weights.bias, out, results, columns, PAIRS=pairs, ROWS=rows,
         BLOCK=block, BIAS=weights.bias is not None, num_warps=warps, **dependent(_row_down),
@@ -52,13 +52,13 @@ def row_down(x: torch.Tensor, routes: Routes, weights: ExpertWeights, out: torch
 
 
 def gate_up_shape() -> tuple[int, int, int]:
-    """Return rows of each half per program, columns at a time and warps."""
+    """Return rows of each half per program, columns at a time and warps, as measured."""
     return 4, 512, 4
 
 
-def down_shape() -> tuple[int, int, int]:
-    """Return rows per program, columns at a time and warps."""
-    return 4, 512, 4
+def down_shape(columns: int) -> tuple[int, int, int]:
+    """Return rows per program, columns at a time and warps, as measured; few columns are best all taken at once."""
+    return 4, 1024 if columns <= 1024 else 512, 4
 
 
 @triton.jit

@@ -10,7 +10,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from tuneserve.kernels.gpu.expert_gate import ExpertGate, ExpertWeights, combine_halves
 from tuneserve.kernels.gpu.group import Groups
-from tuneserve.kernels.gpu.launch import dependent
+from tuneserve.kernels.gpu.launch import dependent, stages_within
 from tuneserve.kernels.gpu.route import Routes
 
 __all__ = ["rows_combine", "rows_down", "rows_gate_up", "tile_of"]
@@ -20,7 +20,7 @@ _ABREAST = 8
 
 
 def tile_of(rows: int, per_token: int, experts: int) -> int:
-    """Return how many rows a tile should have at most, by how many an expert has on average."""
+    """Return how many rows a tile should have at most, by how many an expert has on average, as measured."""
     average = rows * per_token / experts
     return 16 if average <= 8 else 32 if average <= 24 else 64 if average <= 96 else 128
 
@@ -73,11 +73,9 @@ def rows_combine(products: torch.Tensor, routes: Routes, out: torch.Tensor) -> t
     return out
 
 
-def shape_of(tile: int, gated: bool) -> tuple[int, int, int, int]:
-    """Return rows of the weight per program (of each half where ``gated``), columns at a time, warps and stages."""
-    if tile <= 32:
-        return 64, 128, 4, 3
-    return (64 if gated else 128), 64, 8 if tile > 64 else 4, 4
+def shape_of(tile: int) -> tuple[int, int, int, int]:
+    """Return rows of the weight (of each half) per program, columns at a time, warps and stages, as measured."""
+    return (128, 64, 8, 4) if tile > 64 else (64, 128, 4, 4 if tile == 16 else 3)
 
 
 def _product(
@@ -85,8 +83,10 @@ def _product(
     out: torch.Tensor, per_row: int,
 ) -> torch.Tensor:  # fmt: skip
     results, columns = out.shape[1], x.shape[1]
-    rows, block, warps, stages = shape_of(groups.tile, gate is not None)
+    rows, block, warps, stages = shape_of(groups.tile)
     kind, alpha, limit = ("none", 1.0, 0.0) if gate is None else (gate.kind, gate.alpha, gate.limit)
+    taken = (rows if gate is None else 2 * rows) + groups.tile
+    stages = stages_within(stages, taken * block * x.itemsize, x.device)
     _expert_rows[(len(groups.tiles) * triton.cdiv(results, rows),)](
         x, shares, groups.order, groups.tiles, weights.weight, weights.bias, out, results, columns, alpha, limit,
         per_row, ROWS=rows, BLOCK=block, TILE=groups.tile, ABREAST=_ABREAST, BIAS=weights.bias is not None,
