@@ -188,11 +188,11 @@ def test_rope_store(head_dim: int, pairs: int, normed: bool, grows: bool) -> Non
     qkv, positions = torch.randn(3, cache.width), torch.tensor([0, 7, 33])
     slots = cache.tables[0].long()[positions // 16] * 16 + positions % 16
     norms = (torch.rand(head_dim), torch.rand(head_dim)) if normed else None
-    how = norms, 1e-6, torch.rand(41) if grows else None
+    scales = torch.rand(41) if grows else None
     turn: Turn = (None, None) if grows and not normed else (cache.cos, cache.sin)
     expected = qkv.clone(), cache.keys.clone(), cache.values.clone()
-    rope_store_reference(expected[0], *turn, positions, slots, *expected[1:], *how)
-    rope_store(qkv, *turn, positions, slots, cache.keys, cache.values, *how)
+    rope_store_reference(expected[0], *turn, positions, slots, expected[1], expected[2], norms, 1e-6, scales)
+    rope_store(qkv, *turn, positions, slots, cache.keys, cache.values, norms, 1e-6, scales)
     queries = 6 * head_dim
     torch.testing.assert_close(qkv[:, :queries], expected[0][:, :queries], **CLOSE)
     torch.testing.assert_close(cache.keys, expected[1], **CLOSE)
