@@ -22,6 +22,7 @@ from .test_families import assert_close, prompt, transformers_logits
 
 Make = Callable[..., Path]
 WIDE: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 2, "head_dim": 32}
+FUSED = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 
 
 @pytest.fixture(autouse=True)
@@ -85,14 +86,16 @@ def test_each_row_has_its_own(family: str, count: int, make_family: Make) -> Non
 
 
 @pytest.mark.parametrize(
-    ("family", "modules"), [("gemma2", ALL_LINEAR), ("phi3 longrope", ["qkv_proj", "o_proj", "gate_up_proj"])]
+    ("family", "changes", "modules"),
+    [("gemma2", {}, ALL_LINEAR), ("phi3", {"partial_rotary_factor": 0.5}, FUSED)],
 )
-def test_beside_norms_after_products_gelu_and_fused_weights(family: str, modules: list[str], make_family: Make) -> None:
-    served = Served(make_family(family, **{**WIDE, "num_hidden_layers": 1}))
+def test_beside_norms_after_products_gelu_and_heads_rotated_in_part(
+    family: str, changes: dict[str, Any], modules: list[str], make_family: Make
+) -> None:
+    served = Served(make_family(family, **{**WIDE, "num_hidden_layers": 1}, **changes))
     served.add(0, target_modules=modules)
     for count in (1, 2):
-        # Longer than the original length of the long rope.
-        prompts = [prompt(35 + index, index) for index in range(count)]
+        prompts = [prompt(6 + index, index) for index in range(count)]
         found = served.decoded(prompts, [0] * count)
         for row, text in zip(found, prompts, strict=True):
             assert_close(row, served.expected(text, 0)[-1])

@@ -83,9 +83,11 @@ def test_as_they_are_stored(method: str, make_family: Make) -> None:
     assert_same_logits(ours, exact, ERROR.get(method, 1e-5), (1, 3, 34) if method == "nf4" else (1,))
 
 
-@pytest.mark.parametrize("family", ["gemma2", "phi3 longrope"])
-def test_norms_after_products_gelu_and_heads_rotated_in_part(family: str, make_family: Make) -> None:
-    spec, weights = deferred(quantised(make_family(family, **WIDE), "int8"))
+@pytest.mark.parametrize(("family", "changes"), [("gemma2", {}), ("phi3", {"partial_rotary_factor": 0.5})])
+def test_norms_after_products_gelu_and_heads_rotated_in_part(
+    family: str, changes: dict[str, Any], make_family: Make
+) -> None:
+    spec, weights = deferred(quantised(make_family(family, **WIDE, **changes), "int8"))
     ours = GpuDecoder(spec, weights, 64, 40)
     assert (ours.weights.kept, ours.weights.dequantised) == (4, 0)
     assert_same_logits(ours, Decoder(spec, weights.loaded(), 64), 1e-5, (2,))

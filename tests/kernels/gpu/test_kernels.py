@@ -20,6 +20,7 @@ from tuneserve.kernels.gpu.skinny import skinny, skinny_reference
 from tuneserve.spec import Activation
 
 CLOSE: dict[str, Any] = {"rtol": 2e-3, "atol": 2e-3}
+Turn = tuple[torch.Tensor | None, torch.Tensor | None]
 
 
 @pytest.fixture(autouse=True)
@@ -144,19 +145,19 @@ def test_decode_attention(splits: int, heads: int, kv_heads: int, head_dim: int,
 def test_decode_attention_of_other_heads(head_dim: int, pairs: int) -> None:
     cache = Cache([1, 0, 65, 150], 6, 2, head_dim, pairs=pairs)
     qkv, sinks = torch.randn(4, cache.width), torch.randn(6)
-    turn = (cache.cos, cache.sin) if pairs else (None, None)
+    turn: Turn = (cache.cos, cache.sin) if pairs else (None, None)
     options: dict[str, Any] = {
         "norms": (torch.rand(head_dim), torch.rand(head_dim)),
         "eps": 1e-6,
         "query_scales": torch.rand(200) + 0.5,
         "sinks": sinks if pairs < 40 else None,
     }
-    places = (*turn, cache.lengths, cache.tables)
+    places = (cache.lengths, cache.tables)
     keys, values = cache.keys.clone(), cache.values.clone()
-    expected = decode_attention_reference(qkv, *places, keys, values, **options)
+    expected = decode_attention_reference(qkv, *turn, *places, keys, values, **options)
     scratch = DecodeScratch.of(4, 6, 2, head_dim, 3, qkv.device)
     out = torch.zeros(4, 6 * head_dim)
-    decode_attention(qkv, *places, cache.keys, cache.values, scratch, out, **options)
+    decode_attention(qkv, *turn, *places, cache.keys, cache.values, scratch, out, **options)
     torch.testing.assert_close(out, expected, **CLOSE)
     torch.testing.assert_close(cache.keys, keys, **CLOSE)
     torch.testing.assert_close(cache.values, values, **CLOSE)
@@ -186,11 +187,12 @@ def test_rope_store(head_dim: int, pairs: int, normed: bool, grows: bool) -> Non
     cache = Cache([40], 6, 2, head_dim, pairs=pairs)
     qkv, positions = torch.randn(3, cache.width), torch.tensor([0, 7, 33])
     slots = cache.tables[0].long()[positions // 16] * 16 + positions % 16
-    how = (torch.rand(head_dim), torch.rand(head_dim)) if normed else None, 1e-6, torch.rand(41) if grows else None
-    turn = (None, None) if grows and not normed else (cache.cos, cache.sin)
+    norms = (torch.rand(head_dim), torch.rand(head_dim)) if normed else None
+    scales = torch.rand(41) if grows else None
+    turn: Turn = (None, None) if grows and not normed else (cache.cos, cache.sin)
     expected = qkv.clone(), cache.keys.clone(), cache.values.clone()
-    rope_store_reference(expected[0], *turn, positions, slots, *expected[1:], *how)
-    rope_store(qkv, *turn, positions, slots, cache.keys, cache.values, *how)
+    rope_store_reference(expected[0], *turn, positions, slots, expected[1], expected[2], norms, 1e-6, scales)
+    rope_store(qkv, *turn, positions, slots, cache.keys, cache.values, norms, 1e-6, scales)
     queries = 6 * head_dim
     torch.testing.assert_close(qkv[:, :queries], expected[0][:, :queries], **CLOSE)
     torch.testing.assert_close(cache.keys, expected[1], **CLOSE)
