@@ -41,7 +41,7 @@ def test_two_processes(write: Write, tmp_path: Path) -> None:
     jobs = [Job(name, str(write(name))) for name in FAMILIES]
     jobs.append(Job("gpu", str(write("llama biases", **WIDE)), (9, 5), 5, kernels=True))
     jobs.append(Job("gpu one by one", str(write("qwen3", **WIDE)), (3, 2), 1, kernels=True))
-    jobs.append(Job("gpu experts", str(write("mixtral", **WIDE)), (5, 3), 4, kernels=True))
+    jobs.append(Job("gpu experts", str(write("gpt_oss", **WIDE)), (5, 3), 4, kernels=True))
     for name in ("mixtral", "qwen3_moe"):
         directory = write(name)
         file = directory / "model.safetensors"
