@@ -40,6 +40,7 @@ def assert_as_the_whole(jobs: list[Job], size: int, out: Path) -> None:
 def test_two_processes(write: Write, tmp_path: Path) -> None:
     jobs = [Job(name, str(write(name))) for name in FAMILIES]
     jobs.append(Job("gpu", str(write("llama biases", **WIDE)), (9, 5), 5, kernels=True))
+    jobs.append(Job("gpu, norms after sums", str(write("gemma2", **WIDE)), (6, 3), 3, kernels=True))
     jobs.append(Job("gpu one by one", str(write("qwen3", **WIDE)), (3, 2), 1, kernels=True))
     jobs.append(Job("gpu experts", str(write("gpt_oss", **WIDE)), (5, 3), 4, kernels=True))
     for name in ("mixtral", "qwen3_moe"):
