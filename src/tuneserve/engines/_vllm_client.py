@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
+
 from tuneserve.engines._http import EngineClient
 from tuneserve.engines._metrics import read_gauges
 from tuneserve.engines.contract import (
@@ -58,18 +60,25 @@ class VllmEngine:
         _check(request, self._info)
         echoed = len(request.prompt_ids) if request.params.prompt_logprobs is not None else 0
         body = request_body(request, self._info.context_length, self._name)
+        last: TokenChunk | None = None
         async with aclosing(self._client.events("/v1/completions", body)) as events:
             async for event in events:
                 try:
+                    if last is not None:
+                        last = msgspec.structs.replace(last, cached_tokens=read_cached_tokens(event))
+                        break
                     chunk = read_chunk(event, request.params, echoed)
                 except (KeyError, TypeError, ValueError, IndexError):
                     raise EngineError(_NOT_UNDERSTOOD) from None
                 echoed = 0
-                if chunk.token_ids or chunk.finish_reason or chunk.prompt_logprobs:
-                    yield chunk
                 if chunk.finish_reason is not None:
-                    return
-        raise EngineError("vLLM ended its answer without saying why; see its log.")
+                    # What it found in its cache comes after all else.
+                    last = chunk
+                elif chunk.token_ids or chunk.prompt_logprobs:
+                    yield chunk
+        if last is None:
+            raise EngineError("vLLM ended its answer without saying why; see its log.")
+        yield last
 
     async def stats(self) -> EngineStats:
         """Return the load right now."""
@@ -140,6 +149,7 @@ def request_body(request: GenerationRequest, context_length: int, name: str) -> 
         "request_id": request.id,
         "prompt": request.prompt_ids,
         "stream": True,
+        "stream_options": {"include_usage": True},
         "return_token_ids": True,
         "max_tokens": min(params.max_tokens or room, room),
         "min_tokens": params.min_tokens,
@@ -213,6 +223,16 @@ def read_chunk(event: Any, params: SamplingParams, echoed: int) -> TokenChunk:
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
     )
+
+
+def read_cached_tokens(event: Any) -> int | None:
+    """Read how many tokens of the prompt were in the cache from the event that counts tokens, None if it does not say.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not understood.
+    """
+    details = event["usage"].get("prompt_tokens_details")
+    return None if details is None else int(details["cached_tokens"])
 
 
 def _reason(reason: Any) -> FinishReason | None:
