@@ -306,7 +306,7 @@ def test_an_adapter_is_the_model_that_is_asked_for(model: Path, make_lora: Make,
         for name in ("tickets", "other"):
             request = GenerationRequest(id=name, prompt_ids=[5], params=SamplingParams(max_tokens=1), adapter=name)
             if name == "other":
-                with pytest.raises(RequestError, match="no adapter 'other'"):
+                with pytest.raises(RequestError, match="'other' is not being served"):
                     await anext(engine.generate(request))
             else:
                 assert [chunk async for chunk in engine.generate(request)]
@@ -323,9 +323,9 @@ def test_an_adapter_is_the_model_that_is_asked_for(model: Path, make_lora: Make,
         ([5], {"temperature": 0.001}, "temperature", "none between 0 and 0.01; use 0 for greedy"),
         ([5], {"temperature": 3.0}, "temperature", r"refused the request: temperature must be in \[0, 2\]"),
         ([5], {"logit_bias": {1: 101.0}}, "logit_bias", "outside -100 to 100"),
-        ([5], {"typical_p": 0.5}, "typical_p", "not something that vLLM can do"),
-        ([5], {"bad_words": ((3,),)}, "bad_words", "not something that vLLM can do"),
-        ([5], {"stop_token_ids": (60000,)}, "stop_token_ids", "contain out-of-vocab token ids"),
+        ([5], {"typical_p": 0.5}, "typical_p", "vllm does not have typical_p"),
+        ([5], {"bad_words": ((3,),)}, "bad_words", "vllm does not have bad_words"),
+        ([5], {"stop_token_ids": (60000,)}, "stop_token_ids", "outside 0 to 255"),
     ],
 )  # fmt: skip
 def test_what_it_would_alter_or_refuse_is_refused_by_name(
@@ -357,6 +357,16 @@ def test_an_answer_that_fails_is_told(
     monkeypatch.setenv("STAND_IN_EVENTS", json.dumps([event]))
     with pytest.raises(EngineError, match=message):
         ask(model, cpu_python, [5])
+
+
+def test_a_refusal_within_an_answer_is_told_with_its_name(
+    model: Path, cpu_python: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = {"message": "not with\nthis model.", "type": "BadRequestError", "param": "logprobs", "code": 400}
+    monkeypatch.setenv("STAND_IN_EVENTS", json.dumps([{"error": error}]))
+    with pytest.raises(RequestError, match="vLLM refused the request: not with this model") as caught:
+        ask(model, cpu_python, [5])
+    assert caught.value.param == "logprobs"
 
 
 def test_its_last_lines_say_why_it_did_not_start(

@@ -101,10 +101,6 @@ class Handler(BaseHTTPRequestHandler):
         if scripted := json.loads(os.environ.get("STAND_IN_EVENTS", "[]")):
             for event in scripted:
                 self.event(event)
-        elif 60000 in body["stop_token_ids"]:
-            error = {"message": "token_id(s) [60000] in stop_token_ids contain out-of-vocab\ntoken ids.",
-                     "type": "BadRequestError", "param": "stop_token_ids", "code": 400}  # fmt: skip
-            self.event({"error": error})
         else:
             for index in range(body["max_tokens"]):
                 token = prompt[-1] + 1 + index

@@ -14,16 +14,15 @@ from tuneserve.engines.contract import (
     EngineStats,
     FinishReason,
     GenerationRequest,
-    SamplingParams,
     TokenChunk,
     TokenLogprob,
 )
+from tuneserve.engines.requests import check_request
 from tuneserve.engines.supervised import SupervisedServer
 from tuneserve.errors import EngineError, RequestError
 
 _DEFERRED = re.compile(r"^llamacpp:requests_deferred (\d+)", re.MULTILINE)
 _BAD_REQUEST = 400
-_NEUTRAL = SamplingParams()
 _FORCED = 1e9
 _PROBED = 1000
 _NONSENSE = "llama.cpp sent an answer that cannot be read; check its version and its log."
@@ -119,28 +118,8 @@ class LlamaCppEngine:
         await self._server.close()
 
     def _check(self, request: GenerationRequest) -> None:
-        ids, params, info = request.prompt_ids, request.params, self._info
-        params.check()
-        if request.adapter is not None and request.adapter not in info.adapters:
-            raise RequestError(f"the adapter {request.adapter!r} is not being served; leave it out.", "adapter")
-        if not ids:
-            raise RequestError("the prompt has no tokens; send at least one.", "prompt")
-        if len(ids) >= info.context_length:
-            raise RequestError(
-                f"the prompt has {len(ids)} tokens, which leaves no room in the context of {info.context_length}; "
-                "shorten it.",
-                "prompt",
-            )
-        for name, values in (
-            ("prompt", ids), ("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias),
-        ):  # fmt: skip
-            if any(not 0 <= token < info.vocab_size for token in values):
-                raise RequestError(f"{name} has token ids outside 0 to {info.vocab_size - 1}; correct them.", name)
-        for lacking in info.lacks:
-            name, _, kind = lacking.partition(":")
-            value = getattr(params, name)
-            if value != getattr(_NEUTRAL, name) and (not kind or value.kind == kind):
-                raise RequestError(f"llama.cpp does not have {lacking.replace(':', ' ')}; leave it out.", name)
+        check_request(request, self._info)
+        params = request.params
         if params.grammar is not None and params.min_tokens:
             raise RequestError("llama.cpp has no min_tokens within a grammar; leave one of them out.", "min_tokens")
 

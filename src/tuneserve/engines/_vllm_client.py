@@ -23,6 +23,7 @@ from tuneserve.engines.contract import (
     TokenChunk,
     TokenLogprob,
 )
+from tuneserve.engines.requests import check_request
 from tuneserve.engines.supervised import SupervisedServer
 from tuneserve.errors import EngineError, RequestError
 
@@ -30,8 +31,6 @@ from tuneserve.errors import EngineError, RequestError
 LACKS = ("bad_words", "typical_p")
 # Below, vLLM raises a temperature to this without an error.
 _LEAST_TEMPERATURE = 0.01
-# Beyond, it cuts a bias without an error.
-_LARGEST_BIAS = 100.0
 _TOKEN = "token_id:"  # noqa: S105
 _NOT_UNDERSTOOD = "vLLM's answer is not understood; use a version near 0.32, and see its log."
 
@@ -109,34 +108,13 @@ async def read_context_length(client: EngineClient) -> int:
 
 
 def _check(request: GenerationRequest, info: EngineInfo) -> None:
-    """Refuse what vLLM would alter without a word, and what it would answer as a failure of its own."""
-    ids, params = request.prompt_ids, request.params
-    if not ids:
-        raise RequestError("the prompt has no tokens; send at least one.", "prompt")
-    if len(ids) >= info.context_length:
+    check_request(request, info)
+    temperature = request.params.temperature
+    if 0 < temperature < _LEAST_TEMPERATURE:
         raise RequestError(
-            f"the prompt has {len(ids)} tokens, which leaves no room in the context of {info.context_length}; "
-            "shorten it.",
-            "prompt",
-        )
-    if min(ids) < 0 or max(ids) >= info.vocab_size:
-        raise RequestError(f"the prompt has token ids outside 0 to {info.vocab_size - 1}; correct them.", "prompt")
-    if request.adapter is not None and request.adapter not in info.adapters:
-        raise RequestError(f"there is no adapter {request.adapter[:100]!r}; choose one that is served.", "adapter")
-    for name in LACKS:
-        if getattr(params, name) != getattr(SamplingParams(), name):
-            raise RequestError(f"{name} is not something that vLLM can do; leave it out.", name)
-    if 0 < params.temperature < _LEAST_TEMPERATURE:
-        raise RequestError(
-            f"temperature is {params.temperature:g}, and vLLM takes none between 0 and {_LEAST_TEMPERATURE:g}; "
+            f"temperature is {temperature:g}, and vLLM takes none between 0 and {_LEAST_TEMPERATURE:g}; "
             "use 0 for greedy.",
             "temperature",
-        )
-    if any(not abs(bias) <= _LARGEST_BIAS for bias in params.logit_bias.values()):
-        raise RequestError(
-            f"logit_bias has values outside -{_LARGEST_BIAS:g} to {_LARGEST_BIAS:g}, which is all that vLLM takes; "
-            "choose values within.",
-            "logit_bias",
         )
 
 
