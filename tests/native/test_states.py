@@ -192,7 +192,7 @@ def test_the_compiled_step_is_refused_with_the_reason(family: str, reason: str, 
 def test_states_that_memory_cannot_hold_are_refused_or_made_fewer(
     write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tuneserve.native._load.available_memory", lambda: 1_000_000)
+    monkeypatch.setattr("tuneserve.native._sizes.available_memory", lambda: 1_000_000)
     with pytest.raises(InputError, match=r"the states of 500 sequences take .* choose a smaller max_running"):
         start(write(CARRYING), max_running=500)
     assert 1 < start(write(CARRYING)).info.max_running < 64

@@ -11,8 +11,9 @@ from tuneserve.adapters import MergedModel
 from tuneserve.checkpoint import CodeReader, RowReader, StoredCodes, TensorSpec, WeightReader
 from tuneserve.model._deferred import DeferredLinear
 from tuneserve.model._linear import DenseLinear
+from tuneserve.model._tensor_check import check_tensors, stacks_experts
 from tuneserve.model._text_part import TextPart
-from tuneserve.model._weights import Weights, check_tensors, load_weights, stacks_experts
+from tuneserve.model._weights import Weights, load_weights
 from tuneserve.spec import (
     EMBEDDING,
     HEAD,

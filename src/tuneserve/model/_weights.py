@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from tuneserve.checkpoint import CodeReader, StoredCodes, WeightReader
-from tuneserve.errors import CheckpointError
 from tuneserve.model._deferred import DeferredLinear
 from tuneserve.model._delta_net import DeltaNet
 from tuneserve.model._experts import Experts, SharedExpert
 from tuneserve.model._layer_input import LayerInput, LayerInputs
 from tuneserve.model._linear import DenseLinear, Linear
+from tuneserve.model._tensor_check import check_tensors, stacks_experts
 from tuneserve.model._text_part import TextPart
 from tuneserve.spec import (
     EMBEDDING,
@@ -30,16 +30,10 @@ from tuneserve.spec import (
     LayerNames,
     LayerSpec,
     ModelSpec,
-    is_unused,
     layer_names,
     tensor_shapes,
 )
 
-_FLOATS = ("F32", "F16", "BF16")
-# Written by old versions of Transformers; the decoder computes them.
-_COMPUTED = ".rotary_emb.inv_freq"
-_STACKED = ".experts.gate_up_proj"
-_LISTED = 8
 _LINEARS = ("qkv", "output", "gate_up", "down")
 
 
@@ -278,38 +272,3 @@ class _Loader:
         for name, part in zip(names, torch.split(weight, rows), strict=True):
             part.copy_(self.reader.read(name))
         return weight
-
-
-def stacks_experts(reader: WeightReader) -> bool:
-    """Say whether a checkpoint has all experts of a layer in one tensor."""
-    return any(name.endswith(_STACKED) for name in reader.tensors)
-
-
-def check_tensors(spec: ModelSpec, reader: WeightReader, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raise the :class:`CheckpointError` of :func:`load_weights` unless a reader has just what a model needs."""
-    problems = []
-    for name, shape in shapes.items():
-        header = reader.tensors.get(name)
-        if header is None:
-            problems.append(f"{name} is missing")
-        elif header.shape != shape:
-            problems.append(f"{name} is {list(header.shape)}, not {list(shape)}")
-        elif header.dtype not in _FLOATS:
-            problems.append(f"{name} is {header.dtype}, not a 16- or 32-bit float")
-    tied_head = {HEAD} if spec.tied else set()
-    expected = shapes.keys() | tied_head
-    left_over = [
-        n for n in reader.tensors if n not in expected and not n.endswith(_COMPUTED) and not is_unused(spec, n)
-    ]
-    problems += [f"{name} is not part of such a model" for name in left_over]
-    if problems:
-        more = f" and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-        raise CheckpointError(
-            f"the weights in {reader.files[0].parent} do not fit its config.json: "
-            f"{'; '.join(problems[:_LISTED])}{more}; download or save the model again."
-        )
-    if tied_head & reader.tensors.keys() and not torch.equal(reader.read(HEAD), reader.read(EMBEDDING)):
-        raise CheckpointError(
-            f"{HEAD} in {reader.files[0].parent} differs from the embedding that config.json ties it to; "
-            "set tie_word_embeddings to false there."
-        )

@@ -18,19 +18,12 @@ from tuneserve.native._draft import Drafter
 from tuneserve.native._flight import Flight
 from tuneserve.native._grammar import Grammars, GrammarState
 from tuneserve.native._lead import LeadingRunner, lead
-from tuneserve.native._load import (
-    MOST_SPECULATION,
-    EngineConfig,
-    cache_blocks,
-    give_memory_back,
-    load_decoder,
-    reuses_prefixes,
-    running_limit,
-)
+from tuneserve.native._load import MOST_SPECULATION, EngineConfig, give_memory_back, load_decoder, reuses_prefixes
 from tuneserve.native._pooling import Pool, Pooling
 from tuneserve.native._runner import Runner
 from tuneserve.native._scheduler import Scheduler, Segment, Step
 from tuneserve.native._sequence import Sequence
+from tuneserve.native._sizes import cache_blocks, running_limit
 from tuneserve.native._transformers import TransformersDecoder
 from tuneserve.native._transformers_runner import TransformersRunner
 

@@ -6,7 +6,7 @@ import torch.distributed as dist
 from tuneserve.errors import EngineError, InputError
 from tuneserve.native._batch import Batch, to_device
 from tuneserve.native._decoders import AnyDecoder, LoadedDecoder
-from tuneserve.native._load import EngineConfig, free_memory, load_decoder
+from tuneserve.native._load import EngineConfig, load_decoder
 from tuneserve.native._rank_wire import (
     Array,
     DecodeGreedily,
@@ -20,6 +20,7 @@ from tuneserve.native._rank_wire import (
 from tuneserve.native._ranks import Ranks
 from tuneserve.native._runner import Runner
 from tuneserve.native._scheduler import Step
+from tuneserve.native._sizes import free_memory
 from tuneserve.spec import Share
 
 _MOST_RANKS = 64

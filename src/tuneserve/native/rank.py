@@ -20,7 +20,7 @@ from torch._C._distributed_c10d import TCPStore
 from tuneserve.errors import TuneserveError
 from tuneserve.native._batch import to_device
 from tuneserve.native._decoders import LoadedDecoder
-from tuneserve.native._load import EngineConfig, free_memory, give_memory_back, load_decoder
+from tuneserve.native._load import EngineConfig, give_memory_back, load_decoder
 from tuneserve.native._rank_wire import (
     DecodeGreedily,
     Forward,
@@ -36,6 +36,7 @@ from tuneserve.native._rank_wire import (
 )
 from tuneserve.native._ranks import join_group
 from tuneserve.native._runner import Runner
+from tuneserve.native._sizes import free_memory
 from tuneserve.native._transformers import TransformersDecoder
 from tuneserve.spec import Share
 
