@@ -259,7 +259,7 @@ def _check_sample(logits: torch.Tensor, rows: SamplingRows, asks: Asks, name: st
     ids, expected = (torch.zeros(count, dtype=torch.int64, device=DEVICE) for _ in range(2))
     lengths = [torch.ones(count, dtype=torch.int32, device=DEVICE) for _ in range(2)]
     found = [SamplingResults.of(count, logits.shape[1], DEVICE) for _ in range(2)]
-    before = SamplingRows(*(tensor.clone() for tensor in rows.tensors()))
+    before = SamplingRows(**{name: tensor.clone() for name, tensor in vars(rows).items()})
     sample(logits.clone(), ids, lengths[0], rows, found[0], asks)
     sample_reference(logits.clone(), expected, lengths[1], before, found[1])
     equal = float((ids == expected).float().mean())

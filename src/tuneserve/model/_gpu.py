@@ -18,16 +18,18 @@ from tuneserve.kernels.gpu.greedy import greedy
 from tuneserve.kernels.gpu.norm import norm
 from tuneserve.kernels.gpu.prefill_attention import prefill_attention
 from tuneserve.kernels.gpu.rope_store import rope_store
+from tuneserve.kernels.sampled_rows import SampledRows
 from tuneserve.model._gpu_bucket import Bucket, Graphs, Rows
 from tuneserve.model._gpu_linear import Norm
 from tuneserve.model._gpu_lora import GpuAdapters, adapted
 from tuneserve.model._gpu_packed import Bits
-from tuneserve.model._gpu_prompts import DeviceBatch, Prompts, PromptStep
+from tuneserve.model._gpu_prompts import Prompts, PromptStep
 from tuneserve.model._gpu_sampler import GpuSampler
 from tuneserve.model._gpu_weights import GpuLayer, gpu_weights
 from tuneserve.model._lora import AdapterWeights
+from tuneserve.model._paged import DeviceBatch
 from tuneserve.model._rope import half_tables
-from tuneserve.model._sampled import Chosen, SampledRows
+from tuneserve.model._sampled import Chosen
 from tuneserve.model._weights import Weights
 from tuneserve.spec import LayerSpec, ModelSpec
 

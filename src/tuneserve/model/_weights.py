@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tuneserve.checkpoint import CodeReader, StoredCodes, WeightReader
+from tuneserve.checkpoint import StoredCodes, WeightReader, codes_of, storage_of
 from tuneserve.model._deferred import DeferredLinear
 from tuneserve.model._delta_net import DeltaNet
 from tuneserve.model._experts import Experts, SharedExpert
@@ -156,11 +156,10 @@ class _Loader:
         return DeferredLinear((name,), load, self.codes, lambda: None, self.stored_as(name))
 
     def codes(self, name: str) -> StoredCodes | None:
-        return self.reader.codes(name) if isinstance(self.reader, CodeReader) else None
+        return codes_of(self.reader, name)
 
     def stored_as(self, *names: str) -> tuple[str, ...]:
-        reader = self.reader
-        return tuple(how for name in names if isinstance(reader, CodeReader) and (how := reader.storage(name)))
+        return tuple(how for name in names if (how := storage_of(self.reader, name)))
 
     def layer(self, names: LayerNames, own: LayerSpec) -> LayerWeights:
         spec = self.spec

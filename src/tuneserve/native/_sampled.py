@@ -63,7 +63,6 @@ def sampled_rows(sequences: Collection[Sequence], steps: int) -> SampledRows:
         counts=counts,
         produced=_integers([sequence.generated for sequence in sequences]),
         uniforms=uniforms(sequences, 0, steps),
-        filters=any(each.temperature > 0 and (each.top_k or each.top_p < 1 or each.min_p) for each in params),
     )
 
 
