@@ -9,18 +9,15 @@ shape alone. Appends a line per batch size to ``decode.jsonl``, or to the file t
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
+import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 import torch
-import triton
 
 from tuneserve.adapters import LinearName, linear_shapes, merge_model
 from tuneserve.engines.contract import GenerationRequest, SamplingParams
@@ -34,6 +31,9 @@ from tuneserve.native._scheduler import Segment, Step
 from tuneserve.native._sequence import Sequence
 from tuneserve.sources import open_files
 from tuneserve.spec import ModelSpec, read_spec
+
+sys.path.append(str(Path(__file__).parents[1]))
+from circumstances import gpu_circumstances
 
 _CHECKED_LAYERS = 3
 _PLAIN = msgspec.structs.asdict(SamplingParams(temperature=0))
@@ -190,10 +190,7 @@ def main() -> None:
         "adapters": options.adapters, "rank": options.rank if options.adapters else None,
         "sampled": {name: value for name, value in msgspec.structs.asdict(sampled).items() if value != _PLAIN[name]},
         "prompt": options.prompt, "new": options.new, "imports_to_first_token_s": round(cold, 1),
-        "weight_gb": round(core.info.weight_bytes / 1e9, 2), "commit": _said("git", "rev-parse", "HEAD"),
-        "gpu": torch.cuda.get_device_name(),
-        "driver": _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-        "torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version(),
+        "weight_gb": round(core.info.weight_bytes / 1e9, 2), **gpu_circumstances(),
     }  # fmt: skip
     with options.out.open("a") as out:
         out.writelines(json.dumps(line | facts) + "\n" for line in lines)
@@ -201,14 +198,6 @@ def main() -> None:
         del core
         torch.cuda.empty_cache()
         check(options.model)
-
-
-def _said(*command: str) -> str:
-    run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run
-    try:
-        return run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        return ""
 
 
 if __name__ == "__main__":
