@@ -68,7 +68,8 @@ def test_a_template_alone_goes_with_the_models_tokens(adapter: Path, base: Path)
     (adapter / "chat_template.jinja").write_text("{{ bos_token }}own: {{ messages[0].content }}")
     assert shown(adapter) == "<s>own: hi"
     directory = resolve(adapter).tokenizer_dir
-    assert open_tokenizer(directory).encode("hi") == open_tokenizer(base).encode("hi") == [2]
+    ids = [open_tokenizer(each).encode("hi", add_special_tokens=False) for each in (directory, base)]
+    assert ids == [[2], [2]]
     assert resolve(adapter).tokenizer_dir == directory, "made once"
     (adapter / "chat_template.jinja").write_text("changed: {{ messages[0].content }}")
     assert shown(adapter) == "changed: hi"

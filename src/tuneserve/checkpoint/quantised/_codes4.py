@@ -1,6 +1,7 @@
 """The two 4-bit codes of bitsandbytes, and how a byte of two becomes two values.
 
-NF4 is :data:`~tuneserve.checkpoint.NF4`. FP4: one sign, two exponent and one mantissa bit, scaled to [-1, 1]. The 8-bit code for scales: Dettmers et al., https://arxiv.org/abs/1511.04561, section 2.
+NF4 is :data:`~tuneserve.checkpoint.NF4`. FP4: one sign, two exponent and one mantissa bit, scaled to [-1, 1]. The 8-bit
+code for scales: Dettmers et al., https://arxiv.org/abs/1511.04561, section 2.
 """
 
 import torch
