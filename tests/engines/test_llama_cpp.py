@@ -274,10 +274,9 @@ def test_an_end_token_that_does_not_stop_is_gone_on_from(source: ResolvedSource,
 
 
 def test_what_was_in_the_cache_is_told_once(source: ResolvedSource, recorded: Recorded) -> None:
-    found = {"timings": {"cache_n": 1, "prompt_n": 1}}
-    again = {"timings": {"cache_n": 3, "prompt_n": 1}}
-    first = [token(A, 1, **found), token(END, 2, **found), final(2, "eos")]
-    options = recorded.options({"events": first}, {"events": [token(B, 1, **again), final(1, "limit")]})
+    found, again = {"cache_n": 1, "prompt_n": 1}, {"cache_n": 3, "prompt_n": 1}
+    first = [token(A, 1, timings=found), token(END, 2, timings=found), final(2, "eos")]
+    options = recorded.options({"events": first}, {"events": [token(B, 1, timings=again), final(1, "limit")]})
     chunks = answer_of(source, options, request(max_tokens=3))
     assert [chunk.cached_tokens for chunk in chunks] == [1, None, None]
 

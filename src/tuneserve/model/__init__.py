@@ -12,6 +12,7 @@ from tuneserve.model._paged import PagedBatch
 from tuneserve.model._parallel import join
 from tuneserve.model._sampled import Chosen
 from tuneserve.model._shard import load_shard
+from tuneserve.model._tensor_check import misfit
 from tuneserve.model._weights import LayerWeights, Weights, load_weights
 
 __all__ = [
@@ -38,5 +39,6 @@ __all__ = [
     "load_deltas",
     "load_shard",
     "load_weights",
+    "misfit",
     "reasons_against",
 ]

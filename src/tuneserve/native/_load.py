@@ -4,12 +4,13 @@ import contextlib
 import ctypes
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import torch
 
 from tuneserve.adapters import MergedModel, WeightedAdapter, merge_model, open_adapter
+from tuneserve.checkpoint import WeightReader
 from tuneserve.errors import InputError
 from tuneserve.model import Decoder, Weights, join, load_shard, load_weights
 from tuneserve.native._cpu_step import prepare_step
@@ -94,6 +95,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             weights=weights,
         )
 
+    def open_weights(self) -> tuple[WeightReader, dict[str, Any]]:
+        """Open the weights, without the adapter, as :func:`tuneserve.sources.open_files` does."""
+        return open_files(Path(self.model_dir), None if self.weights_file is None else Path(self.weights_file))
+
 
 def load_decoder(config: EngineConfig, share: Share | None = None) -> LoadedDecoder:
     """Load the model, its adapter folded in; what the native decoder does not compute runs through Transformers.
@@ -107,8 +112,7 @@ def load_decoder(config: EngineConfig, share: Share | None = None) -> LoadedDeco
     device = _device(share)
     dtype = _dtype(config.dtype, device)
     adapters = [WeightedAdapter(open_adapter(Path(config.adapter_dir)))] if config.adapter_dir else []
-    weights_file = None if config.weights_file is None else Path(config.weights_file)
-    reader, model_config = open_files(Path(config.model_dir), weights_file)
+    reader, model_config = config.open_weights()
     model = merge_model(reader, model_config, adapters, dtype)
     computation = computation_of(model.config)
     if (spec := computation.spec) is None:
