@@ -75,7 +75,7 @@ class LLM:
     ) -> None:
         self.source = source if isinstance(source, ResolvedSource) else resolve(source, base=base)
         self.tokenizer = open_tokenizer(self.source.tokenizer_dir, self.source.model_dir)
-        self.template = open_chat_template(self.source.tokenizer_dir) or open_chat_template(self.source.model_dir)
+        self.template = open_chat_template(self.source.tokenizer_dir, self.source.model_dir)
         settings = EngineConfig.of(
             self.source,
             dtype=dtype,
