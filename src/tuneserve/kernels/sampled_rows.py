@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
+# Of how many tokens a device gives log-probabilities by itself, beside the chosen.
+MOST_LOGPROBS = 20
+
 
 @dataclass(frozen=True)
 class SampledRows:

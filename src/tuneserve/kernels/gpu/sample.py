@@ -13,9 +13,7 @@ from tuneserve.kernels.gpu.draw import draw_kernel
 from tuneserve.kernels.gpu.filters import gather_kernel, narrow_kernel
 from tuneserve.kernels.gpu.launch import dependent, power_of_two
 from tuneserve.kernels.gpu.survey import CHUNK, edit_kernel, likeliest_kernel, scratch_size, survey_kernel
-from tuneserve.kernels.sampled_rows import SampledRows
-
-MOST_LOGPROBS = 20
+from tuneserve.kernels.sampled_rows import MOST_LOGPROBS, SampledRows
 
 
 class Asks(NamedTuple):
