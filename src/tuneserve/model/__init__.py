@@ -11,7 +11,7 @@ from tuneserve.model._parallel import join
 from tuneserve.model._sampled import Chosen
 from tuneserve.model._shard import load_shard
 from tuneserve.model._tensor_check import misfit
-from tuneserve.model._weights import Weights, load_weights
+from tuneserve.model._weights import LayerWeights, Weights, load_weights
 
 __all__ = [
     "AdapterWeights",
@@ -23,6 +23,7 @@ __all__ = [
     "DeltaState",
     "DenseLinear",
     "Experts",
+    "LayerWeights",
     "Linear",
     "Recurrence",
     "SampledRows",

@@ -15,7 +15,7 @@ from tuneserve.model._weights import LayerWeights, Weights
 
 @dataclass(frozen=True)
 class GpuLayer:
-    """One layer; the norms are those of :class:`~tuneserve.model._weights.LayerWeights`."""
+    """One layer; the norms are those of :class:`~tuneserve.model.LayerWeights`."""
 
     attention_norm: torch.Tensor
     qkv: GpuLinear
