@@ -359,6 +359,17 @@ def test_an_answer_that_fails_is_told(
         ask(model, cpu_python, [5])
 
 
+@pytest.mark.parametrize(
+    "events", [[], [{"choices": []}], [{"choices": [], "usage": {"prompt_tokens": 1, "prompt_tokens_details": None}}]]
+)
+def test_an_answer_is_whole_without_what_was_in_the_cache(
+    model: Path, cpu_python: Path, monkeypatch: pytest.MonkeyPatch, events: list[Any]
+) -> None:
+    monkeypatch.setenv("STAND_IN_EVENTS", json.dumps([choice(finish_reason="stop"), *events]))
+    chunks, _ = ask(model, cpu_python, [5])
+    assert chunks == [TokenChunk(token_ids=[1], finish_reason="stop")]
+
+
 def test_a_refusal_within_an_answer_is_told_with_its_name(
     model: Path, cpu_python: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,10 +62,10 @@ class VllmEngine:
         last: TokenChunk | None = None
         async with aclosing(self._client.events("/v1/completions", body)) as events:
             async for event in events:
+                if last is not None:
+                    last = msgspec.structs.replace(last, cached_tokens=read_cached_tokens(event))
+                    break
                 try:
-                    if last is not None:
-                        last = msgspec.structs.replace(last, cached_tokens=read_cached_tokens(event))
-                        break
                     chunk = read_chunk(event, request.params, echoed)
                 except (KeyError, TypeError, ValueError, IndexError):
                     raise EngineError(_NOT_UNDERSTOOD) from None
@@ -204,13 +204,11 @@ def read_chunk(event: Any, params: SamplingParams, echoed: int) -> TokenChunk:
 
 
 def read_cached_tokens(event: Any) -> int | None:
-    """Read how many tokens of the prompt were in the cache from the event that counts tokens, None if it does not say.
-
-    Raises:
-        KeyError, TypeError, ValueError: it is not understood.
-    """
-    details = event["usage"].get("prompt_tokens_details")
-    return None if details is None else int(details["cached_tokens"])
+    """Read how many tokens of the prompt were in the cache from the event that counts tokens, None if it does not."""
+    match event:
+        case {"usage": {"prompt_tokens_details": {"cached_tokens": int(found)}}}:
+            return found
+    return None
 
 
 def _reason(reason: Any) -> FinishReason | None:
