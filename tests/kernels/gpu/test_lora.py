@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tuneserve.kernels.gpu import lora_join as join
 from tuneserve.kernels.gpu.lora import (
     lora_expand,
     lora_gate,
@@ -13,7 +14,15 @@ from tuneserve.kernels.gpu.lora import (
     lora_reference,
     lora_shrink,
 )
-from tuneserve.kernels.gpu.lora_join import joined_columns, lora_join, lora_join_reference, put_joined
+from tuneserve.kernels.gpu.lora_join import (
+    joined_columns,
+    lora_join,
+    lora_join_gate,
+    lora_join_gate_reference,
+    lora_join_norm_reference,
+    lora_join_reference,
+    put_joined,
+)
 from tuneserve.kernels.gpu.lora_rows import LoraRows, LoraWeights, lora_tiles
 from tuneserve.kernels.gpu.matvec import LoraCall, matvec, matvec_reference
 from tuneserve.kernels.gpu.skinny import skinny, skinny_reference
@@ -39,8 +48,7 @@ def weights(columns: int, ends: tuple[int, ...]) -> LoraWeights:
 
 
 def rows_of(adapters: LoraWeights, slots: list[int], room: int | None = None) -> LoraRows:
-    _, shrunk, columns = adapters.a.shape
-    rows = LoraRows.of(room or len(slots), shrunk, columns, torch.float32, torch.device("cpu"))
+    rows = LoraRows.of(room or len(slots), [adapters])
     rows.shares.fill_(torch.nan)
     rows.shrunk.fill_(torch.nan)
     rows.put(slots)
@@ -126,6 +134,22 @@ def test_one_product_of_rows_beside_their_shrinks_is_that_of_base_and_delta(slot
         found = lora_join(x, adapters, rows, torch.full((len(x), joined.shape[1]), torch.nan))
         torch.testing.assert_close(found, lora_join_reference(x, adapters, rows.slots), **CLOSE)
         torch.testing.assert_close(found @ joined.T, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("programs", [512, 4])
+@pytest.mark.parametrize("slots", [[-1] * 3, [0] * 40, [0, -1, 3, 3, 2, 1, 4] * 6])
+def test_what_a_norm_or_a_gate_makes_comes_beside_its_shrinks(
+    slots: list[int], programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Few programs take several shares each, as those of many rows do.
+    monkeypatch.setattr(join, "_PROGRAMS", programs)
+    adapters, x, halves = weights(1100, (64, 150)), torch.randn(len(slots), 1100), torch.randn(len(slots), 2200)
+    rows, norm = rows_of(adapters, slots), torch.rand(1100)
+    out = torch.full((len(slots), 1100 + joined_columns(adapters)), torch.nan)
+    lora_join(x, adapters, rows, out, norm=norm, eps=1e-5)
+    torch.testing.assert_close(out, lora_join_norm_reference(x, norm, 1e-5, adapters, rows.slots), **CLOSE)
+    lora_join_gate(halves, adapters, rows, out.fill_(torch.nan))
+    torch.testing.assert_close(out, lora_join_gate_reference(halves, adapters, rows.slots), **CLOSE)
 
 
 def test_rows_beyond_a_batch_have_none() -> None:
