@@ -161,10 +161,7 @@ class AdaptedGpuLinear:
         return _expand(call, x, self._base.product(x, out))
 
     def gated(self, x: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor, norm: Norm) -> torch.Tensor:
-        """Write the gated product, each row's delta in both halves, to ``out``, or beside the shrinks of what follows.
-
-        Return where it is.
-        """
+        """Return the gated product, each row's delta in both halves: ``out``, or beside the shrinks of what follows."""
         call = self._call(self._layer)
         if call is not None and len(x) <= FEW and isinstance(self._base, DenseGpuLinear):
             return self._few(self._base, call, x, out, norm=norm, gated=True)

@@ -120,36 +120,38 @@ def test_gate(slots: list[int]) -> None:
     torch.testing.assert_close(out, lora_gate_reference(adapters, x, rows.slots, gate_up), **CLOSE)
 
 
+@pytest.fixture(params=["one share, few rows", "several shares, many rows"])
+def _divided(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "several shares, many rows":
+        for name, value in {"_FEW": 2, "_SHARE": 300, "_TAIL": 1000, "_BLOCK": 128}.items():
+            monkeypatch.setattr(join, name, value)
+
+
+@pytest.mark.usefixtures("_divided")
 @pytest.mark.parametrize("slots", [[-1] * 3, [0] * 40, [0, -1, 3, 3, 2, 1, 4] * 6])
-def test_one_product_of_rows_beside_their_shrinks_is_that_of_base_and_delta(slots: list[int]) -> None:
-    adapters, x, weight = weights(700, (64, 70, 150)), torch.randn(len(slots), 700), torch.randn(150, 700)
-    rows = rows_of(adapters, slots)
-    joined = torch.zeros(150, 700 + joined_columns(adapters))
-    joined[:, :700] = weight
+@pytest.mark.parametrize("made_by", ["norm", "gate", "nothing"])
+def test_what_a_norm_or_a_gate_makes_comes_beside_its_shrinks(slots: list[int], made_by: str) -> None:
+    adapters, x, halves = weights(1100, (64, 150)), torch.randn(len(slots), 1100), torch.randn(len(slots), 2200)
+    rows, norm, weight = rows_of(adapters, slots), torch.rand(1100), torch.randn(150, 1100)
+    joined = torch.zeros(150, 1100 + joined_columns(adapters))
+    joined[:, :1100] = weight
     for slot in range(SLOTS):
         put_joined(joined, adapters, slot)
-    expected = x @ weight.T + lora_reference(x, adapters, rows.slots)
-    for _ in range(2):
-        # The second finds what programs tell each other as the first has left it.
-        found = lora_join(x, adapters, rows, torch.full((len(x), joined.shape[1]), torch.nan))
-        torch.testing.assert_close(found, lora_join_reference(x, adapters, rows.slots), **CLOSE)
-        torch.testing.assert_close(found @ joined.T, expected, **CLOSE)
-
-
-@pytest.mark.parametrize("programs", [512, 4])
-@pytest.mark.parametrize("slots", [[-1] * 3, [0] * 40, [0, -1, 3, 3, 2, 1, 4] * 6])
-def test_what_a_norm_or_a_gate_makes_comes_beside_its_shrinks(
-    slots: list[int], programs: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Few programs take several shares each, as those of many rows do.
-    monkeypatch.setattr(join, "_PROGRAMS", programs)
-    adapters, x, halves = weights(1100, (64, 150)), torch.randn(len(slots), 1100), torch.randn(len(slots), 2200)
-    rows, norm = rows_of(adapters, slots), torch.rand(1100)
-    out = torch.full((len(slots), 1100 + joined_columns(adapters)), torch.nan)
-    lora_join(x, adapters, rows, out, norm=norm, eps=1e-5)
-    torch.testing.assert_close(out, lora_join_norm_reference(x, norm, 1e-5, adapters, rows.slots), **CLOSE)
-    lora_join_gate(halves, adapters, rows, out.fill_(torch.nan))
-    torch.testing.assert_close(out, lora_join_gate_reference(halves, adapters, rows.slots), **CLOSE)
+    out = torch.full((len(slots), joined.shape[1]), torch.nan)
+    if made_by == "gate":
+        lora_join_gate(halves, adapters, rows, out)
+        expected = lora_join_gate_reference(halves, adapters, rows.slots)
+    elif made_by == "norm":
+        lora_join(x, adapters, rows, out, norm=norm, eps=1e-5)
+        expected = lora_join_norm_reference(x, norm, 1e-5, adapters, rows.slots)
+    else:
+        lora_join(x, adapters, rows, out)
+        expected = lora_join_reference(x, adapters, rows.slots)
+    torch.testing.assert_close(out, expected, **CLOSE)
+    made = expected[:, :1100]
+    torch.testing.assert_close(
+        out @ joined.T, made @ weight.T + lora_reference(made, adapters, rows.slots), rtol=2e-3, atol=1e-2
+    )
 
 
 def test_rows_beyond_a_batch_have_none() -> None:

@@ -2,7 +2,8 @@
 
 With ``W`` and the ``B`` of all slots in one matrix, ``[W | B] [x | s]`` is the base's product and the delta, where
 ``s`` is zero but for the columns of the row's own slot; :mod:`.lora` says what ``B`` and ``s`` are. What makes ``x``,
-a norm or a gate, writes it beside ``s`` in the same pass.
+a norm or a gate, writes it beside ``s`` in the same pass. A shrink stands there in shares, each of some columns of
+``x``, and ``B`` as often: the product adds them up, and no program waits for another.
 """
 
 import torch
@@ -13,40 +14,54 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from tuneserve.kernels.gpu.gate import gate_reference
 from tuneserve.kernels.gpu.launch import dependent, power_of_two
-from tuneserve.kernels.gpu.lora_rows import SPAN, LoraRows, LoraWeights
+from tuneserve.kernels.gpu.lora_rows import LoraRows, LoraWeights
 
 # What :func:`joined_columns` is a multiple of, for rows to begin where cuBLAS likes them to.
 _LANES = 64
-# Rows of a program, and numbers to which it shrinks them at a time; its columns are a share of the shrink.
-_ROWS, _MOST_SHRUNK = 16, 128
-# Enough for the multiprocessors of the largest GPUs; beyond, a program takes several shares.
-_PROGRAMS, _WARPS = 512, 8
+# Columns of ``x`` in the smallest share, how many shares there are at most, and columns that they may take together.
+_SHARE, _MOST_SHARES, _TAIL = 1024, 8, 128
+# Rows of a program where there are few, where there are many, and how many are few.
+_ROWS, _MANY_ROWS, _FEW = 8, 32, 512
+# Columns at a time, fewer where more than so many numbers are shrunk to, which have to fit in shared memory.
+_BLOCK, _SHRUNK = 512, 64
+
+
+def shares_of(weights: LoraWeights) -> int:
+    """Return into how many shares the shrink of a row is divided."""
+    slots, shrunk, columns = weights.a.shape
+    return max(1, min(_MOST_SHARES, columns // _SHARE, _TAIL // (slots * shrunk)))
 
 
 def joined_columns(weights: LoraWeights) -> int:
-    """Return how many columns the expands of all slots take: those of each slot and piece together, then zeros."""
+    """Return how many columns the expands take: those of each slot, share and piece together, then zeros."""
     slots, shrunk, _ = weights.a.shape
-    return int(triton.cdiv(slots * shrunk, _LANES)) * _LANES
+    return int(triton.cdiv(slots * shares_of(weights) * shrunk, _LANES)) * _LANES
 
 
 def put_joined(joined: torch.Tensor, weights: LoraWeights, slot: int) -> None:
     """Write the expand of a slot into ``[W | B]`` (rows, columns and those of :func:`joined_columns`)."""
-    rank, begin = weights.rank, 0
-    own = joined[:, weights.a.shape[2] + slot * weights.a.shape[1] :]
-    for piece, end in enumerate(weights.ends):
-        own[begin:end, piece * rank : (piece + 1) * rank] = weights.b[slot, begin:end]
-        begin = end
+    _, shrunk, columns = weights.a.shape
+    rank, shares = weights.rank, shares_of(weights)
+    for share in range(shares):
+        own, begin = joined[:, columns + (slot * shares + share) * shrunk :], 0
+        for piece, end in enumerate(weights.ends):
+            own[begin:end, piece * rank : (piece + 1) * rank] = weights.b[slot, begin:end]
+            begin = end
 
 
 def lora_join_reference(x: torch.Tensor, weights: LoraWeights, slots: torch.Tensor) -> torch.Tensor:
     """Return what :func:`lora_join` writes."""
-    shrunk = weights.a.shape[1]
+    _, shrunk, columns = weights.a.shape
+    shares = shares_of(weights)
     tail = x.new_zeros(len(x), joined_columns(weights))
+    _, block, blocks = _shape(weights)
     for row, slot in enumerate(slots.tolist()):
         if slot >= 0:
-            own = weights.a[slot].float().view(-1, weights.rank, x.shape[1])[:, : int(weights.ranks[slot])]
-            place = tail[row, slot * shrunk :][:shrunk].view(-1, weights.rank)
-            place[:, : own.shape[1]] = (own @ x[row].float()).to(x.dtype)
+            own = weights.a[slot].float().view(-1, weights.rank, columns)[:, : int(weights.ranks[slot])]
+            for share in range(shares):
+                part = slice(share * blocks * block, (share + 1) * blocks * block)
+                place = tail[row, (slot * shares + share) * shrunk :][:shrunk].view(-1, weights.rank)
+                place[:, : own.shape[1]] = (own[..., part] @ x[row, part].float()).to(x.dtype)
     return torch.cat((x, tail), 1)
 
 
@@ -89,99 +104,124 @@ def lora_join_gate_reference(gate_up: torch.Tensor, weights: LoraWeights, slots:
     return lora_join_reference(gate_reference(gate_up), weights, slots)
 
 
+def _shape(weights: LoraWeights) -> tuple[int, int, int]:
+    """Return the numbers that a program shrinks to, padded, columns at a time, and how often it takes so many."""
+    _, shrunk, columns = weights.a.shape
+    padded = max(16, power_of_two(shrunk))
+    block = _BLOCK * _SHRUNK // max(padded, _SHRUNK)
+    return padded, block, int(triton.cdiv(columns, shares_of(weights) * block))
+
+
 def _launch(
     x: torch.Tensor, weights: LoraWeights, rows: LoraRows, out: torch.Tensor, norm: torch.Tensor | None, eps: float, *,
     gated: bool,
 ) -> torch.Tensor:  # fmt: skip
     assert x.is_contiguous() and out.is_contiguous()
-    _, shrunk, columns = weights.a.shape
-    tiles, shares = int(triton.cdiv(len(x), _ROWS)), int(triton.cdiv(columns, SPAN))
-    each = int(triton.cdiv(shares, max(1, _PROGRAMS // tiles)))
-    _join[(tiles, triton.cdiv(shares, each))](
-        x, norm, eps, weights.a, weights.ranks, rows.slots, rows.shares, rows.done, out, len(x), columns, out.shape[1],
-        NORM=norm is not None, GATED=gated, SHRUNK=shrunk, RANK=weights.rank,
-        PADDED=min(_MOST_SHRUNK, max(16, power_of_two(shrunk))), SHARES=shares, EACH=each, ROWS=_ROWS, SPAN=SPAN,
-        LANES=_LANES, num_warps=_WARPS, **dependent(_join),
+    slots, shrunk, columns = weights.a.shape
+    shares, each = shares_of(weights), _ROWS if len(x) <= _FEW else _MANY_ROWS
+    padded, block, blocks = _shape(weights)
+    _join[(triton.cdiv(len(x), each), shares)](
+        x, norm, eps, weights.a, weights.ranks, rows.slots, out, len(x), columns, out.shape[1], NORM=norm is not None,
+        GATED=gated, SLOTS=slots, SHRUNK=shrunk, RANK=weights.rank, PADDED=padded, SHARES=shares,
+        BLOCKS=blocks, ALL=int(triton.cdiv(columns, block)), ROWS=each, BLOCK=block, LANES=_LANES, num_warps=8,
+        **dependent(_join),
     )  # fmt: skip
     return out
 
 
 @triton.jit
 def _join(
-    x, norm, eps, a, ranks, slots, shares, done, out, rows, columns, width,
-    NORM: tl.constexpr, GATED: tl.constexpr, SHRUNK: tl.constexpr, RANK: tl.constexpr, PADDED: tl.constexpr,
-    SHARES: tl.constexpr, EACH: tl.constexpr, ROWS: tl.constexpr, SPAN: tl.constexpr, LANES: tl.constexpr,
-    PDL: tl.constexpr,
+    x, norm, eps, a, ranks, slots, out, rows, columns, width,
+    NORM: tl.constexpr, GATED: tl.constexpr, SLOTS: tl.constexpr, SHRUNK: tl.constexpr, RANK: tl.constexpr,
+    PADDED: tl.constexpr, SHARES: tl.constexpr, BLOCKS: tl.constexpr, ALL: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr, LANES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
-    tile = tl.program_id(0)
-    row = tile * ROWS + tl.arange(0, ROWS)
-    real = row < rows
-    slot = tl.load(slots + row, mask=real, other=-1)
-    row = row.to(tl.int64)
-    column = tl.arange(0, SPAN)
-    begin = tl.program_id(1) * EACH
-    highest = tl.max(slot, 0)
+    member = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    real = member < rows
+    slot = tl.load(slots + member, mask=real, other=-1)
+    row = member.to(tl.int64)[:, None]
+    share = tl.program_id(1)
+    column = share * BLOCKS * BLOCK + tl.arange(0, BLOCK)
+    number = tl.arange(0, PADDED)
+    lead = tl.max(slot, 0)
     # Ahead of what makes ``x``, as is the weight of the norm.
-    w = _columns(a, ranks, highest, 0, begin * SPAN + column, columns, SHRUNK, RANK, PADDED)
+    w = _columns(a, ranks, lead, number, column, columns, SHRUNK, RANK)
     if NORM:
-        scale = tl.load(norm + begin * SPAN + column, mask=begin * SPAN + column < columns, other=0.0)
+        scale = tl.load(norm + column, mask=column < columns, other=0.0)
     if PDL:
         gdc_wait()
-    factor = tl.full((ROWS,), 1.0, tl.float32)
+    source = x + row * columns * (2 if GATED else 1)
+    first = tl.load(source + column[None, :], mask=real[:, None] & (column < columns)[None, :], other=0.0)
+    if GATED:
+        second = tl.load(
+            source + columns + column[None, :], mask=real[:, None] & (column < columns)[None, :], other=0.0
+        )
     if NORM:
-        squares = tl.zeros((ROWS, SPAN), tl.float32)
-        for part in tl.static_range(SHARES):
-            inside = real[:, None] & (part * SPAN + column < columns)[None, :]
-            some = tl.load(x + row[:, None] * columns + (part * SPAN + column)[None, :], mask=inside, other=0.0)
-            squares += some.to(tl.float32) * some.to(tl.float32)
+        squares = tl.zeros((ROWS, BLOCK), tl.float32)
+        for part in tl.static_range(ALL):
+            place = part * BLOCK + tl.arange(0, BLOCK)[None, :]
+            some = tl.load(source + place, mask=real[:, None] & (place < columns), other=0.0).to(tl.float32)
+            squares += some * some
         factor = 1.0 / tl.sqrt(tl.sum(squares, 1) / columns + eps)
-    for share in range(begin, tl.minimum(begin + EACH, SHARES)):
-        at = share * SPAN + column
-        here = real[:, None] & (at < columns)[None, :]
-        if GATED:
-            source = x + row[:, None] * 2 * columns + at[None, :]
-            value = tl.load(source, mask=here, other=0.0).to(tl.float32)
-            value = value / (1.0 + tl.exp(-value)) * tl.load(source + columns, mask=here, other=0.0).to(tl.float32)
-        else:
-            value = tl.load(x + row[:, None] * columns + at[None, :], mask=here, other=0.0).to(tl.float32)
+    total = tl.zeros((PADDED, ROWS), tl.float32)
+    for _ in range(BLOCKS):
+        # The next ones are always on their way.
+        ahead = column + BLOCK
+        inside = real[:, None] & (ahead < columns)[None, :]
+        next_w = _columns(a, ranks, lead, number, ahead, columns, SHRUNK, RANK)
+        next_first = tl.load(source + ahead[None, :], mask=inside, other=0.0)
+        value = first.to(tl.float32)
         if NORM:
             value *= factor[:, None] * scale.to(tl.float32)[None, :]
-            scale = tl.load(norm + SPAN + at, mask=SPAN + at < columns, other=0.0)
+            scale = tl.load(norm + ahead, mask=ahead < columns, other=0.0)
+        if GATED:
+            next_second = tl.load(source + columns + ahead[None, :], mask=inside, other=0.0)
+            value = value / (1.0 + tl.exp(-value)) * second.to(tl.float32)
+            second = next_second
         value = value.to(out.dtype.element_ty)
-        tl.store(out + row[:, None] * width + at[None, :], value, mask=here)
-        # One slot of the tile's rows after the other.
-        own = highest
-        while own >= 0:
-            for first in range(0, SHRUNK, PADDED):
-                number = first + tl.arange(0, PADDED)
-                if (first > 0) | (own != highest) | (share != begin):
-                    w = _columns(a, ranks, own, first, at, columns, SHRUNK, RANK, PADDED)
-                total = tl.dot(w, tl.trans(value))
-                place = shares + (share * rows + row[None, :]) * SHRUNK + number[:, None]
-                tl.store(place, total, mask=(number < SHRUNK)[:, None] & (slot == own)[None, :])
-            own = tl.max(tl.where(slot < own, slot, -1), 0)
-    tl.debug_barrier()
-    if tl.atomic_add(done + tile, 1, sem="acq_rel") == tl.num_programs(1) - 1:
-        # The last to arrive adds the shares up, in their order, and has the other slots take no part.
-        for first in range(0, width - columns, LANES):
-            number = (first + tl.arange(0, LANES))[None, :]
-            known = real[:, None] & (number // SHRUNK == slot[:, None])
-            total = tl.zeros((ROWS, LANES), tl.float32)
-            for each in tl.static_range(SHARES):
-                source = shares + (each * rows + row[:, None]) * SHRUNK + number % SHRUNK
-                total += tl.load(source, mask=known, other=0.0, cache_modifier=".cg")
-            place = out + row[:, None] * width + columns + number
-            tl.store(place, total.to(out.dtype.element_ty), mask=real[:, None])
-        tl.store(done + tile, 0)
+        tl.store(out + row * width + column[None, :], value, mask=real[:, None] & (column < columns)[None, :])
+        total = tl.dot(w, tl.trans(value), total)
+        w, first, column = next_w, next_first, ahead
+    beside = out + row * width + columns
+    if lead >= 0:
+        _put(beside, total, slot, real, lead, share, number, SHRUNK, SHARES)
+    if SLOTS > 1:
+        tl.debug_barrier()
+        for own in range(SLOTS):
+            if own != lead:
+                total = tl.zeros((PADDED, ROWS), tl.float32)
+                if tl.max((slot == own).to(tl.int32), 0) > 0:
+                    for taken in range(BLOCKS):
+                        at = (share * BLOCKS + taken) * BLOCK + tl.arange(0, BLOCK)
+                        inside = real[:, None] & (at < columns)[None, :]
+                        value = tl.load(out + row * width + at[None, :], mask=inside, other=0.0)
+                        w = _columns(a, ranks, own, number, at, columns, SHRUNK, RANK)
+                        total = tl.dot(w, tl.trans(value), total)
+                _put(beside, total, slot, real, own, share, number, SHRUNK, SHARES)
+    elif lead < 0:
+        _put(beside, total, slot, real, 0, share, number, SHRUNK, SHARES)
+    if share == 0:
+        # What is not of any slot must not be what is not a number.
+        for begin in range(SLOTS * SHARES * SHRUNK, width - columns, LANES):
+            lane = begin + tl.arange(0, LANES)[None, :]
+            zeros = tl.zeros((ROWS, LANES), out.dtype.element_ty)
+            tl.store(beside + lane, zeros, mask=real[:, None] & (lane < width - columns))
 
 
 @triton.jit
-def _columns(a, ranks, slot, first, column, columns, SHRUNK: tl.constexpr, RANK: tl.constexpr, PADDED: tl.constexpr):
-    """Return some rows of a slot's A over some columns, zero beyond its rank."""
-    number = first + tl.arange(0, PADDED)
+def _columns(a, ranks, slot, number, column, columns, SHRUNK: tl.constexpr, RANK: tl.constexpr):
+    """Return a slot's A over some columns, zero beyond its rank."""
     rank = tl.load(ranks + slot, mask=slot >= 0, other=0)
     used = (number < SHRUNK) & (number % RANK < rank)
     source = a + (tl.maximum(slot, 0).to(tl.int64) * SHRUNK + number)[:, None] * columns + column[None, :]
     return tl.load(source, mask=used[:, None] & (column < columns)[None, :], other=0.0)
+
+
+@triton.jit
+def _put(beside, total, slot, real, own, share, number, SHRUNK: tl.constexpr, SHARES: tl.constexpr):
+    """Write a share of a slot's shrinks, zero for the rows of others."""
+    total = tl.trans(tl.where((slot == own)[None, :], total, 0.0))
+    place = beside + (own * SHARES + share) * SHRUNK + number[None, :]
+    tl.store(place, total.to(beside.dtype.element_ty), mask=real[:, None] & (number < SHRUNK)[None, :])

@@ -14,12 +14,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from tuneserve.kernels.gpu.launch import dependent, power_of_two
 from tuneserve.kernels.gpu.lora import lora_reference, piece_ends
 from tuneserve.kernels.gpu.lora_rows import SPAN, LoraRows, LoraWeights
-from tuneserve.kernels.gpu.prefetch import prefetch
 
 # Numbers that a program shrinks to at a time.
 _SHRUNK_ROWS = 16
-# Columns of each row that are fetched before the kernel waits, for the bus has nothing to do while attention runs.
-_AHEAD = 2048
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,6 @@ def matvec(
     adapters = (None,) * 6 if lora is None else (*_tensors(lora), lora.rows.shares, lora.arrived)
     ends = (None, None) if lora is None else piece_ends(lora.weights, rows)
     rank = 0 if lora is None else lora.weights.rank
-    aligned = weight.stride(0) * weight.element_size() % 16 == 0 and weight.data_ptr() % 16 == 0
     # As many as without a delta, so that as many programs run at once.
     registers = {"maxnreg": 96} if gated and lora is not None else {}
     _matvec[(shrinks + triton.cdiv(results, per_program),)](
@@ -101,8 +97,7 @@ def matvec(
         LORA=lora is not None, SHRUNK=shrunk, RANK=rank, LANES=power_of_two(max(rank, 1)), SHARES=shares, SPAN=SPAN,
         SHARE_LANES=power_of_two(shares), TAKEN=_SHRUNK_ROWS,
         ROWS=per_program, BLOCK=block, NORM=norm is not None, BIAS=bias is not None, RESIDUAL=residual is not None,
-        GATED=gated, AHEAD=min(_AHEAD, columns // block * block) if aligned else 0, num_warps=warps, **registers,
-        **dependent(_matvec),
+        GATED=gated, num_warps=warps, **registers, **dependent(_matvec),
     )  # fmt: skip
     return out
 
@@ -122,7 +117,7 @@ def _matvec(
     first_end, second_end, LORA: tl.constexpr, SHRUNK: tl.constexpr, RANK: tl.constexpr, LANES: tl.constexpr,
     SHARES: tl.constexpr, SPAN: tl.constexpr, SHARE_LANES: tl.constexpr, TAKEN: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    GATED: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
+    GATED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
@@ -153,14 +148,6 @@ def _matvec(
     w = tl.load(first, mask=inside & here[None, :], other=0.0, eviction_policy="evict_first")
     if GATED:
         v = tl.load(second, mask=inside & here[None, :], other=0.0, eviction_policy="evict_first")
-    if PDL and AHEAD > BLOCK:
-        for index in tl.static_range(ROWS):
-            if program * ROWS + index < results:
-                begin = weight + (program * ROWS + index).to(tl.int64) * stride + BLOCK
-                count = (AHEAD - BLOCK) * (weight.dtype.element_ty.primitive_bitwidth // 8)
-                prefetch(begin, count, index)
-                if GATED:
-                    prefetch(begin + results.to(tl.int64) * stride, count, ROWS + index)
     if LORA:
         # Most programs begin after the shrink is done, and read it before they need it.
         ready = tl.atomic_add(arrived, 0, sem="acquire")
