@@ -21,18 +21,9 @@ import torch
 from tuneserve.kernels.gpu.gate import gate
 from tuneserve.kernels.gpu.greedy import greedy, greedy_scratch
 from tuneserve.kernels.gpu.lora import lora_expand, lora_gate, lora_shrink
-from tuneserve.kernels.gpu.lora_join import (
-    joined_columns,
-    lora_join,
-    lora_join_gate,
-    lora_join_gate_reference,
-    lora_join_norm_reference,
-    lora_join_reference,
-    put_joined,
-)
+from tuneserve.kernels.gpu.lora_join import joined_columns, lora_join, put_joined
 from tuneserve.kernels.gpu.lora_rows import LoraRows, LoraWeights
 from tuneserve.kernels.gpu.matvec import LoraCall, matvec, matvec_reference
-from tuneserve.kernels.gpu.norm import norm
 from tuneserve.kernels.gpu.sample import Asks, SamplingResults, SamplingRows, sample, sample_reference
 from tuneserve.kernels.gpu.skinny import skinny
 
@@ -206,46 +197,6 @@ def lora(sizes: Sizes, results: Results) -> None:
         del linear
 
 
-def joining(sizes: Sizes, results: Results) -> None:
-    """Measure what makes the rows of a product, and what makes them beside their shrinks to one adapter's ranks.
-
-    The products themselves follow: cuBLAS's, of weights alone and with the expands beside them.
-    """
-    for name, (columns, rows, ends, gated) in sizes.linears.items():
-        linear = Linear(columns, rows, ends, gated, sizes.rank, 1)
-        width = linear.joined[0].shape[1]
-        for count in (each for each in sizes.rows if each > 32):
-            x = torch.randn(count, columns, device=DEVICE).to(linear.norm.dtype)
-            halves = torch.randn(count, 2 * columns, device=DEVICE).to(linear.norm.dtype)
-            alone, beside = torch.empty_like(x), x.new_empty(count, width)
-            taken = LoraRows.of(count, [linear.few])
-            taken.put([0] * count)
-            few, slots = linear.few, taken.slots
-            calls: dict[str, tuple[Call, torch.Tensor | None]] = {
-                "norm": (partial(norm, x, linear.norm, 1e-5, alone), None),
-                "join norm": (
-                    partial(lora_join, x, few, taken, beside, norm=linear.norm, eps=1e-5),
-                    lora_join_norm_reference(x, linear.norm, 1e-5, few, slots),
-                ),
-                "join": (partial(lora_join, x, few, taken, beside), lora_join_reference(x, few, slots)),
-                "gate": (partial(gate, halves, alone), None),
-                "join gate": (
-                    partial(lora_join_gate, halves, few, taken, beside), lora_join_gate_reference(halves, few, slots),
-                ),
-            }  # fmt: skip
-            for kernel, (call, expected) in calls.items():
-                if expected is not None:
-                    check(call(), expected, f"{kernel}, {name}, {count} rows", 1e-2)
-                results.add([call] * LAUNCHES, kernel=kernel, columns=columns, shrunk=few.a.shape[1], rows=count)
-            out = x.new_empty(count, rows)
-            for kernel, weights, source in (("product", linear.weights, x), ("product beside", linear.joined, beside)):
-                products = [partial(torch.mm, source, weights[index % COPIES].T, out=out) for index in range(LAUNCHES)]
-                results.add(products, kernel=kernel, linear=name, rows=count)
-                added = [partial(out.addmm_, source, weights[index % COPIES].T) for index in range(LAUNCHES)]
-                results.add(added, kernel=f"{kernel}, added", linear=name, rows=count)
-        del linear
-
-
 SAMPLED: dict[str, dict[str, float]] = {
     "greedy": {},
     "temperature": {"temperature": 0.8},
@@ -318,13 +269,10 @@ def _check_sample(logits: torch.Tensor, rows: SamplingRows, asks: Asks, name: st
     torch.testing.assert_close(found[0].logprobs[ids == expected], found[1].logprobs[ids == expected])
 
 
-SECTIONS: dict[str, Callable[[Sizes, Results], None]] = {"lora": lora, "joining": joining, "sampling": sampling}
-
-
-def main() -> None:
+def run(sections: dict[str, Callable[[Sizes, Results], None]], about: str | None) -> None:
     """Check and time everything, or the sections that are named."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", default=list(SECTIONS))
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", default=list(sections))
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--rows", type=int, nargs="+", help="of these numbers alone")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".jsonl"))
@@ -336,9 +284,9 @@ def main() -> None:
     for name in options.sections:
         started = time.perf_counter()
         with torch.inference_mode():
-            SECTIONS[name](sizes, results)
+            sections[name](sizes, results)
         print(f"{name}: {time.perf_counter() - started:.1f} s", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    run({"lora": lora, "sampling": sampling}, __doc__)

@@ -16,7 +16,7 @@ from tuneserve.kernels.gpu.gate import gate
 from tuneserve.kernels.gpu.launch import power_of_two
 from tuneserve.kernels.gpu.lora import lora_expand, lora_gate, lora_shrink
 from tuneserve.kernels.gpu.lora_join import lora_join, lora_join_gate, put_joined
-from tuneserve.kernels.gpu.lora_rows import LoraRows
+from tuneserve.kernels.gpu.lora_rows import LoraRows, LoraWeights
 from tuneserve.kernels.gpu.matvec import LoraCall, matvec
 from tuneserve.kernels.gpu.skinny import skinny
 from tuneserve.model._gpu_linear import FEW, DenseGpuLinear, GpuLinear, Norm, write_product
@@ -91,7 +91,7 @@ class GpuAdapters:
 
     def enter(self, slots: torch.Tensor | None, rows: int) -> None:
         """Take the slot of each of a step's first rows, -1 for the base; None if all ``rows`` are of the base."""
-        if slots is None:
+        if slots is None or not self._adapted():
             self.rows = None
         elif rows > _KEPT_ROWS:
             self.rows = self._make(rows)
@@ -107,7 +107,10 @@ class GpuAdapters:
             self._arrived.zero_()
 
     def _make(self, rows: int) -> LoraRows:
-        return LoraRows.of(rows, [layer.adapters for layer in self.layers.values() if layer.adapters is not None])
+        return LoraRows.of(rows, self._adapted())
+
+    def _adapted(self) -> list[LoraWeights]:
+        return [layer.adapters for layer in self.layers.values() if layer.adapters is not None]
 
     def _grow(self, slots: int, rank: int, changed: Collection[tuple[int, LinearName]]) -> None:
         self._kept.clear()
