@@ -1,6 +1,6 @@
 """Checks and times what makes the rows of a product beside their shrinks to the ranks of one adapter.
 
-Next to it stand what makes the rows alone, and cuBLAS's products of both. Options and output are those of ``kernels.py``.
+Next to it stand what makes the rows alone, and cuBLAS's products of both. Options and output: see ``kernels.py``.
 
     python benchmarks/gpu/joining.py --rows 128 256 --out joining.jsonl
 """
