@@ -36,15 +36,16 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def weights(columns: int, ends: tuple[int, ...]) -> LoraWeights:
-    """Return adapters of ranks 12, 4, 1, 7 and 12; what A has beyond them must not be read."""
+def weights(columns: int, ends: tuple[int, ...], slots: int = SLOTS, beyond: float = torch.nan) -> LoraWeights:
+    """Return adapters of ranks 12, 4, 1, 7 and 12; what A has beyond them must not be read unless it is zero."""
     ranks = [RANK, 4, 1, 7, RANK]
     a = torch.randn(SLOTS, len(ends), RANK, columns) / columns**0.5
     b = torch.randn(SLOTS, ends[-1], RANK)
     for slot, rank in enumerate(ranks):
-        a[slot, :, rank:] = torch.nan
+        a[slot, :, rank:] = beyond
         b[slot, :, rank:] = 0
-    return LoraWeights(a.view(SLOTS, -1, columns), b, torch.tensor(ranks, dtype=torch.int32), ends)
+    a = a.view(SLOTS, -1, columns)
+    return LoraWeights(a[:slots], b[:slots], torch.tensor(ranks, dtype=torch.int32)[:slots], ends)
 
 
 def rows_of(adapters: LoraWeights, slots: list[int], room: int | None = None) -> LoraRows:
@@ -128,14 +129,15 @@ def _divided(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("_divided")
-@pytest.mark.parametrize("slots", [[-1] * 3, [0] * 40, [0, -1, 3, 3, 2, 1, 4] * 6])
+@pytest.mark.parametrize("slots", [[-1] * 3, [0] * 40, [-1] * 9 + [0] * 3, [0, -1, 3, 3, 2, 1, 4] * 6])
 @pytest.mark.parametrize("made_by", ["norm", "gate", "nothing"])
 def test_what_a_norm_or_a_gate_makes_comes_beside_its_shrinks(slots: list[int], made_by: str) -> None:
-    adapters, x, halves = weights(1100, (64, 150)), torch.randn(len(slots), 1100), torch.randn(len(slots), 2200)
+    adapters = weights(1100, (64, 150), SLOTS if max(slots) > 0 else 1, beyond=0.0)
+    x, halves = torch.randn(len(slots), 1100), torch.randn(len(slots), 2200)
     rows, norm, weight = rows_of(adapters, slots), torch.rand(1100), torch.randn(150, 1100)
     joined = torch.zeros(150, 1100 + joined_columns(adapters))
     joined[:, :1100] = weight
-    for slot in range(SLOTS):
+    for slot in range(len(adapters.ranks)):
         put_joined(joined, adapters, slot)
     out = torch.full((len(slots), joined.shape[1]), torch.nan)
     if made_by == "gate":

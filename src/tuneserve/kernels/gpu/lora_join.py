@@ -19,7 +19,7 @@ from tuneserve.kernels.gpu.lora_rows import LoraRows, LoraWeights
 # What :func:`joined_columns` is a multiple of, for rows to begin where cuBLAS likes them to.
 _LANES = 64
 # Columns of ``x`` in the smallest share, how many shares there are at most, and columns that they may take together.
-_SHARE, _MOST_SHARES, _TAIL = 1024, 8, 128
+_SHARE, _MOST_SHARES, _TAIL = 1024, 8, 192
 # Rows of a program where there are few, where there are many, and how many are few.
 _ROWS, _MANY_ROWS, _FEW = 8, 32, 512
 # Columns at a time, fewer where more than so many numbers are shrunk to, which have to fit in shared memory.
@@ -121,8 +121,8 @@ def _launch(
     shares, each = shares_of(weights), _ROWS if len(x) <= _FEW else _MANY_ROWS
     padded, block, blocks = _shape(weights)
     _join[(triton.cdiv(len(x), each), shares)](
-        x, norm, eps, weights.a, weights.ranks, rows.slots, out, len(x), columns, out.shape[1], NORM=norm is not None,
-        GATED=gated, SLOTS=slots, SHRUNK=shrunk, RANK=weights.rank, PADDED=padded, SHARES=shares,
+        x, norm, eps, weights.a, rows.slots, out, len(x), columns, out.shape[1], NORM=norm is not None,
+        GATED=gated, SLOTS=slots, SHRUNK=shrunk, PADDED=padded, SHARES=shares,
         BLOCKS=blocks, ALL=int(triton.cdiv(columns, block)), ROWS=each, BLOCK=block, LANES=_LANES, num_warps=8,
         **dependent(_join),
     )  # fmt: skip
@@ -131,8 +131,8 @@ def _launch(
 
 @triton.jit
 def _join(
-    x, norm, eps, a, ranks, slots, out, rows, columns, width,
-    NORM: tl.constexpr, GATED: tl.constexpr, SLOTS: tl.constexpr, SHRUNK: tl.constexpr, RANK: tl.constexpr,
+    x, norm, eps, a, slots, out, rows, columns, width,
+    NORM: tl.constexpr, GATED: tl.constexpr, SLOTS: tl.constexpr, SHRUNK: tl.constexpr,
     PADDED: tl.constexpr, SHARES: tl.constexpr, BLOCKS: tl.constexpr, ALL: tl.constexpr, ROWS: tl.constexpr,
     BLOCK: tl.constexpr, LANES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -144,10 +144,12 @@ def _join(
     row = member.to(tl.int64)[:, None]
     share = tl.program_id(1)
     column = share * BLOCKS * BLOCK + tl.arange(0, BLOCK)
+    end = tl.minimum((share + 1) * BLOCKS * BLOCK, columns)
     number = tl.arange(0, PADDED)
-    lead = tl.max(slot, 0)
-    # Ahead of what makes ``x``, as is the weight of the norm.
-    w = _columns(a, ranks, lead, number, column, columns, SHRUNK, RANK)
+    if SLOTS == 1:
+        # Known before the slots are, and ahead of what makes ``x``, as is the weight of the norm.
+        lead = tl.full((), 0, tl.int32)
+        w = _columns(a, lead, number, column, columns, end, SHRUNK)
     if NORM:
         scale = tl.load(norm + column, mask=column < columns, other=0.0)
     if PDL:
@@ -165,17 +167,20 @@ def _join(
             some = tl.load(source + place, mask=real[:, None] & (place < columns), other=0.0).to(tl.float32)
             squares += some * some
         factor = 1.0 / tl.sqrt(tl.sum(squares, 1) / columns + eps)
+    if SLOTS > 1:
+        lead = tl.max(slot, 0)
+        w = _columns(a, lead, number, column, columns, end, SHRUNK)
     total = tl.zeros((PADDED, ROWS), tl.float32)
     for _ in range(BLOCKS):
         # The next ones are always on their way.
         ahead = column + BLOCK
-        inside = real[:, None] & (ahead < columns)[None, :]
-        next_w = _columns(a, ranks, lead, number, ahead, columns, SHRUNK, RANK)
+        inside = real[:, None] & (ahead < end)[None, :]
+        next_w = _columns(a, lead, number, ahead, columns, end, SHRUNK)
         next_first = tl.load(source + ahead[None, :], mask=inside, other=0.0)
         value = first.to(tl.float32)
         if NORM:
             value *= factor[:, None] * scale.to(tl.float32)[None, :]
-            scale = tl.load(norm + ahead, mask=ahead < columns, other=0.0)
+            scale = tl.load(norm + ahead, mask=ahead < end, other=0.0)
         if GATED:
             next_second = tl.load(source + columns + ahead[None, :], mask=inside, other=0.0)
             value = value / (1.0 + tl.exp(-value)) * second.to(tl.float32)
@@ -197,11 +202,9 @@ def _join(
                         at = (share * BLOCKS + taken) * BLOCK + tl.arange(0, BLOCK)
                         inside = real[:, None] & (at < columns)[None, :]
                         value = tl.load(out + row * width + at[None, :], mask=inside, other=0.0)
-                        w = _columns(a, ranks, own, number, at, columns, SHRUNK, RANK)
+                        w = _columns(a, own, number, at, columns, end, SHRUNK)
                         total = tl.dot(w, tl.trans(value), total)
                 _put(beside, total, slot, real, own, share, number, SHRUNK, SHARES)
-    elif lead < 0:
-        _put(beside, total, slot, real, 0, share, number, SHRUNK, SHARES)
     if share == 0:
         # What is not of any slot must not be what is not a number.
         for begin in range(SLOTS * SHARES * SHRUNK, width - columns, LANES):
@@ -211,12 +214,10 @@ def _join(
 
 
 @triton.jit
-def _columns(a, ranks, slot, number, column, columns, SHRUNK: tl.constexpr, RANK: tl.constexpr):
-    """Return a slot's A over some columns, zero beyond its rank."""
-    rank = tl.load(ranks + slot, mask=slot >= 0, other=0)
-    used = (number < SHRUNK) & (number % RANK < rank)
+def _columns(a, slot, number, column, columns, end, SHRUNK: tl.constexpr):
+    """Return a slot's A over some columns before ``end``, zero beyond its rank; of any slot for those that are none."""
     source = a + (tl.maximum(slot, 0).to(tl.int64) * SHRUNK + number)[:, None] * columns + column[None, :]
-    return tl.load(source, mask=used[:, None] & (column < columns)[None, :], other=0.0)
+    return tl.load(source, mask=(number < SHRUNK)[:, None] & (column < end)[None, :], other=0.0)
 
 
 @triton.jit
