@@ -21,6 +21,8 @@ import httpx
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).with_name("results.jsonl")
 HOST = "127.0.0.1"
+# asyncio's own pool is filled one by one, as work comes together by chance.
+POOL = min(32, (os.cpu_count() or 1) + 4)
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
