@@ -19,7 +19,7 @@ from tuneserve.kernels.gpu.lora_rows import LoraRows, LoraWeights
 # What :func:`joined_columns` is a multiple of, for rows to begin where cuBLAS likes them to.
 _LANES = 64
 # Columns of ``x`` in the smallest share, how many shares there are at most, and columns that they may take together.
-_SHARE, _MOST_SHARES, _TAIL = 1024, 8, 192
+_SHARE, _MOST_SHARES, _TAIL = 1024, 8, 256
 # Rows of a program where there are few, where there are many, and how many are few.
 _ROWS, _MANY_ROWS, _FEW = 8, 32, 512
 # Columns at a time, fewer where more than so many numbers are shrunk to, which have to fit in shared memory.
@@ -33,17 +33,17 @@ def shares_of(weights: LoraWeights) -> int:
 
 
 def joined_columns(weights: LoraWeights) -> int:
-    """Return how many columns the expands take: those of each slot, share and piece together, then zeros."""
+    """Return how many columns the expands take: those of each share, slot and piece together, then zeros."""
     slots, shrunk, _ = weights.a.shape
     return int(triton.cdiv(slots * shares_of(weights) * shrunk, _LANES)) * _LANES
 
 
 def put_joined(joined: torch.Tensor, weights: LoraWeights, slot: int) -> None:
     """Write the expand of a slot into ``[W | B]`` (rows, columns and those of :func:`joined_columns`)."""
-    _, shrunk, columns = weights.a.shape
-    rank, shares = weights.rank, shares_of(weights)
-    for share in range(shares):
-        own, begin = joined[:, columns + (slot * shares + share) * shrunk :], 0
+    slots, shrunk, columns = weights.a.shape
+    rank = weights.rank
+    for share in range(shares_of(weights)):
+        own, begin = joined[:, columns + (share * slots + slot) * shrunk :], 0
         for piece, end in enumerate(weights.ends):
             own[begin:end, piece * rank : (piece + 1) * rank] = weights.b[slot, begin:end]
             begin = end
@@ -51,7 +51,7 @@ def put_joined(joined: torch.Tensor, weights: LoraWeights, slot: int) -> None:
 
 def lora_join_reference(x: torch.Tensor, weights: LoraWeights, slots: torch.Tensor) -> torch.Tensor:
     """Return what :func:`lora_join` writes."""
-    _, shrunk, columns = weights.a.shape
+    slots_in_all, shrunk, columns = weights.a.shape
     shares = shares_of(weights)
     tail = x.new_zeros(len(x), joined_columns(weights))
     _, block, blocks = _shape(weights)
@@ -60,7 +60,7 @@ def lora_join_reference(x: torch.Tensor, weights: LoraWeights, slots: torch.Tens
             own = weights.a[slot].float().view(-1, weights.rank, columns)[:, : int(weights.ranks[slot])]
             for share in range(shares):
                 part = slice(share * blocks * block, (share + 1) * blocks * block)
-                place = tail[row, (slot * shares + share) * shrunk :][:shrunk].view(-1, weights.rank)
+                place = tail[row, (share * slots_in_all + slot) * shrunk :][:shrunk].view(-1, weights.rank)
                 place[:, : own.shape[1]] = (own[..., part] @ x[row, part].float()).to(x.dtype)
     return torch.cat((x, tail), 1)
 
@@ -106,8 +106,8 @@ def lora_join_gate_reference(gate_up: torch.Tensor, weights: LoraWeights, slots:
 
 def _shape(weights: LoraWeights) -> tuple[int, int, int]:
     """Return the numbers that a program shrinks to, padded, columns at a time, and how often it takes so many."""
-    _, shrunk, columns = weights.a.shape
-    padded = max(16, power_of_two(shrunk))
+    slots, shrunk, columns = weights.a.shape
+    padded = max(16, power_of_two(slots * shrunk))
     block = _BLOCK * _SHRUNK // max(padded, _SHRUNK)
     return padded, block, int(triton.cdiv(columns, shares_of(weights) * block))
 
@@ -121,10 +121,9 @@ def _launch(
     shares, each = shares_of(weights), _ROWS if len(x) <= _FEW else _MANY_ROWS
     padded, block, blocks = _shape(weights)
     _join[(triton.cdiv(len(x), each), shares)](
-        x, norm, eps, weights.a, rows.slots, out, len(x), columns, out.shape[1], NORM=norm is not None,
-        GATED=gated, SLOTS=slots, SHRUNK=shrunk, PADDED=padded, SHARES=shares,
-        BLOCKS=blocks, ALL=int(triton.cdiv(columns, block)), ROWS=each, BLOCK=block, LANES=_LANES, num_warps=8,
-        **dependent(_join),
+        x, norm, eps, weights.a, rows.slots, out, len(x), columns, out.shape[1], NORM=norm is not None, GATED=gated,
+        SHRUNK=shrunk, COUNT=slots * shrunk, PADDED=padded, SHARES=shares, BLOCKS=blocks,
+        ALL=int(triton.cdiv(columns, block)), ROWS=each, BLOCK=block, LANES=_LANES, num_warps=8, **dependent(_join),
     )  # fmt: skip
     return out
 
@@ -132,9 +131,9 @@ def _launch(
 @triton.jit
 def _join(
     x, norm, eps, a, slots, out, rows, columns, width,
-    NORM: tl.constexpr, GATED: tl.constexpr, SLOTS: tl.constexpr, SHRUNK: tl.constexpr,
-    PADDED: tl.constexpr, SHARES: tl.constexpr, BLOCKS: tl.constexpr, ALL: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK: tl.constexpr, LANES: tl.constexpr, PDL: tl.constexpr,
+    NORM: tl.constexpr, GATED: tl.constexpr, SHRUNK: tl.constexpr, COUNT: tl.constexpr, PADDED: tl.constexpr,
+    SHARES: tl.constexpr, BLOCKS: tl.constexpr, ALL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    LANES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
@@ -145,11 +144,9 @@ def _join(
     share = tl.program_id(1)
     column = share * BLOCKS * BLOCK + tl.arange(0, BLOCK)
     end = tl.minimum((share + 1) * BLOCKS * BLOCK, columns)
+    # All slots at once, not waiting for who takes which, and ahead of what makes ``x``, as is the weight of the norm.
     number = tl.arange(0, PADDED)
-    if SLOTS == 1:
-        # Known before the slots are, and ahead of what makes ``x``, as is the weight of the norm.
-        lead = tl.full((), 0, tl.int32)
-        w = _columns(a, lead, number, column, columns, end, SHRUNK)
+    w = _columns(a, number, column, columns, end, COUNT)
     if NORM:
         scale = tl.load(norm + column, mask=column < columns, other=0.0)
     if PDL:
@@ -167,15 +164,12 @@ def _join(
             some = tl.load(source + place, mask=real[:, None] & (place < columns), other=0.0).to(tl.float32)
             squares += some * some
         factor = 1.0 / tl.sqrt(tl.sum(squares, 1) / columns + eps)
-    if SLOTS > 1:
-        lead = tl.max(slot, 0)
-        w = _columns(a, lead, number, column, columns, end, SHRUNK)
     total = tl.zeros((PADDED, ROWS), tl.float32)
     for _ in range(BLOCKS):
         # The next ones are always on their way.
         ahead = column + BLOCK
         inside = real[:, None] & (ahead < end)[None, :]
-        next_w = _columns(a, lead, number, ahead, columns, end, SHRUNK)
+        next_w = _columns(a, number, ahead, columns, end, COUNT)
         next_first = tl.load(source + ahead[None, :], mask=inside, other=0.0)
         value = first.to(tl.float32)
         if NORM:
@@ -190,39 +184,19 @@ def _join(
         total = tl.dot(w, tl.trans(value), total)
         w, first, column = next_w, next_first, ahead
     beside = out + row * width + columns
-    if lead >= 0:
-        _put(beside, total, slot, real, lead, share, number, SHRUNK, SHARES)
-    if SLOTS > 1:
-        tl.debug_barrier()
-        for own in range(SLOTS):
-            if own != lead:
-                total = tl.zeros((PADDED, ROWS), tl.float32)
-                if tl.max((slot == own).to(tl.int32), 0) > 0:
-                    for taken in range(BLOCKS):
-                        at = (share * BLOCKS + taken) * BLOCK + tl.arange(0, BLOCK)
-                        inside = real[:, None] & (at < columns)[None, :]
-                        value = tl.load(out + row * width + at[None, :], mask=inside, other=0.0)
-                        w = _columns(a, own, number, at, columns, end, SHRUNK)
-                        total = tl.dot(w, tl.trans(value), total)
-                _put(beside, total, slot, real, own, share, number, SHRUNK, SHARES)
+    shrunk = tl.trans(tl.where((number // SHRUNK)[:, None] == slot[None, :], total, 0.0))
+    place = beside + share * COUNT + number[None, :]
+    tl.store(place, shrunk.to(out.dtype.element_ty), mask=real[:, None] & (number < COUNT)[None, :])
     if share == 0:
-        # What is not of any slot must not be what is not a number.
-        for begin in range(SLOTS * SHARES * SHRUNK, width - columns, LANES):
+        # What no slot has must not be what is not a number.
+        for begin in range(SHARES * COUNT, width - columns, LANES):
             lane = begin + tl.arange(0, LANES)[None, :]
             zeros = tl.zeros((ROWS, LANES), out.dtype.element_ty)
             tl.store(beside + lane, zeros, mask=real[:, None] & (lane < width - columns))
 
 
 @triton.jit
-def _columns(a, slot, number, column, columns, end, SHRUNK: tl.constexpr):
-    """Return a slot's A over some columns before ``end``, zero beyond its rank; of any slot for those that are none."""
-    source = a + (tl.maximum(slot, 0).to(tl.int64) * SHRUNK + number)[:, None] * columns + column[None, :]
-    return tl.load(source, mask=(number < SHRUNK)[:, None] & (column < end)[None, :], other=0.0)
-
-
-@triton.jit
-def _put(beside, total, slot, real, own, share, number, SHRUNK: tl.constexpr, SHARES: tl.constexpr):
-    """Write a share of a slot's shrinks, zero for the rows of others."""
-    total = tl.trans(tl.where((slot == own)[None, :], total, 0.0))
-    place = beside + (own * SHARES + share) * SHRUNK + number[None, :]
-    tl.store(place, total.to(beside.dtype.element_ty), mask=real[:, None] & (number < SHRUNK)[None, :])
+def _columns(a, number, column, columns, end, COUNT: tl.constexpr):
+    """Return the A of all slots over some columns before ``end``; each is zero beyond its own rank."""
+    source = a + number.to(tl.int64)[:, None] * columns + column[None, :]
+    return tl.load(source, mask=(number < COUNT)[:, None] & (column < end)[None, :], other=0.0)
