@@ -100,6 +100,27 @@ def test_what_is_sampled_is_the_same_in_fewer_steps(directory: Path, monkeypatch
     assert found["5"][-1].finish_reason == "stop" and len(found["5"]) > 5
 
 
+def test_tokens_after_prompts_are_sampled_without_the_host(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = sampled_requests(*SAMPLED)
+    long = msgspec.structs.replace(wanted[1], id="long", prompt_ids=list(range(5, 45)))
+    expected, _ = outputs(directory, [*wanted, long], cpu_step="eager", max_running=7)
+    on_gpu_kernels(monkeypatch)
+    monkeypatch.setattr(_runner, "choose", None)
+    core = NativeCore(EngineConfig(model_dir=str(directory), dtype="float32", context_length=64, max_running=7))
+    for request in wanted:
+        core.add(request)
+    found: dict[str, list[Output]] = {request.id: [] for request in [*wanted, long]}
+    for step in range(100):
+        if step == 1:
+            # Its prompt is computed beside tokens that others sample.
+            core.add(long)
+        for output in core.step():
+            found[output.id].append(output)
+    assert core.idle
+    for name, theirs in expected.items():
+        assert [one.token for one in found[name]] == [one.token for one in theirs]
+
+
 def test_counts_are_taken_from_the_host_when_room_runs_out(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = {"temperature": 0.7, "frequency_penalty": 1.0, "repetition_penalty": 1.2}
     expected, _ = outputs(directory, sampled_requests(kind), cpu_step="eager")

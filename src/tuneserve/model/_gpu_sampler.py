@@ -53,6 +53,16 @@ class GpuSampler:
         assert self._results is not None
         sample(logits, ids, lengths, self._rows, self._results, self.asks)
 
+    def once(self, logits: torch.Tensor) -> Chosen:
+        """Choose a token for each row of ``logits`` (rows, vocabulary), outside of any graph."""
+        count = len(logits)
+        ids, lengths = (torch.ones(count, dtype=kind, device=self._device) for kind in (torch.int64, torch.int32))
+        self.choose(logits, ids, lengths)
+        chosen = self.room(1, count)
+        chosen.tokens[0] = ids
+        self.keep(chosen, 0)
+        return chosen
+
     def room(self, steps: int, count: int) -> Chosen:
         """Return room for the tokens of some steps."""
         tokens = torch.empty(steps, count, dtype=torch.int64, device=self._device)
