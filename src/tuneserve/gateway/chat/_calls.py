@@ -10,7 +10,7 @@ from tuneserve.gateway._constraint import Constraint
 from tuneserve.gateway._errors import ApiError
 from tuneserve.gateway._parts import CallStart, Part, Reader, new_id
 from tuneserve.gateway._served import ServedModel
-from tuneserve.gateway.schemas import ChatRequest, NamedTool, Tool
+from tuneserve.gateway.schemas import AllowedToolsChoice, ChatRequest, NamedTool, Tool
 from tuneserve.text.tools import (
     CallArguments,
     CallStarted,
@@ -52,6 +52,7 @@ def call_constraint(
         RequestError: there is none for these tools.
     """
     choice = body.tool_choice
+    choice = choice.allowed_tools.mode if isinstance(choice, AllowedToolsChoice) else choice
     if not tools or not (isinstance(choice, NamedTool) or choice == "required"):
         return None
     parallel = body.parallel_tool_calls is not False
