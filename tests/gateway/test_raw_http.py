@@ -32,12 +32,11 @@ def url(tokenizer_dir: Path, key: tuple[Path, bytes]) -> Iterator[str]:
 
 
 def answers(url: str, sent: bytes) -> list[tuple[int, bytes]]:
-    """Send bytes and no more of them; return the status and the rest of each answer on the connection."""
+    """Send bytes, the last request of which ends the connection; return the status and the rest of each answer."""
     address = urlsplit(url)
     received = b""
     with closing(socket.create_connection((address.hostname, address.port or 80), WAIT)) as connection:
         connection.sendall(sent)
-        connection.shutdown(socket.SHUT_WR)
         while part := connection.recv(1 << 16):
             received += part
     found = received.split(b"HTTP/1.1 ")[1:]
@@ -45,12 +44,13 @@ def answers(url: str, sent: bytes) -> list[tuple[int, bytes]]:
     return [(int(each[:3]), each[3:]) for each in found]
 
 
-def head(line: bytes, *fields: bytes) -> bytes:
-    return b"\r\n".join((line, b"Host: x", *fields, b"", b""))
+def head(line: bytes, *fields: bytes, last: bool = True) -> bytes:
+    ending = (b"Connection: close",) if last else ()
+    return b"\r\n".join((line, b"Host: x", *fields, *ending, b"", b""))
 
 
-def post(path: bytes, body: bytes, *fields: bytes) -> bytes:
-    return head(b"POST %s HTTP/1.1" % path, b"Content-Length: %d" % len(body), *fields) + body
+def post(path: bytes, body: bytes, *fields: bytes, last: bool = True) -> bytes:
+    return head(b"POST %s HTTP/1.1" % path, b"Content-Length: %d" % len(body), *fields, last=last) + body
 
 
 TARGETS = [
@@ -67,7 +67,7 @@ METHODS = [b"GET", b"HEAD", b"OPTIONS", b"POST", b"PUT", b"PATCH", b"DELETE", b"
 @pytest.mark.parametrize("method", METHODS)
 def test_no_path_gets_past_the_keys(url: str, method: bytes) -> None:
     for target in TARGETS:
-        ((status, rest),) = answers(url, head(b"%s %s HTTP/1.1" % (method, target), b"Connection: close"))
+        ((status, rest),) = answers(url, head(b"%s %s HTTP/1.1" % (method, target)))
         assert status in (400, 401), (target, status)
         assert b"tuned" not in rest
 
@@ -75,7 +75,7 @@ def test_no_path_gets_past_the_keys(url: str, method: bytes) -> None:
 def test_what_is_open_is_open_by_every_spelling_and_to_nothing_else(url: str) -> None:
     for target in (b"/health", b"/%68ealth", b"/health?x=1", b"/docs", b"/page/style.css"):
         for method, status in ((b"GET", 200), (b"HEAD", 200), (b"OPTIONS", 405), (b"POST", 405), (b"CONNECT", 405)):
-            ((got, rest),) = answers(url, head(b"%s %s HTTP/1.1" % (method, target), b"Connection: close"))
+            ((got, rest),) = answers(url, head(b"%s %s HTTP/1.1" % (method, target)))
             assert got == status, (method, target)
             if method == b"HEAD":
                 assert rest.endswith(b"\r\n\r\n")
@@ -134,7 +134,7 @@ def test_a_body_may_come_in_pieces_or_be_no_json(url: str, key: tuple[Path, byte
     chunked = head(b"POST %s HTTP/1.1" % CHAT, b"Transfer-Encoding: chunked", allowed)
     ((status, rest),) = answers(url, chunked + pieces + b"0\r\nX-Trailer: 1\r\n\r\n")
     assert (status, b"Hello" in rest) == (200, True)
-    assert [status for status, _ in answers(url, chunked + b"5\r\nab")] in ([], [400], [499])
+    assert [status for status, _ in answers(url, chunked + b"ZZ\r\nab")] == [400]
     for body in (b"", b"\xff\xfe", b"a=b&c=d", b"--x\r\n\r\n1\r\n--x--", gzip.compress(BODY), BODY[:-1]):
         ((status, rest),) = answers(url, post(CHAT, body, allowed))
         assert (status, b"invalid_json" in rest) == (400, True)
@@ -153,8 +153,9 @@ def test_a_body_may_come_in_pieces_or_be_no_json(url: str, key: tuple[Path, byte
 
 def test_requests_that_come_together_are_answered_in_their_order(url: str, key: tuple[Path, bytes]) -> None:
     allowed = b"X-Api-Key: " + key[1]
-    sent = post(CHAT, BODY, allowed) + head(b"GET /v1/models HTTP/1.1") + post(CHAT, b"{", allowed)
-    sent += head(b"GET /v1/models HTTP/1.1", allowed) + head(b"GET /health HTTP/1.1")
+    sent = post(CHAT, BODY, allowed, last=False) + head(b"GET /v1/models HTTP/1.1", last=False)
+    sent += post(CHAT, b"{", allowed, last=False) + head(b"GET /v1/models HTTP/1.1", allowed, last=False)
+    sent += head(b"GET /health HTTP/1.1")
     assert [status for status, _ in answers(url, sent)] == [200, 401, 400, 200, 200]
     # What is left of a body that was refused is no request.
     smuggled = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -8,6 +8,7 @@ from anthropic.types import message_count_tokens_params, message_create_params
 from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
+from openai.types.responses.service_tier import ServiceTier
 
 from tests.gateway.conftest import FakeEngine, chat_body
 
@@ -68,7 +69,7 @@ async def test_null_is_absent_and_no_field_of_the_clients_is_unknown(
     assert "Unknown parameter" not in error["message"] or f"'{field}'" not in error["message"]
 
 
-TIERS = get_args(get_args(response_create_params.ServiceTier)[0])
+TIERS = get_args(get_args(ServiceTier)[0])
 
 
 @pytest.mark.parametrize("tier", TIERS)

@@ -30,6 +30,7 @@ FUNCTION: dict[str, Any] = {
 TOOLS = [{"type": "function", "function": FUNCTION}]
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
 SAID = f"<think>Hm, weather.</think>Let me see.\n{CALL}\n{CALL}"
+BROKEN = '<tool_call>{"name": "weather", "arguments": {"city": "Os'
 NAMED = {"type": "function", "function": {"name": "weather"}}
 
 
@@ -207,7 +208,7 @@ async def test_messages_have_blocks_for_each(client: httpx.AsyncClient, engine: 
 async def test_a_call_that_breaks_off_is_told_as_far_as_it_came(
     client: httpx.AsyncClient, engine: FakeEngine, served: ServedModel
 ) -> None:
-    engine.answer = served.tokenizer.encode('<tool_call>{"name": "weather", "arguments": {"city": "Os')
+    engine.answer = served.tokenizer.encode(BROKEN, add_special_tokens=False)
     body = chat_body(tools=TOOLS, max_tokens=len(engine.answer))
     choice = (await _post(client, CHAT, body))["choices"][0]
     assert choice["message"]["tool_calls"][0]["function"] == {"name": "weather", "arguments": '{"city": "Os'}
@@ -232,13 +233,15 @@ async def test_of_the_allowed_tools_the_model_sees_those_alone(
 ) -> None:
     choice = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [NAMED]}}
     await _post(client, CHAT, chat_body(tools=[*TOOLS, OTHER], tool_choice=choice))
-    tools = [{"type": "function", **FUNCTION}, {"type": "function", "name": "other", "parameters": {}, "strict": None}]
-    choice = {"type": "allowed_tools", "mode": mode, "tools": [{"type": "function", "name": "weather"}]}
-    answer = await _post(
-        client, "/v1/responses", {"model": "tuned", "input": "Hi", "tools": tools, "tool_choice": choice}
-    )
+    body: dict[str, Any] = {
+        "model": "tuned",
+        "input": "Hi",
+        "tools": [{"type": "function", **FUNCTION}, {"type": "function", "name": "other", "parameters": {}}],
+        "tool_choice": {"type": "allowed_tools", "mode": mode, "tools": [{"type": "function", "name": "weather"}]},
+    }
+    answer = await _post(client, "/v1/responses", body)
     assert problems("openai", "Response", answer) == []
-    assert answer["tool_choice"] == choice
+    assert answer["tool_choice"] == body["tool_choice"]
     for request in engine.requests:
         text = served.tokenizer.decode(request.prompt_ids)
         assert ("weather" in text, "other" in text) == (True, False)

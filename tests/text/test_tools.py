@@ -131,13 +131,12 @@ def test_a_call_that_goes_wrong_keeps_its_arguments_and_the_rest_is_content(
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: f"{sample.name}-{sample.output[:30]!r}")
 def test_arguments_come_as_they_are_written(sample: Sample, marked: Tokenizer) -> None:
-    """Each call's name is known before its arguments end, and each of their values with its last character."""
+    """They come in many pieces; what is no string in tags comes whole."""
     if sample.name == "pythonic" or not any(arguments for _, arguments in sample.calls):
         return
     streaming = parser(sample.template, marked)
     pieces = [event.fragment for c in sample.output for event in streaming.push(c) if isinstance(event, CallArguments)]
-    longest = max(len(value) for _, call in sample.calls for value in [json.dumps(call, ensure_ascii=False)])
-    assert len(pieces) > longest // 2
+    assert len(pieces) > max(len(json.dumps(call)) for _, call in sample.calls) // 4
 
 
 PARTS = ["<tool_call>", "</tool_call>", "{", "}", "[", '"name": ', '"now"', '"arguments": {}', ", ", "now(", ")", "a"]

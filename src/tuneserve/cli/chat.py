@@ -70,8 +70,8 @@ def _from_model(source: str, base: str | None, max_tokens: int, temperature: flo
 
 
 def _from_server(url: str, model: str | None, api_key: str | None, max_tokens: int, temperature: float) -> Answer:
-    from tuneserve.client import OpenAIClient
-    from tuneserve.errors import InputError
+    from tuneserve.client import ApiError, OpenAIClient
+    from tuneserve.errors import InputError, RequestError
 
     client = OpenAIClient(url, api_key)
     if model is None:
@@ -83,9 +83,14 @@ def _from_server(url: str, model: str | None, api_key: str | None, max_tokens: i
 
     def answer(messages: list[Message]) -> Iterator[str]:
         chunks = client.chat_stream(messages, model=asked, max_tokens=max_tokens, temperature=temperature)
-        for chunk in chunks:
-            for choice in chunk.choices:
-                if choice.delta.content:
-                    yield choice.delta.content
+        try:
+            for chunk in chunks:
+                for choice in chunk.choices:
+                    if choice.delta.content:
+                        yield choice.delta.content
+        except ApiError as error:
+            if error.status == 400:
+                raise RequestError(str(error)) from None
+            raise
 
     return answer
