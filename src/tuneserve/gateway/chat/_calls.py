@@ -8,7 +8,7 @@ from functools import partial
 from tuneserve.engines.contract import Grammar
 from tuneserve.gateway._constraint import Constraint
 from tuneserve.gateway._errors import ApiError
-from tuneserve.gateway._parts import CallStart, Part, Reader, new_id
+from tuneserve.gateway._parts import CallStart, Part, PlainReader, Reader, new_id
 from tuneserve.gateway._served import ServedModel
 from tuneserve.gateway.schemas import AllowedToolsChoice, ChatRequest, NamedTool, Tool
 from tuneserve.text.tools import (
@@ -69,6 +69,8 @@ def reading(
     """Return what makes the reader of one sample, and the special tokens that it must see."""
     calls = served.tool_format if tools else None
     thoughts = served.reasoning_format if thinks else None
+    if calls is None and thoughts is None:
+        return PlainReader, frozenset()
     is_mistral = calls is not None and calls.name.startswith("mistral")
     make = partial(_CallReader, lambda: Parser(calls, thoughts, tools, prompt), _mistral_id if is_mistral else _id)
     return make, visible_ids(calls, thoughts)

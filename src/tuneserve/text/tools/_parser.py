@@ -58,8 +58,11 @@ class Parser:
 
 def _joined(events: Iterable[Event]) -> list[Event]:
     """Join neighbours that are text of one kind, or of the arguments of one call."""
+    some = [event for event in events if _text(event)]
+    if len(some) < 2:
+        return some
     joined: list[Event] = []
-    for _, group in groupby(filter(_text, events), _kind):
+    for _, group in groupby(some, _kind):
         first, *others = group
         text = "".join(map(_text, (first, *others)))
         match first:
