@@ -19,8 +19,8 @@ _T = TypeVar("_T")
 class TextWorkers:
     """Runs work on text beside the event loop, a few pieces at a time.
 
-    Waking a thread takes up to several milliseconds where the engine keeps all cores busy, and so does waking the loop
-    again. So work on few characters, which takes less than one, is done at once.
+    Waking a thread takes several milliseconds where the engine keeps all cores busy, and so does waking the loop again.
+    So work on few characters, which takes less than a millisecond, is done at once.
     """
 
     def __init__(self, count: int = 2) -> None:
