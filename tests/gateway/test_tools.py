@@ -141,7 +141,10 @@ async def test_what_a_client_made_of_an_answer_is_not_shown_to_the_model(tmp_pat
     assert isinstance(served.engine, FakeEngine)
     served.engine.context_length = 2048
     call: dict[str, Any] = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    plain = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes", "tool_calls": [call]}]
+    plain: list[dict[str, Any]] = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes", "tool_calls": [call]},
+    ]
     function = {**call["function"], "parsed_arguments": {"x": 1}}
     made = {**plain[1], "parsed": {"x": 1}, "tool_calls": [{**call, "index": 0, "function": function}]}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(served)), base_url="http://x") as client:

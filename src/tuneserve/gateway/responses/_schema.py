@@ -26,12 +26,12 @@ _MAX_TOOLS = 128
 LOGPROBS = "message.output_text.logprobs"
 
 NEUTRAL: Neutral = {
-    "access_programs": (),
+    "access_programs": ({"cyber": "standard"},),
     "background": (False,),
     "background_options": (),
     "context_management": (),
     "conversation": (),
-    "image": (),
+    "image": ({"context_compression": "auto"}, {"context_compression": "disabled"}),
     "max_tool_calls": (),
     "moderation": (),
     "prompt": (),
