@@ -298,6 +298,27 @@ async def test_what_is_wrong_with_tools_is_named(client: httpx.AsyncClient, fiel
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
 
+@pytest.mark.parametrize(
+    ("path", "tool", "param"),
+    [
+        ("/v1/responses", {"type": "function", "name": "f", "parameters": {"type": "array"}}, "tools[0].parameters"),
+        ("/v1/messages", {"name": "f", "input_schema": {"required": 7}}, "tools[0].input_schema.required"),
+        ("/v1/messages/count_tokens", {"name": "f", "input_schema": {"required": 7}}, "tools[0].input_schema.required"),
+    ],
+)
+async def test_a_tool_is_named_as_the_request_named_it(
+    client: httpx.AsyncClient, path: str, tool: dict[str, Any], param: str
+) -> None:
+    body = {"model": "tuned", "tools": [tool]}
+    asked: dict[str, Any] = {"input": "Hi"} if path == "/v1/responses" else {"messages": chat_body()["messages"]}
+    limit = {"max_tokens": 5} if path == "/v1/messages" else {}
+    response = await client.post(path, json={**body, **asked, **limit})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error.get("param", param) == param
+    assert path == "/v1/responses" or f"'{param}'" in error["message"]
+
+
 async def test_a_model_without_a_known_way_of_calling_refuses_tools(tokenizer_dir: Path) -> None:
     app = create_app(make_served(tokenizer_dir))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:

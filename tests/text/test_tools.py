@@ -309,7 +309,7 @@ BAD = [
     ([{"type": "function"}], "tools[0].function"),
     ([NOW, NOW], "tools[1].function.name"),
     ([NOW, function(name="a b")], "tools[1].function.name"),
-    ([function(name="x" * 65)], "tools[0].function.name"),
+    ([function(name="x" * 129)], "tools[0].function.name"),
     ([function(name="f\n")], "tools[0].function.name"),
     ([function(description=1)], "tools[0].function.description"),
     ([function(strict="yes")], "tools[0].function.strict"),
