@@ -111,7 +111,7 @@ async def test_a_long_prompt_does_not_hold_up_others(served: ServedModel) -> Non
 
     app = create_app(replace(served, tokenizer=cast(Tokenizer, Slow())))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
-        asking = [asyncio.create_task(client.post(CHAT, json=chat_body())) for _ in range(5)]
+        asking = [asyncio.create_task(client.post(CHAT, json=chat_body("Hi" * 2000))) for _ in range(5)]
         await asyncio.to_thread(encoding.acquire)
         await asyncio.to_thread(encoding.acquire)
         assert (await client.get("/health")).status_code == 200

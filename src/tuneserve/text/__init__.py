@@ -2,6 +2,7 @@
 
 from tuneserve.text._detokenizer import Detokenizer
 from tuneserve.text._files import special_tokens
+from tuneserve.text._meter import UnfinishedError
 from tuneserve.text._stops import StopStrings
 from tuneserve.text._template import ChatTemplate, open_chat_template
 from tuneserve.text._token_bytes import TokenBytes, byte_alphabet
@@ -13,6 +14,7 @@ __all__ = [
     "StopStrings",
     "TokenBytes",
     "Tokenizer",
+    "UnfinishedError",
     "byte_alphabet",
     "open_chat_template",
     "open_tokenizer",
