@@ -22,7 +22,10 @@ OpenAPI document at `/openapi.json`.
 - `null` means absent. What is absent is as the model was published (`generation_config.json`), else OpenAI's default.
 - Errors are `{"error": {"message", "type", "param", "code"}}`; under `/v1/messages` they have Anthropic's form.
 - Tool calls are found in the output by the model's own way of writing them, which its chat template shows. With
-  `tool_choice` `required` or a named function, a grammar enforces them; with `auto`, a malformed call is text.
+  `tool_choice` `required` or a named function, a grammar enforces them; with `auto`, what is no call is text.
+- A call's arguments stream as they are generated, in pieces that joined are those of the whole answer; calls in
+  Python's form (`[f(a=1)]`) come each in one piece. An answer that ends within a call has its arguments as far as they
+  came, which then are no JSON. See [tools](tools.md).
 - Thoughts are set apart from the answer where the chat template shows how the model marks them. An output with a form
   (`response_format`, `guided_*`, `structured_outputs`) is all content.
 - Stored responses are kept in memory, at most 1,000 and 64 MiB of them, for whoever sends the same key.

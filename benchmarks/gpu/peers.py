@@ -15,10 +15,14 @@ import json
 import os
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1]))
+from circumstances import gpu_circumstances
 
 os.environ.update(HF_HUB_OFFLINE="1", VLLM_USE_FLASHINFER_SAMPLER="0", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1")
 os.environ.update(UNSLOTH_DISABLE_STATISTICS="1")
@@ -116,13 +120,10 @@ def main() -> None:
 
     seconds(1, 2)
     cold = time.perf_counter() - began
-    import torch
-
     facts = {
         "engine": options.engine, "version": importlib.metadata.version(options.engine), "model": options.model.name,
         "adapter": bool(options.adapter), "nf4": options.nf4, "prompt": options.prompt, "new": options.new,
-        "context": options.context, "imports_to_first_token_s": round(cold, 1), "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
+        "context": options.context, "imports_to_first_token_s": round(cold, 1), **gpu_circumstances(),
     }  # fmt: skip
     for batch in options.batch:
         seconds(batch, min(16, options.new))

@@ -3,8 +3,8 @@
     python benchmarks/serving/overhead.py [STREAMS]
 
 The added latency is the time from opening a connection to the first token at the client, minus the time from the call
-of the engine to its first token, for one request at a time. Server and client share a process here, so it contains
-what the client costs.
+of the engine to its first token, for one request at a time, with a pause before each as there is at low load. Server
+and client share a process here, so it contains what the client costs.
 """
 
 import asyncio
@@ -26,6 +26,7 @@ from tuneserve.text import open_chat_template, open_tokenizer
 
 TOKENS = 256
 REQUESTS = 60
+PAUSE_SECONDS = 0.05
 
 
 def body(number: int, tokens: int) -> dict[str, object]:
@@ -102,7 +103,10 @@ async def measure_added_latency() -> None:
     server = uvicorn.Server(config)
     with listen(HOST, 0) as listener:
         serving_task = asyncio.create_task(server.serve(sockets=[listener]))
-        answers = [await stream(HOST, listener.getsockname()[1], body(number, 4)) for number in range(REQUESTS)]
+        answers = []
+        for number in range(REQUESTS):
+            await asyncio.sleep(PAUSE_SECONDS)
+            answers.append(await stream(HOST, listener.getsockname()[1], body(number, 4)))
         server.should_exit = True
         await serving_task
     await engine.close()

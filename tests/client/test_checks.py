@@ -11,7 +11,7 @@ from tuneserve.client import OpenAIClient
 from tuneserve.client.checks import REACHABLE, CheckResult, run_checks
 
 Serve = Callable[..., Any]
-# The JavaScript checker has the same checks, and its tests read the same file.
+# The JavaScript checker has these checks alone, and its tests read the same file.
 NAMES = json.loads((Path(__file__).parents[2] / "clients" / "js" / "test" / "names.json").read_text())
 FAULTS = [
     ("models html", "models list"),

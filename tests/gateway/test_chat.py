@@ -51,6 +51,26 @@ async def test_the_prompt_is_the_rendered_template(
     )
 
 
+@pytest.mark.parametrize(("text", "threads"), [("Hi", 0), ("Hi" * 1000, 1)])
+async def test_a_short_prompt_waits_for_no_thread(
+    client: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, text: str, threads: int
+) -> None:
+    engine.context_length = 4096
+    threaded, to_thread = [], asyncio.to_thread
+
+    async def noted(work: Any) -> Any:
+        threaded.append(work)
+        return await to_thread(work)
+
+    monkeypatch.setattr("tuneserve.gateway._prompts.asyncio.to_thread", noted)
+    assert (await client.post(URL, json=chat_body(text))).status_code == 200
+    assert len(threaded) == threads
+    many = [{"role": "user", "content": "x"}] * 300
+    threaded.clear()
+    await client.post(URL, json={**chat_body(), "messages": many})
+    assert len(threaded) == 2, "rendering and encoding"
+
+
 async def test_the_final_message_can_be_continued(
     client: httpx.AsyncClient, engine: FakeEngine, served: ServedModel
 ) -> None:

@@ -18,7 +18,7 @@ from tuneserve.gateway import ServedModel, _app
 SCRIPTED = {
     "logit_bias", "bad_words", "min_tokens", "ignore_eos", "json_object", "regex", "choice", "embeddings",
 }  # fmt: skip
-REFUSED = {"tool_choice required"}
+REFUSED = {"tool_choice required", "tools streaming"}
 
 
 @pytest.fixture
@@ -45,6 +45,21 @@ def test_an_engine_that_ignores_what_it_takes_fails(served: ServedModel) -> None
     served.engine.answer = [*served.engine.answer[:4], served.engine.answer[-1]]
     results = _check(served)
     assert {name for name in SCRIPTED if results[name].outcome == "fail"} == SCRIPTED
+
+
+async def _silent(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a chat with a stream in which nothing is called, and anything else with a list of models."""
+    models = b'{"data": [{"id": "tuned", "object": "model"}]}'
+    chunk = {"choices": [{"index": 0, "delta": {"content": "Hello"}, "finish_reason": "stop"}]}
+    body = models if scope["method"] == "GET" else f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n".encode()
+    await receive()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+    await send({"type": "http.response.body", "body": body})
+
+
+def test_a_call_that_is_not_streamed_fails(served: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.gateway.conftest.create_app", lambda *_: _silent)
+    assert _check(served)["tools streaming"].outcome == "fail"
 
 
 class _Emptied:

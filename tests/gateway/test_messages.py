@@ -93,7 +93,7 @@ async def test_blocks_become_messages(client: httpx.AsyncClient, engine: FakeEng
         ({"max_tokens": None}, "max_tokens"),
         ({"max_tokens": 10**6}, "max_tokens"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "system", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "tool_use", "id": "a", "name": "f", "input": {}}]}]},
          "messages[0].content[0]"),
@@ -102,6 +102,7 @@ async def test_blocks_become_messages(client: httpx.AsyncClient, engine: FakeEng
         ({"temperature": 1.5}, "temperature"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking.type"),
         ({"thinking": {"type": "adaptive"}}, "thinking"),
+        ({"output_config": {"effort": "max"}}, "output_config.effort"),
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
         ({"mcp_servers": [{}]}, "mcp_servers"),
         ({"bananas": 1}, "bananas"),
@@ -129,6 +130,22 @@ async def test_what_asks_for_nothing_of_a_tool_is_taken(client: httpx.AsyncClien
 
 async def test_thinking_can_be_left_out(client: httpx.AsyncClient) -> None:
     assert (await client.post(URL, json=_body(thinking={"type": "disabled"}))).status_code == 200
+
+
+async def test_a_system_turn_is_one_of_the_conversation(
+    client: httpx.AsyncClient, engine: FakeEngine, served: ServedModel
+) -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}]
+    assert (await client.post(URL, json=_body(messages=turns))).status_code == 200
+    assert served.tokenizer.decode(engine.prompt).find("Be brief.") > served.tokenizer.decode(engine.prompt).find("Hi")
+
+
+@pytest.mark.parametrize("fields", [{"output_config": {"effort": "low"}}, {"thinking": {"type": "adaptive"}}])
+async def test_counting_refuses_what_answering_does(client: httpx.AsyncClient, fields: dict[str, Any]) -> None:
+    refused = await client.post(URL, json=_body(**fields))
+    body = {name: value for name, value in _body(**fields).items() if name != "max_tokens"}
+    counted = await client.post(f"{URL}/count_tokens", json=body)
+    assert (refused.status_code, refused.json()) == (400, counted.json())
 
 
 async def test_an_unknown_model_is_not_found(client: httpx.AsyncClient) -> None:

@@ -1,11 +1,14 @@
 """Protects that every field is honoured, neutral, or refused by name in OpenAI's error form."""
 
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
-from openai.types import completion_create_params
+from anthropic.types import message_count_tokens_params, message_create_params
+from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
+from openai.types.responses.service_tier import ServiceTier
 
 from tests.gateway.conftest import FakeEngine, chat_body
 
@@ -37,24 +40,55 @@ async def test_neutral_values_are_accepted(client: httpx.AsyncClient) -> None:
     assert (await client.post(COMPLETIONS, json=body)).status_code == 200
 
 
-CHAT_FIELDS = sorted(chat_create_params.CompletionCreateParamsBase.__annotations__)
-COMPLETION_FIELDS = sorted(completion_create_params.CompletionCreateParamsBase.__annotations__)
+MESSAGE = {"model": "tuned", "messages": [{"role": "user", "content": "a"}]}
+# The fields that the official clients know, by the body that they go into.
+FIELDS: dict[str, tuple[dict[str, Any], type]] = {
+    CHAT: (chat_body(), chat_create_params.CompletionCreateParamsBase),
+    COMPLETIONS: ({"model": "tuned", "prompt": "a"}, completion_create_params.CompletionCreateParamsBase),
+    "/v1/responses": ({"model": "tuned", "input": "a"}, response_create_params.ResponseCreateParamsBase),
+    "/v1/embeddings": ({"model": "tuned", "input": "a"}, embedding_create_params.EmbeddingCreateParams),
+    "/v1/messages": ({**MESSAGE, "max_tokens": 1}, message_create_params.MessageCreateParamsBase),
+    "/v1/messages/count_tokens": (MESSAGE, message_count_tokens_params.MessageCountTokensParams),
+}
 
 
-@pytest.mark.parametrize("field", [each for each in CHAT_FIELDS if each not in ("model", "messages")])
-async def test_null_is_absent_and_no_chat_field_is_unknown(client: httpx.AsyncClient, field: str) -> None:
-    assert (await client.post(CHAT, json=chat_body(**{field: None}))).status_code == 200
-    error = await _refusal(client, CHAT, chat_body(**{"stream": 7, field: [{}]}))
-    assert error["code"] != "unknown_parameter"
+@pytest.mark.parametrize(
+    ("path", "field"), [(path, each) for path in FIELDS for each in FIELDS[path][1].__annotations__]
+)
+async def test_null_is_absent_and_no_field_of_the_clients_is_unknown(
+    client: httpx.AsyncClient, path: str, field: str
+) -> None:
+    body, _ = FIELDS[path]
+    if field not in body and path != "/v1/embeddings":
+        assert (await client.post(path, json={**body, field: None})).status_code == 200
+    response = await client.post(path, json={**body, field: [{"x": 1}] if field != "metadata" else 7})
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert f"'{field}" in error["message"]
+    assert error.get("code") != "unknown_parameter" or error["param"] != field
+    assert "Unknown parameter" not in error["message"] or f"'{field}'" not in error["message"]
 
 
-@pytest.mark.parametrize("field", [each for each in COMPLETION_FIELDS if each not in ("model", "prompt")])
-async def test_null_is_absent_and_no_completion_field_is_unknown(client: httpx.AsyncClient, field: str) -> None:
-    body = {"model": "tuned", "prompt": "a"}
-    assert (await client.post(COMPLETIONS, json={**body, field: None})).status_code == 200
-    error = await _refusal(client, COMPLETIONS, {**body, field: [{}]})
-    assert error["code"] != "unknown_parameter"
-    assert error["param"].startswith(field)
+TIERS = get_args(get_args(ServiceTier)[0])
+
+
+@pytest.mark.parametrize("tier", TIERS)
+async def test_each_service_tier_has_its_place(client: httpx.AsyncClient, engine: FakeEngine, tier: str) -> None:
+    """Published: an answer names the tier that it was given, and fast is priority."""
+    kind = "flex" if tier == "flex" else "priority" if tier in ("priority", "fast", "ultrafast") else "default"
+    for path in (CHAT, "/v1/responses"):
+        answer = (await client.post(path, json={**FIELDS[path][0], "service_tier": tier})).json()
+        assert answer["service_tier"] == kind
+    assert {request.priority for request in engine.requests} == {{"flex": 1, "default": 0, "priority": -1}[kind]}
+
+
+async def test_hints_about_caches_are_taken(client: httpx.AsyncClient) -> None:
+    hints = {"prompt_cache_options": {"mode": "explicit", "ttl": "30m"}, "prompt_cache_key": "k"}
+    part = {"text": "a", "prompt_cache_breakpoint": {"mode": "explicit"}}
+    messages = [{"role": "user", "content": [{"type": "text", **part}]}]
+    items = [{"role": "user", "content": [{"type": "input_text", **part}]}]
+    assert (await client.post(CHAT, json=chat_body(messages=messages, **hints))).status_code == 200
+    assert (await client.post("/v1/responses", json={"model": "tuned", "input": items, **hints})).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ FUNCTION: dict[str, Any] = {
 TOOLS = [{"type": "function", "function": FUNCTION}]
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
 SAID = f"<think>Hm, weather.</think>Let me see.\n{CALL}\n{CALL}"
+BROKEN = '<tool_call>{"name": "weather", "arguments": {"city": "Os'
 NAMED = {"type": "function", "function": {"name": "weather"}}
 
 
@@ -74,6 +75,9 @@ async def test_a_stream_tells_the_same(client: httpx.AsyncClient) -> None:
     assert "".join(delta.get("content") or "" for delta in deltas) == whole["content"]
     assert "".join(delta.get("reasoning_content") or "" for delta in deltas) == whole["reasoning_content"]
     calls: dict[int, dict[str, str]] = {}
+    pieces = [call for delta in deltas for call in delta.get("tool_calls", [])]
+    assert len(pieces) > 20, "arguments come as they are generated"
+    assert [piece["index"] for piece in pieces if "id" in piece] == [0, 1]
     for delta in deltas:
         for call in delta.get("tool_calls", []):
             found = calls.setdefault(call["index"], {"name": "", "arguments": ""})
@@ -132,6 +136,24 @@ async def test_calls_and_results_go_back_to_the_model(
     assert 'assistant:<think>Hm</think><tool_call>weather{"city": "Oslo"}</tool_call>tool:42' in text
 
 
+async def test_what_a_client_made_of_an_answer_is_not_shown_to_the_model(tmp_path: Path) -> None:
+    served = make_served(write_tokenizer(tmp_path, "{{ messages | tojson }}"))
+    assert isinstance(served.engine, FakeEngine)
+    served.engine.context_length = 2048
+    call: dict[str, Any] = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    plain: list[dict[str, Any]] = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes", "tool_calls": [call]},
+    ]
+    function = {**call["function"], "parsed_arguments": {"x": 1}}
+    made = {**plain[1], "parsed": {"x": 1}, "tool_calls": [{**call, "index": 0, "function": function}]}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(served)), base_url="http://x") as client:
+        await _post(client, CHAT, chat_body(messages=plain))
+        await _post(client, CHAT, chat_body(messages=[plain[0], made]))
+    first, second = served.engine.requests
+    assert first.prompt_ids == second.prompt_ids
+
+
 async def test_responses_have_items_for_each(
     client: httpx.AsyncClient, engine: FakeEngine, served: ServedModel
 ) -> None:
@@ -148,6 +170,9 @@ async def test_responses_have_items_for_each(
     assert [item.get("arguments") for item in final] == [item.get("arguments") for item in answer["output"]]
     done = [data["item"] for name, data in events if name == "response.output_item.done"]
     assert done == final
+    fragments = [d["delta"] for name, d in events if name == "response.function_call_arguments.delta"]
+    assert "".join(fragments) == 2 * answer["output"][2]["arguments"]
+    assert len(fragments) > 10
     result = {"type": "function_call_output", "call_id": answer["output"][2]["call_id"], "output": "42"}
     await _post(client, "/v1/responses", {**body, "input": [result], "previous_response_id": answer["id"]})
     text = served.tokenizer.decode(engine.prompt)
@@ -185,11 +210,60 @@ async def test_messages_have_blocks_for_each(client: httpx.AsyncClient, engine: 
     starts = [data["content_block"]["type"] for name, data in events if name == "content_block_start"]
     assert starts == ["thinking", "text", "tool_use", "tool_use"]
     assert sum(name == "content_block_stop" for name, _ in events) == 4
-    partial = [data["delta"]["partial_json"] for _, data in events if "partial_json" in data.get("delta", {})]
-    assert [json.loads(each) for each in partial] == [{"city": "Oslo"}] * 2
+    partial: dict[int, list[str]] = {}
+    for name, data in events:
+        if name == "content_block_delta" and data["delta"]["type"] == "input_json_delta":
+            partial.setdefault(data["index"], []).append(data["delta"]["partial_json"])
+    assert {index: json.loads("".join(pieces)) for index, pieces in partial.items()} == {
+        index: {"city": "Oslo"} for index in (2, 3)
+    }
+    assert min(map(len, partial.values())) > 5
     for choice in ({"type": "any"}, {"type": "tool", "name": "weather", "disable_parallel_tool_use": True}):
         await _post(client, "/v1/messages", {**body, "tool_choice": choice})
         assert engine.requests[-1].params.grammar is not None
+
+
+async def test_a_call_that_breaks_off_is_told_as_far_as_it_came(
+    client: httpx.AsyncClient, engine: FakeEngine, served: ServedModel
+) -> None:
+    engine.answer = served.tokenizer.encode(BROKEN, add_special_tokens=False)
+    body = chat_body(tools=TOOLS, max_tokens=len(engine.answer))
+    choice = (await _post(client, CHAT, body))["choices"][0]
+    assert choice["message"]["tool_calls"][0]["function"] == {"name": "weather", "arguments": '{"city": "Os'}
+    assert choice["finish_reason"] == "length"
+    asked = {"model": "tuned", "max_tokens": len(engine.answer), "messages": [{"role": "user", "content": "Hi"}]}
+    tools = [{"name": "weather", "input_schema": FUNCTION["parameters"]}]
+    (block,) = (await _post(client, "/v1/messages", {**asked, "tools": tools}))["content"]
+    assert block["input"] == {"invalid_json": '{"city": "Os'}
+    body = {"model": "tuned", "input": "Hi", "max_output_tokens": len(engine.answer)}
+    answer = await _post(client, "/v1/responses", {**body, "tools": [{"type": "function", **FUNCTION}]})
+    assert (answer["status"], answer["output"][0]["arguments"]) == ("incomplete", '{"city": "Os')
+    again = await _post(client, "/v1/responses", {**body, "input": "Go on", "previous_response_id": answer["id"]})
+    assert again["previous_response_id"] == answer["id"]
+
+
+OTHER = {"type": "function", "function": {"name": "other"}}
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+async def test_of_the_allowed_tools_the_model_sees_those_alone(
+    client: httpx.AsyncClient, engine: FakeEngine, served: ServedModel, mode: str
+) -> None:
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [NAMED]}}
+    await _post(client, CHAT, chat_body(tools=[*TOOLS, OTHER], tool_choice=choice))
+    body: dict[str, Any] = {
+        "model": "tuned",
+        "input": "Hi",
+        "tools": [{"type": "function", **FUNCTION}, {"type": "function", "name": "other", "parameters": {}}],
+        "tool_choice": {"type": "allowed_tools", "mode": mode, "tools": [{"type": "function", "name": "weather"}]},
+    }
+    answer = await _post(client, "/v1/responses", body)
+    assert problems("openai", "Response", answer) == []
+    assert answer["tool_choice"] == body["tool_choice"]
+    for request in engine.requests:
+        text = served.tokenizer.decode(request.prompt_ids)
+        assert ("weather" in text, "other" in text) == (True, False)
+        assert (request.params.grammar is not None) == (mode == "required")
 
 
 async def test_an_output_with_a_form_is_all_content(client: httpx.AsyncClient, engine: FakeEngine) -> None:
@@ -208,6 +282,10 @@ async def test_an_output_with_a_form_is_all_content(client: httpx.AsyncClient, e
         ({"tools": TOOLS * 2}, "tools[1].function.name"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": "maybe"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [
+            {"type": "function", "function": {"name": "x"}}]}}}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}},
+         "tool_choice.allowed_tools.tools"),
         ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "array"}}}]},
          "tools[0].function.parameters"),
         ({"tools": [{"type": "function", "function": {"name": f"f{i}"}} for i in range(129)]}, "tools"),
@@ -218,6 +296,27 @@ async def test_an_output_with_a_form_is_all_content(client: httpx.AsyncClient, e
 async def test_what_is_wrong_with_tools_is_named(client: httpx.AsyncClient, fields: dict[str, Any], param: str) -> None:
     response = await client.post(CHAT, json=chat_body(**fields))
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("path", "tool", "param"),
+    [
+        ("/v1/responses", {"type": "function", "name": "f", "parameters": {"type": "array"}}, "tools[0].parameters"),
+        ("/v1/messages", {"name": "f", "input_schema": {"required": 7}}, "tools[0].input_schema.required"),
+        ("/v1/messages/count_tokens", {"name": "f", "input_schema": {"required": 7}}, "tools[0].input_schema.required"),
+    ],
+)
+async def test_a_tool_is_named_as_the_request_named_it(
+    client: httpx.AsyncClient, path: str, tool: dict[str, Any], param: str
+) -> None:
+    body = {"model": "tuned", "tools": [tool]}
+    asked: dict[str, Any] = {"input": "Hi"} if path == "/v1/responses" else {"messages": chat_body()["messages"]}
+    limit = {"max_tokens": 5} if path == "/v1/messages" else {}
+    response = await client.post(path, json={**body, **asked, **limit})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error.get("param", param) == param
+    assert path == "/v1/responses" or f"'{param}'" in error["message"]
 
 
 async def test_a_model_without_a_known_way_of_calling_refuses_tools(tokenizer_dir: Path) -> None:

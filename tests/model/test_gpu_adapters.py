@@ -94,8 +94,8 @@ def test_beside_norms_after_products_gelu_and_heads_rotated_in_part(
 ) -> None:
     served = Served(make_family(family, **{**WIDE, "num_hidden_layers": 1}, **changes))
     served.add(0, target_modules=modules)
-    for count in (1, 2):
-        prompts = [prompt(6 + index, index) for index in range(count)]
+    for count in (1, 2, 33):
+        prompts = [prompt(3 + index % 2, index) for index in range(count)]
         found = served.decoded(prompts, [0] * count)
         for row, text in zip(found, prompts, strict=True):
             assert_close(row, served.expected(text, 0)[-1])

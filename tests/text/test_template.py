@@ -8,7 +8,7 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from tuneserve.errors import InputError, RequestError, TextError
-from tuneserve.text import ChatTemplate, open_chat_template
+from tuneserve.text import ChatTemplate, UnfinishedError, open_chat_template
 
 MESSAGES = [
     {"role": "system", "content": "Be brief.\n"},
@@ -102,6 +102,22 @@ def test_the_demo_template_renders_as_in_transformers(demo_base: Path) -> None:
 def test_a_hostile_template_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="template"):
         opened(tmp_path, HOSTILE[name]).render(MESSAGES)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_trial_of_a_hostile_template_gives_up_or_refuses(name: str, tmp_path: Path) -> None:
+    with pytest.raises((TextError, UnfinishedError)):
+        opened(tmp_path, HOSTILE[name]).render(MESSAGES, is_trial=True)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_trial_is_for_short_conversations(name: str, tmp_path: Path) -> None:
+    template = opened(tmp_path, TEMPLATES[name])
+    assert template.render(MESSAGES, tools=TOOLS, is_trial=True) == template.render(MESSAGES, tools=TOOLS)
+    for messages, variables in ((MESSAGES * 500, {}), (MESSAGES, {"x": [0] * 10_000})):
+        with pytest.raises(UnfinishedError):
+            template.render(messages, variables=variables, is_trial=True)
+        assert template.render(messages, variables=variables)
 
 
 def test_the_refusal_of_a_template_is_the_requests_fault(tmp_path: Path) -> None:

@@ -9,12 +9,27 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from tests.text.tool_samples import HARMONY, HERMES, MALFORMED, NOW, QWEN3, SAMPLES, SPECIALS, WEATHER, XML, Sample
+from tests.text.tool_samples import (
+    BROKEN,
+    GRANITE,
+    HARMONY,
+    HERMES,
+    LLAMA,
+    MALFORMED,
+    MISTRAL,
+    MISTRAL_NAMED,
+    NOW,
+    QWEN3,
+    SAMPLES,
+    SPECIALS,
+    WEATHER,
+    XML,
+    Sample,
+)
 from tuneserve.errors import RequestError
 from tuneserve.text import Detokenizer, Tokenizer, open_tokenizer
 from tuneserve.text.tools import (
     CallArguments,
-    CallEnded,
     CallStarted,
     Content,
     Event,
@@ -56,30 +71,27 @@ def parsed(parser: Parser, pieces: list[str]) -> list[Event]:
     return [event for piece in pieces for event in parser.push(piece)] + parser.finish()
 
 
-def said(events: list[Event]) -> tuple[list[tuple[str, Any]], str, str]:
-    """Return the calls, the content and the reasoning, and check the order of events."""
-    calls: list[tuple[str, Any]] = []
-    open_call: int | None = None
-    written = ""
+def written(events: list[Event]) -> tuple[list[tuple[str, str]], str, str]:
+    """Return the calls with the text of their arguments, the content and the reasoning; check the order of events."""
+    calls: list[tuple[str, str]] = []
     for event in events:
         if isinstance(event, CallStarted):
-            assert open_call is None
             assert event.index == len(calls)
-            open_call, written = event.index, ""
-            calls.append((event.name, None))
+            calls.append((event.name, ""))
         elif isinstance(event, CallArguments):
-            assert event.index == open_call
-            written += event.fragment
-        elif isinstance(event, CallEnded):
-            assert event.index == open_call
-            calls[open_call] = (calls[open_call][0], json.loads(written))
-            open_call = None
+            assert event.index == len(calls) - 1
+            assert event.fragment
+            calls[-1] = (calls[-1][0], calls[-1][1] + event.fragment)
         else:
             assert event.text
-            assert open_call is None
-    assert open_call is None
     content = "".join(event.text for event in events if isinstance(event, Content))
     return calls, content, "".join(event.text for event in events if isinstance(event, Reasoning))
+
+
+def said(events: list[Event]) -> tuple[list[tuple[str, Any]], str, str]:
+    """Return the same with the arguments decoded."""
+    calls, content, reasoning = written(events)
+    return [(name, json.loads(arguments)) for name, arguments in calls], content, reasoning
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: f"{sample.name}-{sample.output[:30]!r}")
@@ -109,6 +121,37 @@ def test_a_malformed_call_is_content_in_full(template: str, output: str, marked:
         assert said(parsed(parser(template, marked), pieces)) == ([], output, "")
 
 
+@pytest.mark.parametrize(("template", "output", "arguments", "rest"), BROKEN, ids=lambda value: repr(value)[:40])
+def test_a_call_that_goes_wrong_keeps_its_arguments_and_the_rest_is_content(
+    template: str, output: str, arguments: str, rest: str, marked: Tokenizer
+) -> None:
+    for pieces in ([output], list(output)):
+        assert written(parsed(parser(template, marked), pieces)) == ([("now", arguments)], rest, "")
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: f"{sample.name}-{sample.output[:30]!r}")
+def test_arguments_come_as_they_are_written(sample: Sample, marked: Tokenizer) -> None:
+    """They come in many pieces; what is no string in tags comes whole."""
+    if sample.name == "pythonic" or not any(arguments for _, arguments in sample.calls):
+        return
+    streaming = parser(sample.template, marked)
+    pieces = [event.fragment for c in sample.output for event in streaming.push(c) if isinstance(event, CallArguments)]
+    assert len(pieces) > max(len(json.dumps(call)) for _, call in sample.calls) // 4
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        '{"arguments": {"a": [1]}, "name": "now"}',
+        '{"name": "now", "arguments": "{\\"a\\": [1]}"}',
+        '{"type": "function", "function": {"name": "now", "arguments": {"a": [1]}}}',
+    ],
+)
+def test_arguments_that_cannot_come_in_pieces_come_whole(call: str, marked: Tokenizer) -> None:
+    events = parsed(parser(HERMES, marked), list(f"<tool_call>{call}</tool_call>"))
+    assert events == [CallStarted(0, "now"), CallArguments(0, '{"a": [1]}')]
+
+
 PARTS = ["<tool_call>", "</tool_call>", "{", "}", "[", '"name": ', '"now"', '"arguments": {}', ", ", "now(", ")", "a"]
 PARTS += ["<function=now>", "</function>", "<parameter=a>", "</parameter>", "<think>", "\n", '{"name": "now"}', "]"]
 PARTS += ["<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "<|tool_call|>", "now", "<", "é"]
@@ -121,14 +164,58 @@ def test_pieces_do_not_matter_and_text_without_calls_is_unchanged(parts: list[st
     if template == HARMONY:
         return
     text = "".join(parts)
-    bare = _bare()
-    form = tool_format(template, bare)
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
-    pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    calls, content, _ = said(parsed(Parser(form, None, TOOLS), pieces))
-    assert (calls, content) == said(parsed(Parser(form, None, TOOLS), [text]))[:2]
+    calls, content, _ = written(in_pieces(template, text, data))
+    assert (calls, content) == written(parsed(Parser(tool_format(template, _bare()), None, TOOLS), [text]))[:2]
     if not calls:
         assert content == text
+
+
+def in_pieces(template: str, text: str, data: Any) -> list[Event]:
+    """Return the events of ``text`` cut anyhow."""
+    form, bare = tool_format(template, _bare()), _bare()
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
+    pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    return parsed(Parser(form, reasoning_format(template, bare) if template == HARMONY else None, TOOLS), pieces)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+# How each format writes a call of now with these arguments, which are JSON.
+WRITTEN = {
+    HERMES: '<tool_call>\n{{"name": "now", "arguments": {}}}\n</tool_call>',
+    LLAMA: '{{"type": "function", "name": "now", "parameters": {}}}',
+    MISTRAL: '[TOOL_CALLS][{{"name": "now", "arguments": {}}}]',
+    MISTRAL_NAMED: "[TOOL_CALLS]now[ARGS]{}",
+    GRANITE: '<|tool_call|>[{{"name": "now", "arguments": {}}}]',
+    HARMONY: "<|channel|>commentary to=functions.now <|constrain|>json<|message|>{}<|call|>",
+}
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(WRITTEN)), st.dictionaries(st.text(max_size=5), VALUES, max_size=4), st.data())
+def test_arguments_in_pieces_are_the_arguments(template: str, arguments: dict[str, Any], data: Any) -> None:
+    text = json.dumps(arguments, ensure_ascii=data.draw(st.booleans()), indent=data.draw(st.sampled_from([None, 2])))
+    output = WRITTEN[template].format(text)
+    assert written(in_pieces(template, output, data)) == ([("now", text)], "", "")
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(WRITTEN)), st.data())
+def test_a_call_that_is_tampered_with_loses_nothing_and_repeats_nothing(template: str, data: Any) -> None:
+    """Words of the arguments, and one put anywhere behind where they begin, come out once each."""
+    output = WRITTEN[template].format('{"one": ["two", {"three": 4567}]}')
+    at = data.draw(st.integers(output.index("one"), len(output)))
+    end = data.draw(st.integers(at, len(output)))
+    tampered = (
+        output[:at] + data.draw(st.sampled_from(["eight", '"eight', "{eight", "]eight", "\\eight"])) + output[end:]
+    )
+    calls, content, _ = written(in_pieces(template, tampered, data))
+    everything = "".join(arguments for _, arguments in calls) + content
+    for word in ("one", "two", "three", "4567", "eight"):
+        assert everything.count(word) == tampered.count(word), (calls, content)
 
 
 def _bare() -> Tokenizer:
@@ -222,7 +309,7 @@ BAD = [
     ([{"type": "function"}], "tools[0].function"),
     ([NOW, NOW], "tools[1].function.name"),
     ([NOW, function(name="a b")], "tools[1].function.name"),
-    ([function(name="x" * 65)], "tools[0].function.name"),
+    ([function(name="x" * 129)], "tools[0].function.name"),
     ([function(name="f\n")], "tools[0].function.name"),
     ([function(description=1)], "tools[0].function.description"),
     ([function(strict="yes")], "tools[0].function.strict"),

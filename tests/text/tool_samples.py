@@ -140,18 +140,16 @@ SAMPLES = [
         "Plan.",
     ),
 ]
-"""Outputs whose calls are malformed come out as they are."""
+"""Outputs without a call, or with none whose arguments begin as they should, come out as they are."""
 MALFORMED = [
     (HERMES, "<tool_call>"),
     (HERMES, "a <tool_call>\n{not json}\n</tool_call> b"),
-    (HERMES, '<tool_call>\n{"name": "now", "arguments": {"a": '),
     (HERMES, '<tool_call>{"name": "now", "arguments": [1]}</tool_call>'),
-    (HERMES, '<tool_call>{"name": "now", "arguments": {"a": NaN}}</tool_call>'),
     (HERMES, '<tool_call>{"arguments": {}}</tool_call>'),
-    (HERMES, '<tool_call>{"name": "now", "arguments": ' + '{"a":' * 200 + "1" + "}" * 201),
-    (HERMES, '<tool_call>{"name": "now", "arguments": {"a": ' + "1" * 5000 + "}}"),
-    (XML, "<tool_call>\n<function=now>\n<parameter=a>\n1\n</function>\n</tool_call>"),
     (XML, "<tool_call>\n<function=now>junk</function>\n</tool_call>"),
+    (HERMES, '<tool_call>{"arguments": {"a": NaN}, "name": "now"}</tool_call>'),
+    (HERMES, '<tool_call>{"arguments": ' + '{"a":' * 200 + "1" + "}" * 200 + ', "name": "now"}'),
+    (HERMES, '<tool_call>{"x" "name": "now", "arguments": {}}</tool_call>'),
     (XML, "<tool_call>\n<functio"),
     (LLAMA, '{"name": "nobody", "parameters": {}}'),
     (LLAMA, "<|python_tag|>print(1)"),
@@ -163,4 +161,28 @@ MALFORMED = [
     (MISTRAL_NAMED, "[TOOL_CALLS]two words{}"),
     (MISTRAL_NAMED, "[TOOL_CALLS]" + "x" * 500),
     (GRANITE, "<|tool_call|>[]"),
+]
+"""Outputs that break off or go wrong within a call: the arguments as they were written, and the text that is left."""
+BROKEN = [
+    (HERMES, '<tool_call>\n{"name": "now", "arguments": {"a": ', '{"a": ', ""),
+    (HERMES, '<tool_call>{"name": "now", "arguments": {"a": NaN}}</tool_call>', '{"a": NaN}', ""),
+    (HERMES, '<tool_call>{"name": "now", "arguments": {"a": 1</tool_call>', '{"a": 1', ""),
+    (HERMES, '<tool_call>{"name": "now", "arguments": {}\n</tool_call>', "{}", ""),
+    (HERMES, '<tool_call>{"name": "now", "arguments": {} and', "{}", " and"),
+    (HERMES, '<tool_call>{"name": "now", "arguments": {"a": [}}', '{"a": [', "}}"),
+    (HERMES, '<tool_call>{"name": "now", "arguments": {}, "x"}</tool_call>', "{}", ', "x"}</tool_call>'),
+    (
+        HERMES,
+        '<tool_call>{"name": "now", "arguments": ' + '{"a":' * 200 + "1" + "}" * 201,
+        '{"a":' * 100,
+        '{"a":' * 100 + "1" + "}" * 201,
+    ),
+    (XML, "<function=now>\n<parameter=a>\n1\n</function>", '{"a": "1\\n</function>', ""),
+    (XML, "<function=now>\n<parameter=a>1</parameter> and", '{"a": "1"}', " and"),
+    (LLAMA, '{"name": "now", "parameters": {"a": "b', '{"a": "b', ""),
+    (PYTHONIC, "[now(), nobody()]", "{}", ", nobody()]"),
+    (MISTRAL, '[TOOL_CALLS][{"name": "now", "arguments": {}}, 1]', "{}", ", 1]"),
+    (MISTRAL_NAMED, '[TOOL_CALLS]now[ARGS]{"a": "\n', '{"a": "\\n', ""),
+    (HARMONY, "<|channel|>commentary to=functions.now<|message|>{} and<|call|>", "{}", " and"),
+    (HARMONY, '<|channel|>commentary to=functions.now<|message|>{"a": ', '{"a": ', ""),
 ]

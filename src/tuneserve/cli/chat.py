@@ -2,9 +2,12 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from tuneserve.client import OpenAIClient
 
 Message = dict[str, str]
 Answer = Callable[[list[Message]], Iterator[str]]
@@ -23,17 +26,25 @@ def chat(
 
     [dim]tuneserve chat outputs/my-adapter[/dim]
     """
-    from tuneserve.cli._run import console
-    from tuneserve.errors import InputError, RequestError
+    from tuneserve.errors import InputError
 
-    if source.startswith(("http://", "https://")):
-        if base is not None:
-            raise InputError("--base is for a model here, not for a URL; leave it out.")
-        answer = _from_server(source, model, api_key, max_tokens, temperature)
-    else:
+    if not source.startswith(("http://", "https://")):
         if model is not None or api_key is not None:
             raise InputError("--model and --api-key are for a URL, not for a model here; leave them out.")
-        answer = _from_model(source, base, max_tokens, temperature)
+        _converse(_from_model(source, base, max_tokens, temperature), system)
+        return
+    if base is not None:
+        raise InputError("--base is for a model here, not for a URL; leave it out.")
+    from tuneserve.client import OpenAIClient
+
+    with OpenAIClient(source, api_key) as client:
+        _converse(_from_server(client, model, max_tokens, temperature), system)
+
+
+def _converse(answer: Answer, system: str | None) -> None:
+    from tuneserve.cli._run import console
+    from tuneserve.errors import RequestError
+
     messages: list[Message] = [{"role": "system", "content": system}] if system is not None else []
     while said := _read_line():
         messages.append({"role": "user", "content": said})
@@ -69,23 +80,27 @@ def _from_model(source: str, base: str | None, max_tokens: int, temperature: flo
     return lambda messages: llm.stream(llm.prompt_of(messages), params)
 
 
-def _from_server(url: str, model: str | None, api_key: str | None, max_tokens: int, temperature: float) -> Answer:
-    from tuneserve.client import OpenAIClient
-    from tuneserve.errors import InputError
+def _from_server(client: "OpenAIClient", model: str | None, max_tokens: int, temperature: float) -> Answer:
+    from tuneserve.client import ApiError
+    from tuneserve.errors import InputError, RequestError
 
-    client = OpenAIClient(url, api_key)
     if model is None:
         models = client.models()
         if not models:
-            raise InputError(f"{url} serves no model; start one, or name it with --model.")
+            raise InputError(f"{client.url} serves no model; start one, or name it with --model.")
         model = models[0].id
     asked = model
 
     def answer(messages: list[Message]) -> Iterator[str]:
         chunks = client.chat_stream(messages, model=asked, max_tokens=max_tokens, temperature=temperature)
-        for chunk in chunks:
-            for choice in chunk.choices:
-                if choice.delta.content:
-                    yield choice.delta.content
+        try:
+            for chunk in chunks:
+                for choice in chunk.choices:
+                    if choice.delta.content:
+                        yield choice.delta.content
+        except ApiError as error:
+            if error.status == 400:
+                raise RequestError(str(error)) from None
+            raise
 
     return answer

@@ -48,10 +48,13 @@ def application(gateway: Gateway) -> FastAPI:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    path = quoted(request.url.path)
+    # Not request.url, which is put together from the Host header and need not be a URL.
+    path = request.scope["path"]
     if error.status_code == 405:
-        message = f"{request.method} is not allowed on {path}; use {(error.headers or {}).get('Allow', 'another')}."
+        message = (
+            f"{request.method} is not allowed on {quoted(path)}; use {(error.headers or {}).get('Allow', 'another')}."
+        )
     else:
-        message = f"There is nothing at {path}; the API is under /v1."
+        message = f"There is nothing at {quoted(path)}; the API is under /v1."
     refusal = ApiError(error.status_code, message, code="unknown_url", headers=error.headers)
-    return error_response(refusal, request.url.path)
+    return error_response(refusal, path)

@@ -36,7 +36,7 @@ class Edge:
         self._entry: ASGIApp = self._handle
         if origins := gateway.settings.cors_origins:
             self._entry = CORSMiddleware(
-                self._handle, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"],
+                self._handle, allow_origins=origins, allow_methods=["GET", "POST", "DELETE"], allow_headers=["*"],
                 expose_headers=_SHOWN_HEADERS,
             )  # fmt: skip
 
@@ -159,4 +159,4 @@ def _is_cross_origin(headers: Headers, host: str) -> bool:
     if site is not None:
         return site not in ("same-origin", "none")
     origin = headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+    return origin is not None and origin.lower().partition("://")[2] != host.lower()

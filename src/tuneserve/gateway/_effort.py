@@ -21,8 +21,6 @@ def effort_variables(template: ChatTemplate, effort: str | None) -> dict[str, An
     if "reasoning_effort" in names:
         return {**switches, "reasoning_effort": effort}
     if not switches and effort != "none":
-        message = (
-            "This model's chat template has no levels of thinking for 'reasoning_effort'; leave it out or send 'none'."
-        )
+        message = "This model's chat template has no levels of thinking for 'reasoning_effort'; leave it out."
         raise ApiError(400, message, param="reasoning_effort", code="unsupported_parameter")
     return switches

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import uuid4
+
+import msgspec
 
 from tuneserve.engines.contract import TokenLogprob
 from tuneserve.gateway._generate import Piece, ScoredToken
@@ -51,6 +53,14 @@ class Call:
     name: str
     id: str
     arguments: str = ""
+
+    def decoded(self) -> dict[str, Any] | None:
+        """Return the arguments; None where the model got them wrong or broke off, so that they are no object."""
+        try:
+            value = msgspec.json.decode(self.arguments)
+        except (msgspec.DecodeError, RecursionError):
+            return None
+        return value if isinstance(value, dict) else None
 
 
 @dataclass

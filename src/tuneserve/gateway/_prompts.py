@@ -8,21 +8,28 @@ from typing import Any, TypeVar
 from tuneserve.gateway._errors import ApiError, context_exceeded, quoted
 from tuneserve.gateway._served import ServedModel
 from tuneserve.gateway.schemas import ChatPrompt, ChatRequest, CompletionRequest, Message
-from tuneserve.text import ChatTemplate
+from tuneserve.text import ChatTemplate, UnfinishedError
 from tuneserve.text.tools import ToolDefinition, template_messages
 
 _COMPLETION_TOKENS = 16  # OpenAI's default
+_FEW_CHARACTERS = 2000
 _T = TypeVar("_T")
 
 
 class TextWorkers:
-    """Runs work on text beside the event loop, a few pieces at a time."""
+    """Runs work on text beside the event loop, a few pieces at a time.
+
+    Waking a thread takes several milliseconds where the engine keeps all cores busy, and so does waking the loop again.
+    So work on few characters, which takes less than a millisecond, is done at once.
+    """
 
     def __init__(self, count: int = 2) -> None:
         self._free = asyncio.Semaphore(count)
 
-    async def run(self, work: Callable[[], _T]) -> _T:
-        """Return what ``work`` does."""
+    async def run(self, work: Callable[[], _T], characters: int | None = None) -> _T:
+        """Return what ``work`` does, on so many characters; None is not known."""
+        if characters is not None and characters <= _FEW_CHARACTERS:
+            return work()
         async with self._free:
             return await asyncio.to_thread(work)
 
@@ -71,20 +78,24 @@ async def chat_prompt(
     _check_variables(template, own)
     messages = [_for_template(template, message) for message in body.messages]
 
-    def encode() -> Prompt:
-        text = template.render(
+    def render(is_trial: bool = False) -> str:
+        return template.render(
             template_messages(messages, template.tool_source or template.source),
             tools=[tool.for_template() for tool in tools] or None,
             add_generation_prompt=generating,
             continue_final_message=continuing,
             variables={**(variables or {}), **own},
+            is_trial=is_trial,
         )
-        return Prompt(text, served.tokenizer.encode(text, add_special_tokens=False))
 
-    prompt = await workers.run(encode)
+    try:
+        text = render(is_trial=True)
+    except UnfinishedError:
+        text = await workers.run(render)
+    ids = await workers.run(lambda: served.tokenizer.encode(text, add_special_tokens=False), len(text))
     if fits:
-        check_fits(served, prompt.ids, "messages")
-    return prompt
+        check_fits(served, ids, "messages")
+    return Prompt(text, ids)
 
 
 def the_template(served: ServedModel) -> ChatTemplate:
@@ -113,10 +124,10 @@ def _check_variables(template: ChatTemplate, given: Mapping[str, Any]) -> None:
 def _for_template(template: ChatTemplate, message: Message) -> dict[str, Any]:
     # "developer" is OpenAI's successor of "system"; hardly any template knows it.
     role = "system" if message.role == "developer" and "developer" not in template.source else message.role
-    given = message.model_dump(exclude_none=True, exclude={"tool_calls"})
+    given = message.model_dump(exclude_none=True, exclude={"tool_calls", "parsed"})
     given |= {"role": role, "content": message.text}
     if message.tool_calls:
-        given["tool_calls"] = [call.model_dump() for call in message.tool_calls]
+        given["tool_calls"] = [call.for_template() for call in message.tool_calls]
     return given
 
 
@@ -136,7 +147,7 @@ async def token_ids(
             for prompt in prompts
         ]
 
-    found = await workers.run(encode)
+    found = await workers.run(encode, sum(map(len, prompts)))
     for ids in found:
         check_fits(served, ids, param, room)
         check_ids(served, ids, param)

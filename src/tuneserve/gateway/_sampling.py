@@ -25,8 +25,9 @@ _NAMES = (
     "frequency_penalty",
     "seed",
 )
-# What waits is served in this order.
-_PRIORITIES = {"priority": -1, "flex": 1}
+# What waits is served in this order. Other tiers are the default one, and an answer names the one that it had.
+_PRIORITIES = {"priority": -1, "default": 0, "flex": 1}
+_TIERS = {"priority": "priority", "fast": "priority", "ultrafast": "priority", "flex": "flex"}
 _SEEDS = 2**63
 
 
@@ -79,9 +80,14 @@ def samples(params: SamplingParams, count: int) -> list[SamplingParams]:
     return [msgspec.structs.replace(params, seed=seed) for seed in seeds]
 
 
+def tier(asked: str | None) -> str:
+    """Return the service tier that a request has which ``asked`` for one."""
+    return _TIERS.get(asked or "", "default")
+
+
 def priority(body: Generation) -> int:
     """Return the place in the queue that the service tier gives."""
-    return _PRIORITIES.get(body.service_tier or "", 0)
+    return _PRIORITIES[tier(body.service_tier)]
 
 
 def _biases(served: ServedModel, biases: Mapping[str, float]) -> dict[int, float]:

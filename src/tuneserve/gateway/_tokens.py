@@ -1,5 +1,7 @@
 """``/tokenize`` and ``/detokenize``, in vLLM's form."""
 
+from functools import partial
+
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
@@ -24,7 +26,8 @@ def add_token_routes(app: FastAPI, gateway: Gateway) -> None:
         served = _find(gateway, body.model)
         if isinstance(body, TokenizeTextRequest):
             text, special = body.prompt, body.add_special_tokens is not False
-            ids = await gateway.workers.run(lambda: served.tokenizer.encode(text, add_special_tokens=special))
+            encode = partial(served.tokenizer.encode, text, add_special_tokens=special)
+            ids = await gateway.workers.run(encode, len(text))
         else:
             tools = offered(served, body.tools)
             ids = (await chat_prompt(served, body, gateway.workers, tools=tools, fits=False)).ids

@@ -5,7 +5,6 @@ import weakref
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Protocol
 
 import torch
 
@@ -18,6 +17,7 @@ from tuneserve.model._deferred import DeferredLinear
 from tuneserve.model._linear import DenseLinear, Linear
 from tuneserve.model._lora import AdapterWeights
 from tuneserve.model._pack import KINDS, Packed, pack_codes, pack_dense
+from tuneserve.model._paged import PagedBatch
 from tuneserve.model._rope import query_scales, rope_tables
 from tuneserve.model._weights import LayerWeights, Weights
 from tuneserve.spec import LayerSpec, ModelSpec, RopeSpec
@@ -33,30 +33,6 @@ _MODEL_FIELDS = {
     "fused", "qk_norm", "sinks", "post_norms", "query_scaling", "wrapped", "softcap", "embedding_scale",
     "residual_scale", "logit_scale", "logit_softcap",
 }  # fmt: skip
-
-
-class PagedBatch(Protocol):
-    """The tokens of a step as the compiled code reads them; contiguous, on the CPU.
-
-    Attributes:
-        ids, positions, slots: int64 (tokens); a slot is block * block size + offset.
-        starts: the first row of each sequence, then the number of rows, int32 (sequences + 1).
-        block_tables: the blocks of each sequence in order, int32 (sequences, blocks).
-        adapters: the slot of each token's adapter, -1 for the base, int32 (tokens); None if all are of the base.
-    """
-
-    @property
-    def ids(self) -> torch.Tensor: ...
-    @property
-    def positions(self) -> torch.Tensor: ...
-    @property
-    def slots(self) -> torch.Tensor: ...
-    @property
-    def starts(self) -> torch.Tensor: ...
-    @property
-    def block_tables(self) -> torch.Tensor: ...
-    @property
-    def adapters(self) -> torch.Tensor | None: ...
 
 
 def reasons_against(spec: ModelSpec, weights: Weights, bits: Kind | None = None) -> list[str]:

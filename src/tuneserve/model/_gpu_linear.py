@@ -42,9 +42,9 @@ class GpuLinear(Protocol):
     def gated(
         self, x: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor, norm: Norm, activation: Activation
     ) -> torch.Tensor:
-        """Write ``activation(first) * second`` of a normed product's halves to ``out`` (rows, out / 2), and return it.
+        """Return ``activation(first) * second`` of the halves of a normed product, for the next layer to add.
 
-        ``scratch`` (rows, out) may be used.
+        ``out`` (rows, out / 2), where it is written if not elsewhere, and ``scratch`` (rows, out) may be used.
         """
 
     def add(self, x: torch.Tensor, hidden: torch.Tensor) -> None:

@@ -1,4 +1,6 @@
-"""Whether a checkpoint has just the tensors that a decoder needs."""
+"""Whether a checkpoint has the tensors of a model."""
+
+from collections.abc import Sequence
 
 import torch
 
@@ -18,11 +20,21 @@ def stacks_experts(reader: WeightReader) -> bool:
     return any(name.endswith(_STACKED) for name in reader.tensors)
 
 
+def misfit(reader: WeightReader, problems: Sequence[str]) -> CheckpointError:
+    """Return the error for weights that are not those of the model, listing the first problems."""
+    more = f" and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+    return CheckpointError(
+        f"the weights in {reader.files[0].parent} do not fit its config.json: "
+        f"{'; '.join(problems[:_LISTED])}{more}; download or save the model again."
+    )
+
+
 def check_tensors(spec: ModelSpec, reader: WeightReader, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Compare what a reader has with what a model needs.
+    """Check that a reader has just what a model needs, in ``shapes`` by name.
 
     Raises:
-        CheckpointError: as of :func:`~tuneserve.model.load_weights`.
+        CheckpointError: tensors are missing, left over, or of the wrong shape or dtype; or the head differs from the
+            embedding that it is said to be tied to.
     """
     problems = []
     for name, shape in shapes.items():
@@ -40,11 +52,7 @@ def check_tensors(spec: ModelSpec, reader: WeightReader, shapes: dict[str, tuple
     ]
     problems += [f"{name} is not part of such a model" for name in left_over]
     if problems:
-        more = f" and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-        raise CheckpointError(
-            f"the weights in {reader.files[0].parent} do not fit its config.json: "
-            f"{'; '.join(problems[:_LISTED])}{more}; download or save the model again."
-        )
+        raise misfit(reader, problems)
     if tied_head & reader.tensors.keys() and not torch.equal(reader.read(HEAD), reader.read(EMBEDDING)):
         raise CheckpointError(
             f"{HEAD} in {reader.files[0].parent} differs from the embedding that config.json ties it to; "

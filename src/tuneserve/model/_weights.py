@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from tuneserve.checkpoint import CodeReader, StoredCodes, WeightReader
+from tuneserve.adapters import LINEARS
+from tuneserve.checkpoint import StoredCodes, WeightReader, codes_of, storage_of
 from tuneserve.model._deferred import DeferredLinear
 from tuneserve.model._delta_net import DeltaNet
 from tuneserve.model._experts import ExpertLinears, Experts, SharedExpert
@@ -33,8 +34,6 @@ from tuneserve.spec import (
     layer_names,
     tensor_shapes,
 )
-
-_LINEARS = ("qkv", "output", "gate_up", "down")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +93,14 @@ class Weights:
 
     def stored_as(self) -> Counter[str]:
         """Return how many deferred weights are stored in few bits, by how they are."""
-        linears = [self.head, *(getattr(layer, name) for layer in self.layers for name in _LINEARS)]
+        linears = [self.head, *(getattr(layer, name) for layer in self.layers for name in LINEARS)]
         return Counter(how for linear in linears if isinstance(linear, DeferredLinear) for how in linear.stored_as)
 
     def loaded(self) -> "Weights":
         """Return the same with what was deferred read, dequantised; raises what :func:`load_weights` does."""
         layers = []
         for layer in self.layers:
-            linears: dict[str, Any] = {name: _loaded(getattr(layer, name)) for name in _LINEARS}
+            linears: dict[str, Any] = {name: _loaded(getattr(layer, name)) for name in LINEARS}
             layers.append(replace(layer, **linears))
         head = _loaded(self.head)
         assert head is not None
@@ -156,11 +155,10 @@ class _Loader:
         return DeferredLinear((name,), load, self.codes, lambda: None, self.stored_as(name))
 
     def codes(self, name: str) -> StoredCodes | None:
-        return self.reader.codes(name) if isinstance(self.reader, CodeReader) else None
+        return codes_of(self.reader, name)
 
     def stored_as(self, *names: str) -> tuple[str, ...]:
-        reader = self.reader
-        return tuple(how for name in names if isinstance(reader, CodeReader) and (how := reader.storage(name)))
+        return tuple(how for name in names if (how := storage_of(self.reader, name)))
 
     def layer(self, names: LayerNames, own: LayerSpec) -> LayerWeights:
         spec = self.spec

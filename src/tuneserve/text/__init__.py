@@ -2,9 +2,10 @@
 
 from tuneserve.text._detokenizer import Detokenizer
 from tuneserve.text._files import special_tokens
+from tuneserve.text._meter import UnfinishedError
 from tuneserve.text._stops import StopStrings
 from tuneserve.text._template import ChatTemplate, open_chat_template
-from tuneserve.text._token_bytes import TokenBytes
+from tuneserve.text._token_bytes import TokenBytes, byte_alphabet
 from tuneserve.text._tokenizer import Tokenizer, open_tokenizer
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "StopStrings",
     "TokenBytes",
     "Tokenizer",
+    "UnfinishedError",
+    "byte_alphabet",
     "open_chat_template",
     "open_tokenizer",
     "special_tokens",

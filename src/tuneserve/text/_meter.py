@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set, ValuesView
 from contextlib import contextmanager
 from contextvars import ContextVar
 from time import thread_time
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from jinja2.exceptions import SecurityError
 
@@ -21,24 +21,35 @@ _MAX_BITS = 4096
 _OBJECT_BYTES = 1024
 _ELEMENT_BYTES = 80
 _UNITS_BETWEEN_LOOKS = 1000
+# A trial takes about a millisecond at most.
+_TRIAL_WORK = 2000
+_TRIAL_BYTES = 1 << 22
 
 _T = TypeVar("_T")
 
 
+class UnfinishedError(Exception):
+    """A trial is over before the rendering was; what it may cost in all is not known."""
+
+
 class _Meter:
-    def __init__(self) -> None:
-        self.work = self.look = _MAX_WORK
-        self.bytes = _MAX_BYTES
+    def __init__(self, is_trial: bool) -> None:
+        self.is_trial = is_trial
+        self.work = self.look = _TRIAL_WORK if is_trial else _MAX_WORK
+        self.bytes = _TRIAL_BYTES if is_trial else _MAX_BYTES
         self.deadline = thread_time() + _MAX_SECONDS
+
+    def refuse(self, reason: str) -> NoReturn:
+        raise UnfinishedError if self.is_trial else SecurityError(reason)
 
 
 _current: ContextVar[_Meter] = ContextVar("meter")
 
 
 @contextmanager
-def metered() -> Iterator[None]:
-    """Begin one rendering, within which the other functions count."""
-    token = _current.set(_Meter())
+def metered(is_trial: bool = False) -> Iterator[None]:
+    """Begin one rendering, within which the other functions count; a trial raises UnfinishedError where it is long."""
+    token = _current.set(_Meter(is_trial))
     try:
         yield
     finally:
@@ -51,7 +62,7 @@ def work(units: int = 1) -> None:
     meter.work -= units
     if meter.work < meter.look:
         if meter.work < 0 or thread_time() > meter.deadline:
-            raise SecurityError("it takes too long")
+            meter.refuse("it takes too long")
         meter.look = meter.work - _UNITS_BETWEEN_LOOKS
 
 
@@ -60,7 +71,7 @@ def occupy(size: int) -> None:
     meter = _current.get()
     meter.bytes -= size
     if meter.bytes < 0:
-        raise SecurityError("it takes too much memory")
+        meter.refuse("it takes too much memory")
 
 
 def made(value: _T) -> _T:

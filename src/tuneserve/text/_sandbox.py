@@ -93,9 +93,9 @@ class Environment(ImmutableSandboxedEnvironment):
             return made(call(*args, **kwargs))
         return operations.call_method(call, owner, getattr(function, "__name__", "something"), args, kwargs)
 
-    def bounded(self, make: Callable[[], Iterable[str]]) -> str:
-        """Join the pieces that ``make`` yields, within what one rendering may cost."""
-        with metered():
+    def bounded(self, make: Callable[[], Iterable[str]], *, is_trial: bool = False) -> str:
+        """Join the pieces that ``make`` yields, within what one rendering, or a trial of one, may cost."""
+        with metered(is_trial):
             pieces, length = [], 0
             for piece in make():
                 length = fits(length + len(piece))

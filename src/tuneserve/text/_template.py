@@ -1,6 +1,6 @@
 """Chat templates: a conversation as the text that the model was trained on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from jinja2.meta import find_undeclared_variables
 
 from tuneserve.errors import RequestError, TextError
 from tuneserve.text._files import read_bytes, read_object, special_tokens
+from tuneserve.text._meter import UnfinishedError, measure
 from tuneserve.text._sandbox import Environment, TemplateRefusalError
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -45,6 +46,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
+        is_trial: bool = False,
     ) -> str:
         """Return the conversation as text, the same as Transformers' ``apply_chat_template`` byte for byte.
 
@@ -54,8 +56,10 @@ class ChatTemplate:
             add_generation_prompt: end with the beginning of an answer.
             continue_final_message: end within the last message instead, which the model then continues.
             variables: more names for the template.
+            is_trial: give up where it takes longer than about a millisecond.
 
         Raises:
+            UnfinishedError: a trial gave up.
             RequestError: the template refuses these messages, or leaves out the one to be continued.
             TextError: the template is broken, or takes more time or memory than a conversation needs.
         """
@@ -69,13 +73,21 @@ class ChatTemplate:
             "documents": None,
             "add_generation_prompt": add_generation_prompt and not continue_final_message,
         }
+        ending: str | None = None
+
+        def generate() -> Iterator[str]:
+            nonlocal ending
+            # Before they are copied, which takes long where there are many.
+            measure(names)
+            plain = _plain(names)
+            ending = _mark_ending(plain["messages"][-1]) if continue_final_message else None
+            return template.generate(plain)
+
         try:
-            names = _plain(names)
-            ending = _mark_ending(names["messages"][-1]) if continue_final_message else None
-            text = _environment.bounded(lambda: template.generate(names))
+            text = _environment.bounded(generate, is_trial=is_trial)
         except TemplateRefusalError as error:
             raise RequestError(f"the chat template refuses these messages: {_reason(error)}.", "messages") from None
-        except RequestError:
+        except (RequestError, UnfinishedError):
             raise
         # A template is a program of a stranger's; it may fail in any way.
         except Exception as error:
@@ -86,15 +98,15 @@ class ChatTemplate:
         return text if ending is None else _cut_at_mark(text, ending)
 
 
-def open_chat_template(directory: Path) -> ChatTemplate | None:
-    """Open the chat template of a model directory; None where it has none.
+def open_chat_template(directory: Path, model_dir: Path | None = None) -> ChatTemplate | None:
+    """Open the chat template in ``directory``, else that in ``model_dir``; None where there is none.
 
     Raises:
         TextError: it is malformed or huge.
     """
     sources = _sources(directory)
     if not sources:
-        return None
+        return None if model_dir is None else open_chat_template(model_dir)
     default = sources["default"]
     tool_source = sources.get("tool_use")
     tool_template = _compile(tool_source, directory) if tool_source else None

@@ -1,10 +1,9 @@
 """Fields of chat and plain completions beyond those that every server has: refused, or they do what they say."""
 
-import json
 import re
 from typing import Any
 
-from tuneserve.client.checks._ask import Json, ask, at, refused
+from tuneserve.client.checks._ask import Json, ask, at, events, parsed, refused
 from tuneserve.client.checks._optional import TOOL
 from tuneserve.client.checks._result import PROMPT, Finding, Target, expect, messages
 
@@ -12,6 +11,12 @@ _CHAT = "/v1/chat/completions"
 _COMPLETIONS = "/v1/completions"
 _TEXT = "One, two, three, four,"
 _TOKENS = 12
+_ASKING: Json = {
+    "messages": messages("What is the weather in Oslo?"),
+    "tools": [TOOL],
+    "temperature": 0,
+    "max_tokens": 64,
+}
 
 
 def _said(target: Target, prompt: str = PROMPT, **fields: Any) -> str:
@@ -131,7 +136,7 @@ def json_object(target: Target) -> str:
     if at(answer, "choices", 0, "finish_reason") == "length":
         expect(text.lstrip().startswith("{"), "the answer does not begin like an object.")
         raise Finding("skipped", "the model goes on for longer than 96 tokens.")
-    expect(isinstance(_parsed(text), dict), "the answer is no JSON object.")
+    expect(isinstance(parsed(text), dict), "the answer is no JSON object.")
     return "the answer is a JSON object."
 
 
@@ -157,22 +162,30 @@ def _structured(target: Target, form: Json, fits: Any) -> str:
 
 def tool_required(target: Target) -> str:
     """With ``tool_choice`` required, a tool is called."""
-    answer = _with_tool(target, tool_choice="required")
+    answer = ask(target, _CHAT, {**_ASKING, "tool_choice": "required"})
     name = at(answer, "choices", 0, "message", "tool_calls", 0, "function", "name")
     expect(name == "get_weather", "no tool is called although one must be.")
     return "a tool is called when one must be."
 
 
+def tool_streaming(target: Target) -> str:
+    """A call that must be made is streamed as its name and then its arguments, which together are JSON."""
+    choice = {"type": "function", "function": {"name": "get_weather"}}
+    chunks = events(target, _CHAT, {**_ASKING, "tool_choice": choice})
+    found = [at(chunk, "choices", 0, "delta", "tool_calls", 0) for _, chunk in chunks]
+    functions = [function for call in found if isinstance(function := at(call, "function"), dict)]
+    expect(functions, "no call is streamed although one must be.")
+    expect(functions[0].get("name") == "get_weather", "the first piece of the call has not the tool's name.")
+    arguments = parsed("".join(str(function.get("arguments") or "") for function in functions))
+    expect(isinstance(arguments, dict) and "city" in arguments, "the pieces of the arguments have no field 'city'.")
+    return f"a call is streamed in {len(functions)} pieces."
+
+
 def tools_unused(target: Target) -> str:
     """With ``tool_choice`` none, no tool is called."""
-    answer = _with_tool(target, tool_choice="none")
+    answer = ask(target, _CHAT, {**_ASKING, "tool_choice": "none"})
     expect(not at(answer, "choices", 0, "message", "tool_calls"), "a tool is called although none may be.")
     return "no tool is called when none may be."
-
-
-def _with_tool(target: Target, **fields: Any) -> Json:
-    body = {"messages": messages("What is the weather in Oslo?"), "tools": [TOOL], "temperature": 0, "max_tokens": 64}
-    return ask(target, _CHAT, {**body, **fields})
 
 
 def continued_message(target: Target) -> str:
@@ -182,10 +195,3 @@ def continued_message(target: Target) -> str:
     text = _said(target, messages=begun, **fields)
     expect(not text.lstrip().lower().startswith("one"), "the last message is begun again instead of continued.")
     return "the last message is continued."
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None

@@ -35,7 +35,7 @@ _OPTIONAL: dict[str, Check] = {
     "json_schema": _optional.json_schema,
     "health": _optional.health,
 }
-# What only some servers have; the JavaScript checker has the checks above alone.
+# What only some servers have. The JavaScript checker has the checks above alone, and says so.
 _FURTHER: dict[str, Check] = {
     "unknown field": _fields.unknown_field,
     "developer role": _fields.developer_role,
@@ -54,6 +54,7 @@ _FURTHER: dict[str, Check] = {
     "choice": _fields.guided_choice,
     "tool_choice required": _fields.tool_required,
     "tool_choice none": _fields.tools_unused,
+    "tools streaming": _fields.tool_streaming,
     "responses": _apis.responses,
     "responses streaming": _apis.responses_streaming,
     "previous_response_id": _apis.previous_response,

@@ -65,7 +65,7 @@ def _model(
     return ServedModel(
         name=name,
         tokenizer=open_tokenizer(source.tokenizer_dir, source.model_dir),
-        template=open_chat_template(source.tokenizer_dir) or open_chat_template(source.model_dir),
+        template=open_chat_template(source.tokenizer_dir, source.model_dir),
         engine=engine,
         defaults=without_lacking(read_sampling_defaults(source.model_dir), engine.info.lacks),
         adapter=adapter,

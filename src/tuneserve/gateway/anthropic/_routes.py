@@ -12,8 +12,8 @@ from tuneserve.gateway._errors import json_response
 from tuneserve.gateway._state import Gateway
 from tuneserve.gateway.anthropic._schema import parse_count, parse_messages
 from tuneserve.gateway.anthropic._shape import MessageShape
-from tuneserve.gateway.anthropic._translate import RENAMED, as_chat
-from tuneserve.gateway.chat import conversation_prompt, conversation_work
+from tuneserve.gateway.anthropic._translate import as_chat, renamed
+from tuneserve.gateway.chat import conversation_prompt, conversation_work, offered, renaming
 
 
 def add_message_routes(app: FastAPI, gateway: Gateway) -> None:
@@ -27,14 +27,16 @@ def add_message_routes(app: FastAPI, gateway: Gateway) -> None:
         served = gateway.find(body.model)
         chat = as_chat(body)
         shape = MessageShape(served.name)
-        return Answer(await conversation_work(gateway, served, chat, shape, arrived, RENAMED))
+        return Answer(await conversation_work(gateway, served, chat, shape, arrived, renamed(body)))
 
     async def count(request: Request) -> Response:
         gateway.admit()
         body = parse_count(await read_object(request, settings.max_body_bytes), settings.lenient)
         served = gateway.find(body.model)
         chat = as_chat(body)
-        prompt = await conversation_prompt(gateway, served, chat, fits=False)
+        with renaming(renamed(body)):
+            tools = offered(served, chat.offered_tools)
+            prompt = await conversation_prompt(gateway, served, chat, tools, fits=False)
         return json_response({"input_tokens": len(prompt.ids)})
 
     app.add_route("/v1/messages", messages, methods=["POST"])

@@ -61,6 +61,7 @@ class ToolUseBlock(Schema):
     name: ToolName
     input: JsonObject
     caller: DirectCaller | None = Field(default=None, description="As it was answered.")
+    toolset_name: None = None
     cache_control: CacheControl | None = None
 
 
@@ -71,6 +72,7 @@ class ToolResultBlock(Schema):
     tool_use_id: Hint
     content: str | Annotated[list[TextBlock], Field(max_length=_MAX_BLOCKS, fail_fast=True)] | None = None
     is_error: bool | None = Field(default=None, description="The model reads the content either way.")
+    toolset_name: None = None
     cache_control: CacheControl | None = None
 
 
@@ -80,7 +82,7 @@ Block = Annotated[TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock, Fi
 class Turn(Schema):
     """One turn of a conversation."""
 
-    role: Literal["user", "assistant"]
+    role: Literal["user", "assistant", "system"]
     content: str | Annotated[list[Block], Field(max_length=_MAX_BLOCKS, fail_fast=True)]
 
 
@@ -152,7 +154,7 @@ class OutputConfig(Schema):
     """The form of the output, and how much to think."""
 
     format: OutputFormat | None = None
-    effort: Literal["low", "medium", "high", "xhigh"] | None = Field(
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(
         default=None, description="Where the chat template knows of it."
     )
 

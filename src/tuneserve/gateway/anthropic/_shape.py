@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
 from tuneserve.gateway._errors import ApiError
 from tuneserve.gateway._generate import Piece
 from tuneserve.gateway._parts import CallStart, Part, Sample, new_id
@@ -67,7 +65,12 @@ class MessageShape(Shape):
             content.append({"type": "thinking", "thinking": sample.reasoning, "signature": ""})
         if sample.text:
             content.append({"type": "text", "text": sample.text, "citations": None})
-        content += [_call(call.name, call.id, _input(call.arguments)) for call in sample.calls]
+        # It must be an object, so wrong arguments are told as they are within one.
+        given = [(call, call.decoded()) for call in sample.calls]
+        content += [
+            _call(call.name, call.id, {"invalid_json": call.arguments} if value is None else value)
+            for call, value in given
+        ]
         return self._message(content, _reason(sample), sample.stop, usage)
 
     def failure(self, error: ApiError) -> Event:
@@ -128,12 +131,3 @@ def _reason(sample: Sample) -> str:
     if sample.stop is not None and not sample.calls:
         return "stop_sequence"
     return _REASONS.get(sample.reason or "", "end_turn")
-
-
-def _input(arguments: str) -> Json:
-    """Return a call's arguments; those that the model got wrong are told as they are, for they must be an object."""
-    try:
-        value = msgspec.json.decode(arguments or "{}")
-    except (msgspec.DecodeError, RecursionError):
-        value = None
-    return value if isinstance(value, dict) else {"invalid_json": arguments}

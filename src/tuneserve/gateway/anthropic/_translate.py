@@ -31,9 +31,20 @@ from tuneserve.gateway.schemas import (
     check_chat,
 )
 
-# What errors call a field, and what it is called here.
-RENAMED = {"stop": "stop_sequences", "response_format": "output_config.format", "reasoning_effort": "thinking"}
 _CHOICES: dict[str, Any] = {"auto": "auto", "any": "required", "none": "none"}
+
+
+def renamed(body: CountTokensRequest) -> dict[str, str]:
+    """Return what errors call a field, and what it is called here."""
+    by_effort = body.output_config is not None and body.output_config.effort is not None
+    effort = "output_config.effort" if by_effort else "thinking"
+    return {
+        "stop": "stop_sequences",
+        "response_format": "output_config.format",
+        "reasoning_effort": effort,
+        "tools[*].function.parameters": "tools[*].input_schema",
+        "tools[*].function": "tools[*]",
+    }
 
 
 def as_chat(body: CountTokensRequest) -> ChatRequest:
@@ -73,7 +84,7 @@ def as_chat(body: CountTokensRequest) -> ChatRequest:
     try:
         check_chat(chat)
     except ApiError as error:
-        raise error.renamed(RENAMED) from None
+        raise error.renamed(renamed(body)) from None
     return chat
 
 

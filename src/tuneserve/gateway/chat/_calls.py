@@ -8,9 +8,9 @@ from functools import partial
 from tuneserve.engines.contract import Grammar
 from tuneserve.gateway._constraint import Constraint
 from tuneserve.gateway._errors import ApiError
-from tuneserve.gateway._parts import CallStart, Part, Reader, new_id
+from tuneserve.gateway._parts import CallStart, Part, PlainReader, Reader, new_id
 from tuneserve.gateway._served import ServedModel
-from tuneserve.gateway.schemas import ChatRequest, NamedTool, Tool
+from tuneserve.gateway.schemas import AllowedToolsChoice, ChatRequest, NamedTool, Tool
 from tuneserve.text.tools import (
     CallArguments,
     CallStarted,
@@ -52,6 +52,7 @@ def call_constraint(
         RequestError: there is none for these tools.
     """
     choice = body.tool_choice
+    choice = choice.allowed_tools.mode if isinstance(choice, AllowedToolsChoice) else choice
     if not tools or not (isinstance(choice, NamedTool) or choice == "required"):
         return None
     parallel = body.parallel_tool_calls is not False
@@ -68,6 +69,8 @@ def reading(
     """Return what makes the reader of one sample, and the special tokens that it must see."""
     calls = served.tool_format if tools else None
     thoughts = served.reasoning_format if thinks else None
+    if calls is None and thoughts is None:
+        return PlainReader, frozenset()
     is_mistral = calls is not None and calls.name.startswith("mistral")
     make = partial(_CallReader, lambda: Parser(calls, thoughts, tools, prompt), _mistral_id if is_mistral else _id)
     return make, visible_ids(calls, thoughts)

@@ -1,6 +1,7 @@
 """From the body of a request to the sequences that the engine is to generate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from tuneserve.errors import InputError
 from tuneserve.gateway._answer import Work
@@ -17,7 +18,7 @@ from tuneserve.gateway._prompts import (
     the_template,
     token_ids,
 )
-from tuneserve.gateway._sampling import priority, samples, sampling
+from tuneserve.gateway._sampling import priority, samples, sampling, tier
 from tuneserve.gateway._served import ServedModel
 from tuneserve.gateway._shapes import Shape
 from tuneserve.gateway._state import Gateway
@@ -42,7 +43,7 @@ async def chat_work(gateway: Gateway, served: ServedModel, body: ChatRequest, ar
         names=TokenNames(served.tokenizer, bool(body.return_tokens_as_token_ids)),
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         include_usage=options is not None and bool(options.include_usage),
-        service_tier="default" if body.service_tier == "auto" else body.service_tier,
+        service_tier=None if body.service_tier is None else tier(body.service_tier),
     )
     return await conversation_work(gateway, served, body, shape, arrived)
 
@@ -61,27 +62,30 @@ async def conversation_work(
         ApiError: the engine or the model cannot do what is asked, or the template does not take this conversation.
     """
     renamed = renamed or {}
-    try:
+    with renaming(renamed):
         return await _conversation(gateway, served, body, shape, arrived, renamed)
-    except InputError as error:
+
+
+@contextmanager
+def renaming(renamed: Mapping[str, str]) -> Iterator[None]:
+    """Call fields in errors as a request calls them, which is what ``renamed`` maps ours to."""
+    try:
+        yield
+    except (ApiError, InputError) as error:
         raise as_api_error(error).renamed(renamed) from None
-    except ApiError as error:
-        raise error.renamed(renamed) from None
 
 
-async def conversation_prompt(gateway: Gateway, served: ServedModel, body: ChatRequest, *, fits: bool = True) -> Prompt:
-    """Return a conversation as it is put to the model, with the tools that it may call.
+async def conversation_prompt(
+    gateway: Gateway, served: ServedModel, body: ChatRequest, tools: Sequence[ToolDefinition], *, fits: bool = True
+) -> Prompt:
+    """Return a conversation as it is put to the model, with the ``tools`` that it may call.
 
     Raises:
         ApiError: the model cannot do what is asked, or the conversation does not fit although it should.
         RequestError: the template does not take this conversation.
     """
     variables = effort_variables(the_template(served), body.reasoning_effort)
-    return await chat_prompt(served, body, gateway.workers, variables, tools=_callable(served, body), fits=fits)
-
-
-def _callable(served: ServedModel, body: ChatRequest) -> list[ToolDefinition]:
-    return [] if body.tool_choice == "none" else offered(served, body.tools)
+    return await chat_prompt(served, body, gateway.workers, variables, tools=tools, fits=fits)
 
 
 async def _conversation(
@@ -93,11 +97,11 @@ async def _conversation(
     renamed: Mapping[str, str],
 ) -> Work:
     form = constraint(body)
-    tools = _callable(served, body)
+    tools = offered(served, body.offered_tools)
     if form is not None and tools:
         message = f"'{form.field}' and 'tools' cannot both say what the output is; send 'tool_choice': 'none'."
         raise ApiError(400, message, param=form.field, code="unsupported_parameter")
-    prompt = await conversation_prompt(gateway, served, body)
+    prompt = await conversation_prompt(gateway, served, body, tools)
     # An output that has a form is all content, thoughts among it or not.
     make_reader, visible = reading(served, tools, prompt.text, thinks=form is None)
     form = form or call_constraint(served, body, tools, prompt.text)

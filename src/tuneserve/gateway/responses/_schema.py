@@ -3,11 +3,22 @@
 from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, AliasChoices, Discriminator, Field, Tag
 
 from tuneserve.gateway._errors import ApiError
 from tuneserve.gateway.schemas import JsonObject, Schema, ToolName, parse
-from tuneserve.gateway.schemas._base import MAX_MESSAGES, Count, Hint, Metadata
+from tuneserve.gateway.schemas._base import (
+    MAX_MESSAGES,
+    PARSED,
+    TIERS,
+    Count,
+    Effort,
+    Hint,
+    Metadata,
+    PromptCacheBreakpoint,
+    PromptCacheOptions,
+    ServiceTier,
+)
 from tuneserve.gateway.schemas._generation import MAX_TOP_LOGPROBS
 from tuneserve.gateway.schemas._neutral import Neutral
 
@@ -15,16 +26,15 @@ _MAX_TOOLS = 128
 LOGPROBS = "message.output_text.logprobs"
 
 NEUTRAL: Neutral = {
-    "access_programs": (),
+    "access_programs": ({"cyber": "standard"},),
     "background": (False,),
     "background_options": (),
     "context_management": (),
     "conversation": (),
-    "image": (),
+    "image": ({"context_compression": "auto"}, {"context_compression": "disabled"}),
     "max_tool_calls": (),
     "moderation": (),
     "prompt": (),
-    "prompt_cache_options": (),
     "truncation": ("disabled",),
 }
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -35,8 +45,10 @@ class InputText(Schema):
 
     type: Literal["input_text", "output_text", "text"]
     text: str
+    prompt_cache_breakpoint: PromptCacheBreakpoint | None = Field(default=None, description="No effect.")
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     logprobs: list[Any] | None = Field(default=None, description="No effect, as in all that was answered before.")
+    parsed: Any = Field(default=None, description=PARSED)
 
 
 class InputMessage(Schema):
@@ -60,6 +72,19 @@ def _json_object(value: str) -> str:
     return value
 
 
+# OpenAI's Python client calls it by the second name in what it gives back.
+Async = Annotated[
+    Literal[False] | None,
+    Field(validation_alias=AliasChoices("async", "async_"), serialization_alias="async", description="Not supported."),
+]
+
+
+class DirectCall(Schema):
+    """The model itself made the call."""
+
+    type: Literal["direct"]
+
+
 class FunctionCallItem(Schema):
     """A call that the assistant made."""
 
@@ -67,7 +92,10 @@ class FunctionCallItem(Schema):
     call_id: Hint
     name: ToolName
     arguments: Annotated[str, AfterValidator(_json_object)]
+    parsed_arguments: Any = Field(default=None, description=PARSED)
     namespace: None = None
+    caller: DirectCall | None = None
+    async_: Async = None
     id: Hint | None = None
     status: ItemStatus | None = None
 
@@ -78,6 +106,9 @@ class FunctionCallOutput(Schema):
     type: Literal["function_call_output"]
     call_id: Hint
     output: str | Annotated[list[InputText], Field(max_length=MAX_MESSAGES, fail_fast=True)]
+    name: ToolName | None = Field(default=None, description="Handed to the chat template.")
+    namespace: None = None
+    caller: DirectCall | None = None
     id: Hint | None = None
     status: ItemStatus | None = None
 
@@ -125,7 +156,10 @@ class ResponseTool(Schema):
         default=None,
         description="Arguments satisfy the schema whenever tool_choice is required or names a function.",
     )
+    allowed_callers: Annotated[list[Literal["direct"]], Field(max_length=1)] | None = None
     defer_loading: Literal[False] | None = None
+    output_schema: None = None
+    async_: Async = None
 
 
 class ResponseToolName(Schema):
@@ -133,6 +167,20 @@ class ResponseToolName(Schema):
 
     type: Literal["function"]
     name: ToolName
+
+
+class ResponseAllowedTools(Schema):
+    """Only some of the tools; the model does not see the others."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ResponseToolName], Field(min_length=1, max_length=_MAX_TOOLS, fail_fast=True)]
+
+
+ResponseToolChoice = (
+    Literal["none", "auto", "required"]
+    | Annotated[ResponseToolName | ResponseAllowedTools, Field(discriminator="type")]
+)
 
 
 class PlainFormat(Schema):
@@ -167,9 +215,9 @@ class TextConfig(Schema):
 class ReasoningConfig(Schema):
     """How much to think."""
 
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
-        default=None, description="Where the chat template knows of it."
-    )
+    effort: Effort | None = Field(default=None, description="Where the chat template knows of it.")
+    context: Literal["auto"] | None = Field(default=None, description="The chat template decides.")
+    mode: Literal["standard"] | None = None
     summary: None = Field(default=None, description="Thoughts are returned as they are.")
     generate_summary: None = Field(default=None, description="The former name of summary.")
 
@@ -203,7 +251,7 @@ class ResponsesRequest(Schema):
     temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(default=None, description="0 is greedy.")
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     tools: Annotated[list[ResponseTool], Field(max_length=_MAX_TOOLS, fail_fast=True)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ResponseToolName | None = Field(
+    tool_choice: ResponseToolChoice | None = Field(
         default=None, description="required and a named function are enforced by a grammar."
     )
     parallel_tool_calls: bool | None = Field(default=None, description="Whether there may be several calls; true.")
@@ -215,12 +263,11 @@ class ResponsesRequest(Schema):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(
         default=None, description="Tell those of so many of the likeliest tokens too; only with include."
     )
-    service_tier: Literal["auto", "default", "flex", "priority"] | None = Field(
-        default=None, description="Of those that wait, priority goes first and flex last."
-    )
+    service_tier: ServiceTier | None = Field(default=None, description=TIERS)
     metadata: Metadata | None = Field(default=None, description="Returned with the response.")
     user: Hint | None = Field(default=None, description="No effect.")
     prompt_cache_key: Hint | None = Field(default=None, description="No effect.")
+    prompt_cache_options: PromptCacheOptions | None = Field(default=None, description="No effect.")
     prompt_cache_retention: Hint | None = Field(default=None, description="No effect.")
     safety_identifier: Hint | None = Field(default=None, description="No effect.")
 

@@ -9,6 +9,7 @@ from tuneserve.gateway._errors import ApiError
 from tuneserve.gateway._generate import Piece, ScoredToken
 from tuneserve.gateway._logprobs import TokenNames, chat_logprobs
 from tuneserve.gateway._parts import CallStart, Part, Sample, new_id
+from tuneserve.gateway._sampling import tier
 from tuneserve.gateway._served import ServedModel
 from tuneserve.gateway._shapes import Event, Json, Shape, Usage
 from tuneserve.gateway.responses._items import Items, event
@@ -113,7 +114,7 @@ class ResponseShape(Shape):
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": body.previous_response_id,
             "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
-            "service_tier": "default" if body.service_tier in (None, "auto") else body.service_tier,
+            "service_tier": tier(body.service_tier),
             "store": body.store is not False,
             "temperature": defaults.temperature if body.temperature is None else body.temperature,
             "text": {"format": _format(body), "verbosity": "medium"},
@@ -152,4 +153,8 @@ def _plain(value: Any) -> Any:
 
 
 def _tool(tool: Any) -> Json:
-    return {**tool.model_dump(exclude_none=True), "parameters": tool.parameters, "strict": bool(tool.strict)}
+    return {
+        **tool.model_dump(exclude_none=True, by_alias=True),
+        "parameters": tool.parameters,
+        "strict": bool(tool.strict),
+    }

@@ -12,11 +12,14 @@ from tuneserve.gateway.responses._schema import (
     InputText,
     ObjectFormat,
     ReasoningItem,
+    ResponseAllowedTools,
     ResponsesRequest,
     ResponseToolName,
     SchemaFormat,
 )
 from tuneserve.gateway.schemas import (
+    AllowedTools,
+    AllowedToolsChoice,
     ChatRequest,
     Function,
     FunctionCall,
@@ -34,6 +37,7 @@ RENAMED = {
     "max_tokens": "max_output_tokens",
     "response_format": "text.format",
     "reasoning_effort": "reasoning.effort",
+    "tools[*].function": "tools[*]",
 }
 
 
@@ -74,7 +78,7 @@ class _Turns:
                 call = MessageToolCall(id=item.call_id, function=function)
                 self._extend(tool_calls=[*(self.messages[-1].tool_calls or ()), call])
             case FunctionCallOutput():
-                result = Message(role="tool", content=_text(item.output), tool_call_id=item.call_id)
+                result = Message(role="tool", content=_text(item.output), tool_call_id=item.call_id, name=item.name)
                 self._start(result, is_open=False)
 
     def _start(self, message: Message, *, is_open: bool) -> None:
@@ -94,7 +98,10 @@ def as_chat(body: ResponsesRequest, messages: Sequence[Message]) -> ChatRequest:
     instructions = [Message(role="system", content=body.instructions)] if body.instructions else []
     choice: Any = body.tool_choice
     if isinstance(choice, ResponseToolName):
-        choice = NamedTool(type="function", function=FunctionName(name=choice.name))
+        choice = _named(choice)
+    elif isinstance(choice, ResponseAllowedTools):
+        allowed = AllowedTools(mode=choice.mode, tools=[_named(tool) for tool in choice.tools])
+        choice = AllowedToolsChoice(type="allowed_tools", allowed_tools=allowed)
     chat = ChatRequest(
         model=body.model,
         messages=[*instructions, *messages],
@@ -119,10 +126,11 @@ def as_chat(body: ResponsesRequest, messages: Sequence[Message]) -> ChatRequest:
 
 
 def answered(sample: Sample) -> Message:
-    """Return what was generated as a message of the conversation."""
+    """Return what was generated as a message of the conversation, without calls that cannot be gone on from."""
     calls = [
         MessageToolCall(id=call.id, function=FunctionCall(name=call.name, arguments=call.arguments))
         for call in sample.calls
+        if call.decoded() is not None
     ]
     return Message(
         role="assistant",
@@ -139,6 +147,10 @@ def _text(content: str | Sequence[InputText]) -> str:
 def _tool(tool: Any) -> Tool:
     function = Function(name=tool.name, description=tool.description, parameters=tool.parameters, strict=tool.strict)
     return Tool(type="function", function=function)
+
+
+def _named(tool: ResponseToolName) -> NamedTool:
+    return NamedTool(type="function", function=FunctionName(name=tool.name))
 
 
 def _form(body: ResponsesRequest) -> Any:

@@ -2,6 +2,8 @@
 
 from tuneserve.gateway.schemas._base import JsonObject, Schema, parse
 from tuneserve.gateway.schemas._chat import (
+    AllowedTools,
+    AllowedToolsChoice,
     ChatPrompt,
     ChatRequest,
     Function,
@@ -29,6 +31,8 @@ from tuneserve.gateway.schemas._others import (
 )
 
 __all__ = [
+    "AllowedTools",
+    "AllowedToolsChoice",
     "ChatPrompt",
     "ChatRequest",
     "CompletionRequest",

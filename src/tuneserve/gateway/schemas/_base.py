@@ -1,6 +1,6 @@
 """What all request schemas are made of, and how a body becomes one of them."""
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,6 +19,12 @@ TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 Hint = Annotated[str, Field(max_length=1024)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+ServiceTier = Literal["auto", "default", "fast", "flex", "priority", "scale", "ultrafast"]
+TIERS = "Of those that wait, priority (or fast, ultrafast) goes first and flex last; the others are default."
+
+
+PARSED = "What the official client made of it, and sends back with an answer of before; no effect."
 
 
 def shallow(value: dict[str, Any]) -> dict[str, Any]:
@@ -49,6 +55,22 @@ class Schema(BaseModel):
     """An object in a request: what is not a field of it is an error, and so is another type."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class PromptCacheBreakpoint(Schema):
+    """Where a prompt may be cut for a cache; equal beginnings of prompts are shared anyway."""
+
+    mode: Literal["explicit"]
+    ttl: Literal["30m", "12h"] | None = None
+
+
+class PromptCacheOptions(Schema):
+    """How prompts are cached; equal beginnings of prompts are shared anyway."""
+
+    mode: Literal["implicit", "explicit"] | None = None
+    ttl: Literal["30m", "12h"] | None = None
+    prewarm: Literal[False] | None = None
+    comparison_response_id: None = None
 
 
 Parsed = TypeVar("Parsed", bound=Schema)

@@ -6,7 +6,21 @@ from pydantic import AfterValidator, Field
 
 from tuneserve.gateway._errors import ApiError
 from tuneserve.gateway.schemas import _neutral
-from tuneserve.gateway.schemas._base import MAX_MESSAGES, Count, Hint, JsonObject, Metadata, Schema, parse, shallow
+from tuneserve.gateway.schemas._base import (
+    MAX_MESSAGES,
+    PARSED,
+    Count,
+    Effort,
+    Hint,
+    JsonObject,
+    Metadata,
+    PromptCacheBreakpoint,
+    PromptCacheOptions,
+    Schema,
+    TokenId,
+    parse,
+    shallow,
+)
 from tuneserve.gateway.schemas._generation import MAX_TOP_LOGPROBS, Generation
 
 _MAX_TOOLS = 128
@@ -19,6 +33,7 @@ class TextPart(Schema):
 
     type: Literal["text"]
     text: str
+    prompt_cache_breakpoint: PromptCacheBreakpoint | None = Field(default=None, description="No effect.")
 
 
 class FunctionCall(Schema):
@@ -26,6 +41,7 @@ class FunctionCall(Schema):
 
     name: ToolName
     arguments: str
+    parsed_arguments: Any = Field(default=None, description=PARSED)
 
 
 class MessageToolCall(Schema):
@@ -34,6 +50,11 @@ class MessageToolCall(Schema):
     id: Hint
     type: Literal["function"] = "function"
     function: FunctionCall
+    index: TokenId | None = Field(default=None, description="No effect: calls are in their order.")
+
+    def for_template(self) -> dict[str, Any]:
+        """Return it as chat templates read it."""
+        return self.model_dump(exclude={"index": True, "function": {"parsed_arguments"}})
 
 
 class Message(Schema):
@@ -49,6 +70,7 @@ class Message(Schema):
     reasoning_content: str | None = Field(
         default=None, description="What the assistant thought; handed to the chat template."
     )
+    parsed: Any = Field(default=None, description=PARSED)
 
     @property
     def text(self) -> str:
@@ -89,7 +111,23 @@ class NamedTool(Schema):
     function: FunctionName
 
 
-ToolChoice = Literal["none", "auto", "required"] | NamedTool
+class AllowedTools(Schema):
+    """Some of the tools, and whether one of them must be called."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=_MAX_TOOLS, fail_fast=True)]
+
+
+class AllowedToolsChoice(Schema):
+    """Only some of the tools; the model does not see the others."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+ToolChoice = (
+    Literal["none", "auto", "required"] | Annotated[NamedTool | AllowedToolsChoice, Field(discriminator="type")]
+)
 
 
 class ChatPrompt(Schema):
@@ -124,15 +162,25 @@ class ChatRequest(Generation, ChatPrompt):
     parallel_tool_calls: bool | None = Field(
         default=None, description="Whether there may be several calls at once; true."
     )
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
+    reasoning_effort: Effort | None = Field(
         default=None, description="How much to think, where the chat template knows of it."
     )
     metadata: Metadata | None = Field(default=None, description="No effect.")
     prompt_cache_key: Hint | None = Field(
         default=None, description="No effect: equal beginnings of prompts are shared anyway."
     )
+    prompt_cache_options: PromptCacheOptions | None = Field(default=None, description="No effect.")
     prompt_cache_retention: Hint | None = Field(default=None, description="No effect.")
     safety_identifier: Hint | None = Field(default=None, description="No effect.")
+
+    @property
+    def offered_tools(self) -> list[Tool]:
+        """The tools that the model sees."""
+        tools, choice = self.tools or [], self.tool_choice
+        if isinstance(choice, AllowedToolsChoice):
+            allowed = {tool.function.name for tool in choice.allowed_tools.tools}
+            return [tool for tool in tools if tool.function.name in allowed]
+        return [] if choice == "none" else tools
 
 
 def parse_chat(body: dict[str, Any], lenient: bool = False) -> ChatRequest:
@@ -207,6 +255,9 @@ def _check_tool_choice(request: ChatRequest) -> None:
     if not request.tools:
         message = "'tool_choice' asks for a call and there are no 'tools'; add some."
         raise ApiError(400, message, param="tool_choice", code="invalid_value")
-    if isinstance(choice, NamedTool) and choice.function.name not in {tool.function.name for tool in request.tools}:
-        message = f"'tool_choice' names {choice.function.name!r}, which is none of the 'tools'; name one of them."
-        raise ApiError(400, message, param="tool_choice", code="invalid_value")
+    named = [choice] if isinstance(choice, NamedTool) else []
+    named = choice.allowed_tools.tools if isinstance(choice, AllowedToolsChoice) else named
+    for name in [each.function.name for each in named]:
+        if name not in {tool.function.name for tool in request.tools}:
+            message = f"'tool_choice' names {name!r}, which is none of the 'tools'; name one of them."
+            raise ApiError(400, message, param="tool_choice", code="invalid_value")

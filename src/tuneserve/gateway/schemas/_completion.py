@@ -1,12 +1,12 @@
 """The body of ``/v1/completions``."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from tuneserve.gateway._errors import ApiError
 from tuneserve.gateway.schemas import _neutral
-from tuneserve.gateway.schemas._base import MAX_COUNT, TokenIds, parse
+from tuneserve.gateway.schemas._base import MAX_COUNT, Count, TokenIds, parse
 from tuneserve.gateway.schemas._chat import check_stream_options
 from tuneserve.gateway.schemas._generation import MAX_SAMPLES, MAX_TOP_LOGPROBS, Generation
 
@@ -34,7 +34,7 @@ class CompletionRequest(Generation):
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(
         default=None, description="Tell the log-probability of each token, and of so many of the likeliest."
     )
-    best_of: Literal[1] | None = Field(default=None, description="Only one sample is made of each that is returned.")
+    best_of: Count | None = Field(default=None, description="Only as many as n: all that are made are returned.")
 
 
 def parse_completion(body: dict[str, Any], lenient: bool = False) -> CompletionRequest:
@@ -48,6 +48,9 @@ def parse_completion(body: dict[str, Any], lenient: bool = False) -> CompletionR
     if len(request.prompt) * (request.n or 1) > MAX_SAMPLES:
         message = f"'n' times the prompts are more than {MAX_SAMPLES} samples; ask for fewer at once."
         raise ApiError(400, message, param="n", code="invalid_value")
+    if request.best_of not in (None, request.n or 1):
+        message = "'best_of' is not the same as 'n', and all samples that are made are returned; leave it out."
+        raise ApiError(400, message, param="best_of", code="invalid_value")
     if request.max_tokens == 0 and not request.echo:
         message = "'max_tokens' 0 is only allowed with 'echo': true; ask for at least one token."
         raise ApiError(400, message, param="max_tokens", code="invalid_value")

@@ -6,11 +6,13 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from tuneserve.gateway.schemas._base import (
     MAX_COUNT,
+    TIERS,
     Count,
     Hint,
     JsonObject,
     Schema,
     Seed,
+    ServiceTier,
     StopString,
     TokenId,
     one_or_many,
@@ -163,9 +165,7 @@ class Generation(Sampling):
     guided_choice: Choices | None = Field(default=None, description="Texts, one of which the output is.")
     guided_grammar: Pattern | None = Field(default=None, description="A grammar in llguidance's Lark form.")
     user: Hint | None = Field(default=None, description="Who asks; no effect on the output.")
-    service_tier: Literal["auto", "default", "flex", "priority"] | None = Field(
-        default=None, description="Of those that wait, priority goes first and flex last."
-    )
+    service_tier: ServiceTier | None = Field(default=None, description=TIERS)
     return_tokens_as_token_ids: bool | None = Field(
         default=None, description="Name tokens as token_id:N in logprobs, as in vLLM."
     )

@@ -15,7 +15,6 @@ CHAT: Neutral = {
     "modalities": (["text"],),
     "moderation": (),
     "prediction": (),
-    "prompt_cache_options": (),
     "store": (False,),
     "verbosity": ("medium",),
     "web_search_options": (),

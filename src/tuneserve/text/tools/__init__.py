@@ -2,7 +2,7 @@
 
 from tuneserve.text.tools._definitions import ToolDefinition, check_tools
 from tuneserve.text.tools._detect import reasoning_format, tool_format
-from tuneserve.text.tools._events import CallArguments, CallEnded, CallStarted, Content, Event, Reasoning
+from tuneserve.text.tools._events import CallArguments, CallStarted, Content, Event, Reasoning
 from tuneserve.text.tools._format import ReasoningFormat, ToolFormat, visible_ids
 from tuneserve.text.tools._grammar import grammar
 from tuneserve.text.tools._messages import template_messages
@@ -10,7 +10,6 @@ from tuneserve.text.tools._parser import Parser
 
 __all__ = [
     "CallArguments",
-    "CallEnded",
     "CallStarted",
     "Content",
     "Event",

@@ -1,10 +1,11 @@
 """Calls found in an answer as it comes."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from tuneserve.text.tools._definitions import ToolDefinition
-from tuneserve.text.tools._events import Call, CallArguments, CallEnded, CallStarted, Content, Event
+from tuneserve.text.tools._events import CallArguments, CallStarted, Content, Event, Said
 from tuneserve.text.tools._format import Reader, ToolFormat
 
 _SPACE = re.compile(r"\s*")
@@ -18,11 +19,73 @@ def held_back(text: str, markers: tuple[str, ...]) -> int:
     )
 
 
+class Calls:
+    """Makes events of what readers say, and counts the calls."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def events(self, said: Sequence[Said]) -> list[Event]:
+        """Return the events of it."""
+        events: list[Event] = []
+        pieces: list[str] = []
+        for each in said:
+            if isinstance(each, str):
+                pieces.append(each)
+                continue
+            if pieces:
+                events.append(CallArguments(self.count - 1, "".join(pieces)))
+            events.append(CallStarted(self.count, each.name))
+            pieces = [each.arguments]
+            self.count += 1
+        return [*events, CallArguments(self.count - 1, "".join(pieces))] if pieces else events
+
+
+class Reading:
+    """A reader at work, from ``begin`` on, which it does not get. ``unsaid`` is what is in no call of all it read."""
+
+    def __init__(self, read: Callable[[list[Said]], Reader], begin: str) -> None:
+        self.ended = False
+        self._said: list[Said] = []
+        self._unsaid = [begin]
+        self._reader = read(self._said)
+        next(self._reader)
+
+    @property
+    def unsaid(self) -> str:
+        """That text."""
+        return "".join(self._unsaid)
+
+    def push(self, text: str, at: int) -> tuple[int, list[Said]]:
+        """Read ``text`` from ``at`` on; return where that ended, and what is certain with it."""
+        self._said.clear()
+        end = len(text)
+        for index in range(at, len(text)):
+            count = len(self._said)
+            try:
+                self._reader.send(text[index])
+            except StopIteration as stop:
+                self.ended, end = True, index + stop.value
+                if stop.value:
+                    self._unsaid.clear()
+                    at = end
+                break
+            if len(self._said) > count:
+                self._unsaid.clear()
+                at = index + 1
+        self._unsaid.append(text[at:end])
+        return end, self._said
+
+    def close(self) -> None:
+        """Read no further."""
+        self._reader.close()
+
+
 class CallScanner:
     """Splits an answer into content and calls.
 
-    A call comes out once it is whole, so that what turns out to be none comes out as content. Time is linear in the
-    text: what has been read as a call is not read again.
+    A call's arguments come out as they come in; what turns out to be no call, before any of it is out, is content. Time
+    is linear in the text: what has been read as a call is not read again.
     """
 
     def __init__(self, form: ToolFormat, tools: Mapping[str, ToolDefinition]) -> None:
@@ -32,17 +95,17 @@ class CallScanner:
         self._held = ""
         # At an edge, where the answer begins or a call has ended, blanks are kept until it is clear what follows.
         self._edge = True
-        self._raw: list[str] = []
-        self._reader: Reader | None = None
-        self._count = 0
+        self._blanks: list[str] = []
+        self._reading: Reading | None = None
+        self._calls = Calls()
         self._events: list[Event] = []
 
     def push(self, text: str) -> list[Event]:
         """Take more of the answer and return what is final with it."""
         text, self._held, at = self._held + text, "", 0
         while at < len(text):
-            if self._reader is not None:
-                at = self._read(self._reader, text, at)
+            if self._reading is not None:
+                at = self._read(self._reading, text, at)
             elif self._edge:
                 at = self._at_edge(text, at)
             else:
@@ -51,13 +114,13 @@ class CallScanner:
 
     def finish(self) -> list[Event]:
         """Return what was held back."""
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
-        blank = not "".join(self._raw).strip()
-        if not (blank and self._count and not self._held):
-            self._content("".join(self._raw) + self._held)
-        self._raw, self._held = [], ""
+        rest = "".join(self._blanks) + self._held
+        if self._reading is not None:
+            self._reading.close()
+            rest += self._reading.unsaid
+        if rest.strip() or not self._calls.count:
+            self._content(rest)
+        self._blanks, self._held, self._reading = [], "", None
         return self._taken()
 
     def _taken(self) -> list[Event]:
@@ -68,35 +131,24 @@ class CallScanner:
         if text:
             self._events.append(Content(text))
 
-    def _read(self, reader: Reader, text: str, at: int) -> int:
-        for index in range(at, len(text)):
-            try:
-                reader.send(text[index])
-            except StopIteration as stop:
-                self._reader = None
-                self._edge = stop.value is not None
-                if stop.value is None:
-                    self._content("".join(self._raw) + text[at:index])
-                else:
-                    self._calls(stop.value)
-                self._raw = []
-                return index + self._edge
-        self._raw.append(text[at:])
-        return len(text)
-
-    def _calls(self, calls: list[Call]) -> None:
-        for call in calls:
-            index = self._count
-            self._count += 1
-            self._events += [CallStarted(index, call.name), CallArguments(index, call.arguments), CallEnded(index)]
+    def _read(self, reading: Reading, text: str, at: int) -> int:
+        end, said = reading.push(text, at)
+        self._events += self._calls.events(said)
+        if reading.ended:
+            self._reading, self._edge = None, not reading.unsaid.strip()
+            if self._edge:
+                self._blanks = [reading.unsaid]
+            else:
+                self._content(reading.unsaid)
+        return end
 
     def _at_edge(self, text: str, at: int) -> int:
         match = _SPACE.match(text, at)
         begin = match.end() if match else at
-        self._raw.append(text[at:begin])
+        self._blanks.append(text[at:begin])
         if begin == len(text):
             return begin
-        ends = self._form.ends if self._count else ()
+        ends = self._form.ends if self._calls.count else ()
         markers = (*self._form.starts, *self._form.bare, *ends)
         found = next((marker for marker in markers if text.startswith(marker, begin)), None)
         if (
@@ -108,11 +160,11 @@ class CallScanner:
             return len(text)
         if found is None:
             self._edge = False
-            self._content("".join(self._raw))
-            self._raw = []
+            self._content("".join(self._blanks))
+            self._blanks = []
             return begin
         if found in ends:
-            self._raw = []
+            self._blanks = []
         else:
             self._open(found)
         return begin + len(found)
@@ -129,6 +181,6 @@ class CallScanner:
         return match.end()
 
     def _open(self, start: str) -> None:
-        self._raw.append(start)
-        self._reader = self._form.read(start, self._tools)
-        next(self._reader)
+        begin = "".join(self._blanks) + start
+        self._blanks = []
+        self._reading = Reading(partial(self._form.read, start, self._tools), begin)

@@ -27,25 +27,23 @@ class CallStarted:
 
 @dataclass(frozen=True)
 class CallArguments:
-    """The next piece of a call's arguments; joined, they are one JSON object."""
+    """The next piece of a call's arguments; joined, they are one JSON object, unless the model broke off or erred."""
 
     index: int
     fragment: str
 
 
-@dataclass(frozen=True)
-class CallEnded:
-    """The call is complete."""
-
-    index: int
-
-
-Event = Content | Reasoning | CallStarted | CallArguments | CallEnded
+Event = Content | Reasoning | CallStarted | CallArguments
 
 
 @dataclass(frozen=True)
 class Call:
-    """A whole call: a function's name, and its arguments as the text of a JSON object."""
+    """A call as it is read: a function's name, and its arguments as the text of a JSON object, or how that begins."""
 
     name: str
     arguments: str
+
+
+# What a reader of calls notes: a call, then the further pieces of its arguments. An empty piece settles that all that
+# was read belongs to it.
+Said = Call | str

@@ -6,11 +6,11 @@ from typing import Protocol
 
 from tuneserve.text._tokenizer import Tokenizer
 from tuneserve.text.tools._definitions import ToolDefinition
-from tuneserve.text.tools._events import Call
+from tuneserve.text.tools._events import Said
 
-# Takes what follows a beginning character by character, and returns the calls that end with one; None, and that
-# character is not taken, where it is no call.
-Reader = Generator[None, str, list[Call] | None]
+# Takes what follows a beginning character by character and returns True with the last of what it reads; False, and that
+# character is not taken, where it cannot be read on.
+Reader = Generator[None, str, bool]
 
 
 class ToolFormat(Protocol):
@@ -31,8 +31,11 @@ class ToolFormat(Protocol):
     @property
     def ends(self) -> tuple[str, ...]: ...
 
-    def read(self, start: str, tools: Mapping[str, ToolDefinition]) -> Reader:
-        """Return a reader of what follows ``start``."""
+    def read(self, start: str, tools: Mapping[str, ToolDefinition], said: list[Said]) -> Reader:
+        """Return a reader of what follows ``start``, which adds to ``said`` what is certain.
+
+        What it has read since it last did so is no call's yet: content, should it end there.
+        """
 
     def rules(self, tools: Sequence[ToolDefinition], parallel: bool) -> str:
         """Return lark rules of which ``calls`` is one call, or several where they may be ``parallel``."""

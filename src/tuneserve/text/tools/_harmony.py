@@ -6,12 +6,13 @@ Source: OpenAI's "harmony response format" guide.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from tuneserve.text.tools._calls import held_back
+from tuneserve.text.tools._calls import Calls, Reading, held_back
 from tuneserve.text.tools._definitions import ToolDefinition
-from tuneserve.text.tools._events import CallArguments, CallEnded, CallStarted, Content, Event, Reasoning
+from tuneserve.text.tools._events import Content, Event, Reasoning, Said
 from tuneserve.text.tools._format import Reader
-from tuneserve.text.tools._json import object_text
+from tuneserve.text.tools._json import read_arguments, read_space
 from tuneserve.text.tools._rules import either, literal, marker, schemas
 
 MARKERS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
@@ -32,10 +33,10 @@ class Harmony:
     bare: tuple[str, ...] = ()
     ends: tuple[str, ...] = ()
 
-    def read(self, start: str, tools: Mapping[str, ToolDefinition]) -> Reader:  # noqa: ARG002
+    def read(self, start: str, tools: Mapping[str, ToolDefinition], said: list[Said]) -> Reader:  # noqa: ARG002
         """Return a reader of no call."""
         yield
-        return None
+        return False
 
     def rules(self, tools: Sequence[ToolDefinition], parallel: bool) -> str:  # noqa: ARG002 - one call a turn
         """Return lark rules of ``calls``, which is one call, behind thoughts or not; a turn has no more."""
@@ -56,8 +57,8 @@ class HarmonyScanner:
         self._kind = "header"
         self._header: list[str] = []
         self._size = 0
-        self._body: list[str] = []
-        self._count = 0
+        self._reading: Reading | None = None
+        self._calls = Calls()
         self._events: list[Event] = []
         self.push(prompt[begin:] if (begin := prompt.rfind("<|start|>")) >= 0 else "")
 
@@ -95,8 +96,8 @@ class HarmonyScanner:
             if self._size > _MAX_HEADER:
                 self._drop_header()
                 self._kind = "content"
-        elif self._kind == "call":
-            self._body.append(text)
+        elif self._reading is not None:
+            self._read(self._reading, text)
         else:
             self._events.append(Reasoning(text) if self._kind == "reasoning" else Content(text))
 
@@ -115,16 +116,21 @@ class HarmonyScanner:
 
     def _open(self) -> None:
         header = "".join(self._header)
+        self._header, self._size = [], 0
         recipient, channel = _RECIPIENT.search(header), _CHANNEL.search(header)
-        if recipient and self._with_calls and self._function(recipient.group(1)):
-            self._kind = "call"
+        name = self._function(recipient.group(1)) if recipient and self._with_calls else None
+        self._kind = "reasoning" if not recipient and channel and channel.group(1) == "analysis" else "content"
+        if name is not None:
+            self._reading = Reading(partial(_read_body, name), f"{header}<|message|>")
         elif recipient:
-            self._kind = "content"
-            self._text(header + "<|message|>")
-        else:
-            self._kind = "reasoning" if channel and channel.group(1) == "analysis" else "content"
-        if self._kind != "call":
-            self._header, self._size = [], 0
+            self._text(f"{header}<|message|>")
+
+    def _read(self, reading: Reading, text: str) -> None:
+        end, said = reading.push(text, 0)
+        self._events += self._calls.events(said)
+        if reading.ended:
+            self._reading = None
+            self._text(reading.unsaid + text[end:])
 
     def _function(self, recipient: str) -> str | None:
         if recipient.startswith("functions."):
@@ -139,15 +145,17 @@ class HarmonyScanner:
             self._events.append(Content(header))
 
     def _close(self) -> None:
-        if self._kind == "call":
-            header, body = "".join(self._header), "".join(self._body)
-            recipient = _RECIPIENT.search(header)
-            name = self._function(recipient.group(1)) if recipient else None
-            arguments = object_text(body)
-            if name is None or arguments is None:
-                self._events.append(Content(f"{header}<|message|>{body}"))
-            else:
-                index = self._count
-                self._count += 1
-                self._events += [CallStarted(index, name), CallArguments(index, arguments), CallEnded(index)]
-        self._kind, self._header, self._size, self._body = "header", [], 0, []
+        if self._reading is not None:
+            self._reading.close()
+            rest, self._reading = self._reading.unsaid, None
+            # Blanks behind the arguments are nothing.
+            self._text(rest if rest.strip() else "")
+        self._kind, self._header, self._size = "header", [], 0
+
+
+def _read_body(name: str, said: list[Said]) -> Reader:
+    """Read the message that is a call: the object of its arguments, behind which are only blanks."""
+    if (yield from read_space()) != "{" or not (yield from read_arguments(said, name)):
+        return False
+    yield from read_space()
+    return False

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tuneserve.text.tools._definitions import ToolDefinition
-from tuneserve.text.tools._events import Call
+from tuneserve.text.tools._events import Said
 from tuneserve.text.tools._format import Reader
-from tuneserve.text.tools._json import calls_in, object_text, read_bare_object, read_space, read_value
+from tuneserve.text.tools._json import read_arguments, read_call, read_calls, read_space
 from tuneserve.text.tools._rules import either, json_calls, literal, marker, repeated, schemas
 
 _MAX_NAME = 256
@@ -22,10 +22,9 @@ class TaggedJson:
     bare: tuple[str, ...] = ()
     ends: tuple[str, ...] = ("</tool_call>",)
 
-    def read(self, start: str, tools: Mapping[str, ToolDefinition]) -> Reader:  # noqa: ARG002
+    def read(self, start: str, tools: Mapping[str, ToolDefinition], said: list[Said]) -> Reader:  # noqa: ARG002
         """Return a reader of an object, or an array of them."""
-        text = yield from read_value((yield from read_space()))
-        return None if text is None else calls_in(text)
+        return read_calls(said)
 
     def rules(self, tools: Sequence[ToolDefinition], parallel: bool) -> str:
         """Return lark rules of ``calls``."""
@@ -44,10 +43,9 @@ class JsonList:
     bare: tuple[str, ...] = ()
     ends: tuple[str, ...] = ()
 
-    def read(self, start: str, tools: Mapping[str, ToolDefinition]) -> Reader:  # noqa: ARG002
+    def read(self, start: str, tools: Mapping[str, ToolDefinition], said: list[Said]) -> Reader:  # noqa: ARG002
         """Return a reader of an array, or of one object."""
-        text = yield from read_value((yield from read_space()))
-        return None if text is None else calls_in(text)
+        return read_calls(said)
 
     def rules(self, tools: Sequence[ToolDefinition], parallel: bool) -> str:
         """Return lark rules of ``calls``."""
@@ -68,13 +66,11 @@ class LlamaJson:
     bare: tuple[str, ...] = ("{",)
     ends: tuple[str, ...] = (";",)
 
-    def read(self, start: str, tools: Mapping[str, ToolDefinition]) -> Reader:
+    def read(self, start: str, tools: Mapping[str, ToolDefinition], said: list[Said]) -> Reader:
         """Return a reader of an object."""
         if start != "{" and (yield from read_space()) != "{":
-            return None
-        text = yield from read_bare_object()
-        calls = None if text is None else calls_in(text)
-        return calls if calls and all(call.name in tools for call in calls) else None
+            return False
+        return (yield from read_call(said, tools))
 
     def rules(self, tools: Sequence[ToolDefinition], parallel: bool) -> str:
         """Return lark rules of ``calls``."""
@@ -92,23 +88,21 @@ class MistralNamed:
     bare: tuple[str, ...] = ()
     ends: tuple[str, ...] = ()
 
-    def read(self, start: str, tools: Mapping[str, ToolDefinition]) -> Reader:  # noqa: ARG002
+    def read(self, start: str, tools: Mapping[str, ToolDefinition], said: list[Said]) -> Reader:  # noqa: ARG002
         """Return a reader of a name and an object; also of the array of calls of earlier models."""
         char = yield from read_space()
         if char == "[":
-            text = yield from read_value(char)
-            return None if text is None else calls_in(text)
+            return (yield from read_calls(said, char))
         head = ""
         while char != "{":
             head += char
             if len(head) > _MAX_NAME:
-                return None
+                return False
             char = yield
-        text = yield from read_value(char)
         name = head.removesuffix("[ARGS]").partition("[CALL_ID]")[0].strip()
-        arguments = None if text is None else object_text(text)
-        plausible = name and not any(char.isspace() or char in "[]" for char in name)
-        return [Call(name, arguments)] if plausible and arguments is not None else None
+        if not name or any(char.isspace() or char in "[]" for char in name):
+            return False
+        return (yield from read_arguments(said, name))
 
     def rules(self, tools: Sequence[ToolDefinition], parallel: bool) -> str:
         """Return lark rules of ``calls``."""

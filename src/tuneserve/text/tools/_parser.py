@@ -1,10 +1,11 @@
 """From the text of an output to what the model says with it."""
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 from tuneserve.text.tools._calls import CallScanner
 from tuneserve.text.tools._definitions import ToolDefinition
-from tuneserve.text.tools._events import Content, Event, Reasoning
+from tuneserve.text.tools._events import CallArguments, CallStarted, Content, Event, Reasoning
 from tuneserve.text.tools._format import ReasoningFormat, ToolFormat
 from tuneserve.text.tools._harmony import HarmonyScanner
 from tuneserve.text.tools._thoughts import ThoughtScanner
@@ -13,7 +14,7 @@ from tuneserve.text.tools._thoughts import ThoughtScanner
 class Parser:
     """Splits one output into content, reasoning and calls, as its text comes.
 
-    The text is a ``Detokenizer``'s that keeps :func:`visible_ids`. Whatever is no whole call is content. Blanks beside
+    The text is a ``Detokenizer``'s that keeps :func:`visible_ids`. Whatever is no call is content. Blanks beside
     markers are in no event. Time is linear in the text.
 
     Args:
@@ -56,13 +57,31 @@ class Parser:
 
 
 def _joined(events: Iterable[Event]) -> list[Event]:
-    """Join neighbours that are text of one kind."""
-    runs: list[tuple[Event, list[str]]] = []
-    for event in events:
-        if not isinstance(event, Content | Reasoning):
-            runs.append((event, []))
-        elif event.text and runs and type(runs[-1][0]) is type(event):
-            runs[-1][1].append(event.text)
-        elif event.text:
-            runs.append((event, [event.text]))
-    return [type(event)("".join(texts)) if isinstance(event, Content | Reasoning) else event for event, texts in runs]
+    """Join neighbours that are text of one kind, or of the arguments of one call."""
+    some = [event for event in events if _text(event)]
+    if len(some) < 2:
+        return some
+    joined: list[Event] = []
+    for _, group in groupby(some, _kind):
+        first, *others = group
+        text = "".join(map(_text, (first, *others)))
+        match first:
+            case CallStarted():
+                joined.append(first)
+            case CallArguments(index):
+                joined.append(CallArguments(index, text))
+            case Content() | Reasoning():
+                joined.append(type(first)(text))
+    return joined
+
+
+def _text(event: Event) -> str:
+    match event:
+        case CallStarted(_, name):
+            return name
+        case CallArguments(_, text) | Content(text) | Reasoning(text):
+            return text
+
+
+def _kind(event: Event) -> tuple[object, ...]:
+    return (type(event), event.index) if isinstance(event, CallStarted | CallArguments) else (type(event),)

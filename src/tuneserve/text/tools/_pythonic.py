@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneserve.text.tools._definitions import ToolDefinition
-from tuneserve.text.tools._events import Call
+from tuneserve.text.tools._events import Call, Said
 from tuneserve.text.tools._format import Reader
 from tuneserve.text.tools._json import read_space
 from tuneserve.text.tools._rules import either, in_order, literal, marker, repeated, schema
 
 _MAX_DEPTH = 100
+_MAX_NAME = 150
 _TOKEN = re.compile(
     r"""\s*(?:(?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"""
     r"""|(?P<word>[A-Za-z_][\w.-]*)|(?P<sign>[\[\](){},:=]))""",
@@ -36,20 +37,31 @@ class Pythonic:
     name: str = "pythonic"
     bare: tuple[str, ...] = ("[",)
 
-    def read(self, start: str, tools: Mapping[str, ToolDefinition]) -> Reader:
-        """Return a reader of a list of calls."""
+    def read(self, start: str, tools: Mapping[str, ToolDefinition], said: list[Said]) -> Reader:
+        """Return a reader of a list of calls, each of which is said once it is whole."""
         if start != "[" and (yield from read_space()) != "[":
-            return None
+            return False
+        said_any = False
         char = yield from read_space()
-        head = ""
-        while char != "(":
-            head += char
-            if not any(name.startswith(head.rstrip()) for name in tools) or len(head) > 100:
-                return None
-            char = yield
-        text = yield from _read_list("[" + head)
-        calls = None if text is None else _parsed(text)
-        return calls if calls and all(call.name in tools for call in calls) else None
+        while not (said_any and char == "]"):
+            head = char
+            while char != "(":
+                if len(head) > _MAX_NAME or not any(name.startswith(head.rstrip()) for name in tools):
+                    return False
+                char = yield
+                head += char
+            text = yield from _read_call(head)
+            call = None if text is None else _parsed(text)
+            if call is None or call.name not in tools:
+                return False
+            said.append(call)
+            said_any = True
+            char = yield from read_space()
+            if char == ",":
+                char = yield from read_space()
+            elif char != "]":
+                return False
+        return True
 
     def rules(self, tools: Sequence[ToolDefinition], parallel: bool) -> str:
         """Return lark rules of ``calls``; values are written as in JSON."""
@@ -67,9 +79,10 @@ def _items(tool: ToolDefinition) -> dict[str, str]:
     return {name: f"{literal(name + '=')} ({schema(value)})" for name, value in given.items()}
 
 
-def _read_list(text: str) -> Generator[None, str, str | None]:
-    taken, depth, quote, escaped = [text, "("], 2, "", False
-    while depth:
+def _read_call(head: str) -> Generator[None, str, str | None]:
+    """Read the rest of what begins with ``head`` and its parenthesis; None where it is nested too deeply."""
+    taken, depth, quote, escaped = [head], 1, "", False
+    while 0 < depth <= _MAX_DEPTH:
         char = yield
         taken.append(char)
         if quote:
@@ -77,20 +90,16 @@ def _read_list(text: str) -> Generator[None, str, str | None]:
             escaped = char == "\\" and not escaped
         elif char in "\"'":
             quote = char
-        elif char in "([{":
-            depth += 1
-            if depth > _MAX_DEPTH:
-                return None
-        elif char in ")]}":
-            depth -= 1
-    return "".join(taken)
+        else:
+            depth += (char in "([{") - (char in ")]}")
+    return None if depth else "".join(taken)
 
 
-def _parsed(text: str) -> list[Call] | None:
+def _parsed(text: str) -> Call | None:
     try:
         tokens = _Tokens(_tokens(text))
-        calls = tokens.listed("[", "]", tokens.call)
-        return calls if tokens.peek() == ("end", "") else None
+        call = tokens.call()
+        return call if tokens.peek() == ("end", "") else None
     except ValueError:
         return None
 

@@ -5,14 +5,16 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tuneserve.text.tools._calls import held_back
 from tuneserve.text.tools._definitions import ToolDefinition
-from tuneserve.text.tools._events import Call
+from tuneserve.text.tools._events import Call, Said
 from tuneserve.text.tools._format import Reader
-from tuneserve.text.tools._json import calls_in, loads, read_space, read_value
+from tuneserve.text.tools._json import read_calls, read_space, value_text
 from tuneserve.text.tools._rules import either, in_order, literal, marker, repeated, schema
 
 _FUNCTION, _END = "<function=", "</function>"
 _OPEN, _CLOSE = "<parameter=", "</parameter>"
+_MAX_NAME = 256
 _PYTHON = {"True": True, "False": False, "None": None}
 
 
@@ -26,20 +28,18 @@ class TaggedXml:
     bare: tuple[str, ...] = ()
     ends: tuple[str, ...] = ("</tool_call>",)
 
-    def read(self, start: str, tools: Mapping[str, ToolDefinition]) -> Reader:
+    def read(self, start: str, tools: Mapping[str, ToolDefinition], said: list[Said]) -> Reader:
         """Return a reader of a function in tags, or of JSON as earlier models write it."""
         if start != _FUNCTION:
             char = yield from read_space()
             if char in "{[":
-                text = yield from read_value(char)
-                return None if text is None else calls_in(text)
-            for at, wanted in enumerate(_FUNCTION):
-                if char != wanted:
-                    return None
-                if at < len(_FUNCTION) - 1:
-                    char = yield
-        call = _call((yield from _read_function()), tools)
-        return [call] if call else None
+                return (yield from read_calls(said, char))
+            if (yield from _read_tag(char, (_FUNCTION,))) is None:
+                return False
+        name = yield from _read_name()
+        if name is None:
+            return False
+        return (yield from _read_parameters(name, tools[name].properties if name in tools else {}, said))
 
     def rules(self, tools: Sequence[ToolDefinition], parallel: bool) -> str:
         """Return lark rules of ``calls``; of a string parameter, only an enumeration is enforced."""
@@ -54,34 +54,68 @@ class TaggedXml:
         return repeated("calls", "call", '"\\n"', parallel) + either("call", bodies) + text + "".join(rules)
 
 
-def _read_function() -> Generator[None, str, str]:
-    taken: list[str] = []
-    tail, inside = "", False
-    while inside or not tail.endswith(_END):
-        char = yield
-        taken.append(char)
-        tail = (tail + char)[-len(_CLOSE) :]
-        inside = (inside or tail.endswith(_OPEN)) and not tail.endswith(_CLOSE)
-    return "".join(taken)
-
-
-def _call(text: str, tools: Mapping[str, ToolDefinition]) -> Call | None:
-    name, found, body = text.removesuffix(_END).partition(">")
-    name = name.strip().strip("\"'")
-    if not found or not name or any(char.isspace() or char in "<>" for char in name):
-        return None
-    properties = tools[name].properties if name in tools else {}
-    arguments: dict[str, Any] = {}
-    at = 0
-    while (begin := body.find(_OPEN, at)) >= 0:
-        end = body.find(_CLOSE, begin)
-        key, found, value = body[begin + len(_OPEN) : end].partition(">")
-        if body[at:begin].strip() or end < 0 or not found:
+def _read_tag(char: str, tags: Sequence[str]) -> Generator[None, str, str | None]:
+    """Read the one of ``tags`` that ``char`` begins; None where it is none of them."""
+    tag = char
+    while tag not in tags:
+        if not any(known.startswith(tag) for known in tags):
             return None
-        key = key.strip().strip("\"'")
-        arguments[key] = _value(value.removeprefix("\n").removesuffix("\n"), properties.get(key))
-        at = end + len(_CLOSE)
-    return None if body[at:].strip() else Call(name, json.dumps(arguments, ensure_ascii=False))
+        tag += yield
+    return tag
+
+
+def _read_name() -> Generator[None, str, str | None]:
+    """Read a name up to the end of its tag; None where it is none."""
+    name = ""
+    while (char := (yield)) != ">":
+        name += char
+        if len(name) > _MAX_NAME:
+            return None
+    name = name.strip().strip("\"'")
+    return None if not name or any(char.isspace() or char in "<>" for char in name) else name
+
+
+def _read_parameters(name: str, properties: Mapping[str, Any], said: list[Said]) -> Reader:
+    """Read the parameters of a call of ``name``, each said as a member of its arguments."""
+    begun = False
+    while True:
+        tag = yield from _read_tag((yield from read_space()), (_OPEN, _END))
+        key = (yield from _read_name()) if tag == _OPEN else None
+        if key is None:
+            if begun:
+                said.append("}")
+            elif tag == _END:
+                said.append(Call(name, "{}"))
+            return tag == _END
+        member = f"{json.dumps(key, ensure_ascii=False)}: "
+        if not _is_text(properties.get(key)):
+            member += _typed((yield from _read_value()))
+        said.append(f", {member}" if begun else Call(name, f"{{{member}"))
+        begun = True
+        if _is_text(properties.get(key)):
+            yield from _read_text(said)
+
+
+def _read_value() -> Generator[None, str, str]:
+    """Read the value of a parameter, without the line breaks at its ends."""
+    taken: list[str] = []
+    while "".join(taken[-len(_CLOSE) :]) != _CLOSE:
+        taken.append((yield))
+    return "".join(taken).removesuffix(_CLOSE).removeprefix("\n").removesuffix("\n")
+
+
+def _read_text(said: list[Said]) -> Generator[None, str, None]:
+    """Read the value of a parameter, as :func:`_read_value` does, and say it as a JSON string as it comes."""
+    said.append('"')
+    held = yield
+    held = held.removeprefix("\n")
+    while not held.endswith(_CLOSE):
+        kept = held_back(held, (_CLOSE, f"\n{_CLOSE}"))
+        if len(held) > kept:
+            said.append(json.dumps(held[: len(held) - kept], ensure_ascii=False)[1:-1])
+            held = held[len(held) - kept :]
+        held += yield
+    said.append('"')
 
 
 def _is_text(given: object) -> bool:
@@ -93,12 +127,11 @@ def _is_text(given: object) -> bool:
     return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
-def _value(text: str, given: object) -> Any:
-    if _is_text(given):
-        return text
+def _typed(text: str) -> str:
+    """Return the JSON that a parameter which is no string has as its value; what is none becomes a string."""
     word = text.strip()
-    value = _PYTHON[word] if word in _PYTHON else loads(word)
-    return text if value is None and word not in ("null", "None") else value
+    value = json.dumps(_PYTHON[word]) if word in _PYTHON else value_text(word)
+    return json.dumps(text, ensure_ascii=False) if value is None else value
 
 
 def _items(tool: ToolDefinition) -> dict[str, str]:
