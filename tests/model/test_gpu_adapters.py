@@ -85,6 +85,15 @@ def test_each_row_has_its_own(family: str, count: int, make_family: Make) -> Non
         assert_close(found[index], served.expected(prompts[index], models[index % 4])[-1])
 
 
+def test_of_attention_beside_experts(make_family: Make) -> None:
+    served = Served(make_family("mixtral", **{**WIDE, "num_hidden_layers": 1}), 4)
+    served.add(0, target_modules=["q_proj", "v_proj", "o_proj"])
+    prompts = [prompt(4, 1), prompt(5, 2)]
+    found = served.decoded(prompts, [0, -1])
+    for row, text, model in zip(found, prompts, [0, None], strict=True):
+        assert_close(row, served.expected(text, model)[-1])
+
+
 @pytest.mark.parametrize(
     ("family", "changes", "modules"),
     [("gemma2", {}, ALL_LINEAR), ("phi3", {"partial_rotary_factor": 0.5}, FUSED)],
