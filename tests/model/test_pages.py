@@ -32,6 +32,15 @@ def test_what_is_given_out_in_turn_lies_in_turn() -> None:
     assert second.data_ptr() - first.data_ptr() == 128
 
 
+def test_a_kernel_without_large_pages_is_no_hindrance(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mapping(mmap.mmap):
+        def madvise(self, *_: Any) -> None:
+            raise OSError("Invalid argument")
+
+    monkeypatch.setattr(_pages.mmap, "mmap", Mapping)
+    assert Pages().copy(torch.arange(5)).tolist() == [0, 1, 2, 3, 4]
+
+
 def test_a_block_lives_as_long_as_a_tensor_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     class Mapping(mmap.mmap):
         pass

@@ -1,6 +1,7 @@
 """Memory for what the compiled step reads in order: one tensor after the other, in pages of 2 MB where these exist."""
 
 import mmap
+from contextlib import suppress
 from math import prod
 
 import torch
@@ -47,5 +48,6 @@ def _block(size: int) -> torch.Tensor:
     if not _HUGE:
         return torch.empty(size, dtype=torch.uint8)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    with suppress(OSError):  # a kernel may be built without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)
