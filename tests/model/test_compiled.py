@@ -130,7 +130,7 @@ def test_adapters_add_the_same_on_older_processors_whatever_is_beside_them(
         batch = paged.batch({key: ids for key, (ids, _) in asked.items()})
         slots = torch.tensor([slot for _, slot in asked.values()], dtype=torch.int32)
         batch.adapters = slots.repeat_interleave(torch.tensor(batch.counts))
-        return decoder.forward(batch, paged.keys, paged.values).split(batch.counts)
+        return torch.split(decoder.forward(batch, paged.keys, paged.values), batch.counts)
 
     asked = {index: (prompt(1 + 7 * index % LONG, index), index % 3 - 1) for index in range(9)}
     found, expected, plain = hidden(there, asked), hidden(here, asked), hidden(there, {9: (PROMPTS[0], -1)})

@@ -37,7 +37,7 @@ def test_a_kernel_without_large_pages_is_no_hindrance(monkeypatch: pytest.Monkey
         def madvise(self, *_: Any) -> None:
             raise OSError("Invalid argument")
 
-    monkeypatch.setattr(_pages.mmap, "mmap", Mapping)
+    monkeypatch.setattr(mmap, "mmap", Mapping)
     assert Pages().copy(torch.arange(5)).tolist() == [0, 1, 2, 3, 4]
 
 
@@ -52,7 +52,7 @@ def test_a_block_lives_as_long_as_a_tensor_in_it(monkeypatch: pytest.MonkeyPatch
 
     mappings: list[weakref.ref[mmap.mmap]] = []
     monkeypatch.setattr(_pages, "_HUGE", True)
-    monkeypatch.setattr(_pages.mmap, "mmap", mapped)
+    monkeypatch.setattr(mmap, "mmap", mapped)
     pages = Pages()
     kept = pages.empty(10)
     pages.empty(10)

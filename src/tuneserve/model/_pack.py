@@ -64,7 +64,7 @@ def pack_codes(library: cpu.Library, parts: Sequence[StoredCodes], paired: bool,
     rows, cols = [len(part.codes) for part in parts], parts[0].codes.shape[1]
     sizes = [library.packed_bytes(kind, count, cols) for kind, count in zip(kinds, rows, strict=True)]
     panels = pages.empty(sum(sizes))
-    for kind, part, into in zip(kinds, parts, panels.split(sizes), strict=True):
+    for kind, part, into in zip(kinds, parts, torch.split(panels, sizes), strict=True):
         _write(library, kind, part, paired, into)
     if len(parts) == 1:
         return Packed(kinds[0], rows[0], cols, panels)
