@@ -64,7 +64,7 @@ class Answer(Response):
     def __init__(self, work: Work) -> None:
         super().__init__()
         self._work = work
-        self._samples = [Sample(work.make_reader()) for _ in work.jobs]
+        self._samples = [Sample(work.make_reader(), job.prompt_ids) for job in work.jobs]
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
