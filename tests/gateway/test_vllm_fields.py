@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from tokenizers.processors import TemplateProcessing
 
 from tests.gateway.conftest import END, START, TEMPLATE, FakeEngine, chat_body, make_served, sse_events, write_tokenizer
 from tuneserve.gateway import ServedModel, create_app
+from tuneserve.native._grammar import Grammars, forbidden
 
 pytestmark = pytest.mark.anyio
 CHAT = "/v1/chat/completions"
@@ -226,6 +228,27 @@ async def test_priority_is_the_place_among_those_that_wait(
         await ok(client, url, **fields)
 
 
+@pytest.mark.parametrize("url", [CHAT, COMPLETIONS])
+async def test_only_allowed_tokens_follow(
+    client: httpx.AsyncClient, engine: FakeEngine, tokenizer_dir: Path, url: str
+) -> None:
+    await ok(client, url, allowed_token_ids=[9, 5, 9, 257])
+    grammar = engine.requests[-1].params.grammar
+    assert grammar is not None
+    state = Grammars(tokenizer_dir, tokenizer_dir, 258).start(grammar, []).result()
+    for token in (5, 9, 5, 257):
+        assert set(np.flatnonzero(~forbidden([(state, [])], 258)[0])) == {5, 9, 257}
+        state.advance(token)
+    await ok(client, url, allowed_token_ids=[5])
+    grammar = engine.requests[-1].params.grammar
+    assert grammar is not None
+    state = Grammars(tokenizer_dir, tokenizer_dir, 258).start(grammar, []).result()
+    for _ in range(engine.context_length):
+        # The model's end token is not among them.
+        assert set(np.flatnonzero(~forbidden([(state, [])], 258)[0])) == {5}
+        state.advance(5)
+
+
 async def test_thoughts_are_hidden_where_they_are_not_wanted(tmp_path: Path) -> None:
     served = make_served(write_tokenizer(tmp_path, TEMPLATE + "{# <think></think> #}"))
     assert served.reasoning_format is not None
@@ -285,7 +308,9 @@ async def test_values_that_ask_for_nothing_are_taken(client: httpx.AsyncClient, 
         ({"use_beam_search": True}, "use_beam_search"),
         ({"length_penalty": 0.5}, "length_penalty"),
         ({"detokenize": False}, "detokenize"),
-        ({"allowed_token_ids": [1]}, "allowed_token_ids"),
+        ({"allowed_token_ids": []}, "allowed_token_ids"),
+        ({"allowed_token_ids": [258]}, "allowed_token_ids"),
+        ({"allowed_token_ids": [1], "guided_regex": "a"}, "allowed_token_ids"),
         ({"cache_salt": "x"}, "cache_salt"),
         ({"request_id": "x"}, "request_id"),
         ({"logits_processors": ["x"]}, "logits_processors"),
@@ -304,8 +329,8 @@ async def test_what_is_not_honoured_is_named(
 
 @pytest.mark.parametrize("url", [CHAT, COMPLETIONS])
 async def test_what_an_engine_lacks_is_refused_by_name(client: httpx.AsyncClient, engine: FakeEngine, url: str) -> None:
-    engine.lacks, engine.prioritises = ("prompt_logprobs",), False
-    for fields in ({"prompt_logprobs": 0}, {"priority": -1}):
+    engine.lacks, engine.prioritises = ("prompt_logprobs", "grammar:lark"), False
+    for fields in ({"prompt_logprobs": 0}, {"priority": -1}, {"allowed_token_ids": [1]}):
         response = await client.post(url, json=body_for(url, **fields))
         error = response.json()["error"]
         assert (response.status_code, error["param"], error["code"]) == (400, *fields, "unsupported_parameter")

@@ -105,7 +105,7 @@ async def _conversation(
     arrived: float,
     renamed: Mapping[str, str],
 ) -> Work:
-    form = constraint(body)
+    form = constraint(served, body)
     tools = offered(served, body.offered_tools)
     if form is not None and tools:
         message = f"'{form.field}' and 'tools' cannot both say what the output is; send 'tool_choice': 'none'."
@@ -137,7 +137,7 @@ async def completion_work(gateway: Gateway, served: ServedModel, body: Completio
         ApiError: the engine or the model cannot do what is asked.
         RequestError: a value is out of its range.
     """
-    form = constraint(body)
+    form = constraint(served, body)
     cut = partial(truncated, served, body, wanted_tokens(body))
     special = body.add_special_tokens is not False
     prompts = await token_ids(served, body.prompt, gateway.workers, "prompt", add_special_tokens=special, cut=cut)

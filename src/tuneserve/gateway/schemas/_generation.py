@@ -16,6 +16,7 @@ from tuneserve.gateway.schemas._base import (
     ServiceTier,
     StopString,
     TokenId,
+    TokenIds,
     one_or_many,
 )
 
@@ -23,6 +24,7 @@ MAX_SAMPLES = 128
 MAX_TOP_LOGPROBS = 20
 _MAX_CHOICES = 10_000
 _MAX_BIASES = 1024
+_MAX_ALLOWED = 20_000
 _MAX_ID_DIGITS = 10
 
 
@@ -163,6 +165,11 @@ class VllmFields(Schema):
     truncation_side: Literal["left", "right"] | None = Field(
         default=None, description="Where truncate_prompt_tokens cuts; left, which keeps the last tokens."
     )
+    allowed_token_ids: Annotated[TokenIds, Field(min_length=1, max_length=_MAX_ALLOWED)] | None = Field(
+        default=None,
+        description="The only tokens that the output has; it ends early only with one of them. A form of the output "
+        "like response_format, so not with another.",
+    )
     skip_special_tokens: bool | None = Field(
         default=None, description="Whether special tokens in the output have no text; true."
     )
@@ -205,7 +212,7 @@ class Generation(VllmFields, Sampling):
         found: dict[str, Any] = {}
         if self.response_format is not None and self.response_format.type != "text":
             found["response_format"] = self.response_format
-        for name in ("guided_json", "guided_regex", "guided_choice", "guided_grammar"):
+        for name in ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "allowed_token_ids"):
             if (value := getattr(self, name)) is not None:
                 found[name] = value
         if self.structured_outputs is not None:

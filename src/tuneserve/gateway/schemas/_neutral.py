@@ -9,7 +9,6 @@ from tuneserve.gateway._errors import ApiError, quoted
 Neutral = Mapping[str, tuple[object, ...]]
 
 _VLLM: Neutral = {
-    "allowed_token_ids": (),
     "cache_salt": (),
     "detokenize": (True,),
     "early_stopping": (False,),
