@@ -215,17 +215,18 @@ async def test_a_stop_string_that_is_shown_has_logprobs(client: httpx.AsyncClien
 async def test_priority_is_the_place_among_those_that_wait(
     client: httpx.AsyncClient, engine: FakeEngine, url: str
 ) -> None:
-    for fields, place in (
+    places: list[tuple[dict[str, Any], int]] = [
         ({"priority": -7}, -7),
         ({"priority": 3, "service_tier": "default"}, 3),
         ({"priority": 0, "service_tier": "flex"}, 1),
         ({"priority": None}, 0),
-    ):
+    ]
+    for fields, place in places:
         await ok(client, url, **fields)
         assert engine.requests[-1].priority == place
     engine.prioritises = False
-    for fields in ({"priority": 0}, {"service_tier": "flex"}):
-        await ok(client, url, **fields)
+    for hint in ({"priority": 0}, {"service_tier": "flex"}):
+        await ok(client, url, **hint)
 
 
 @pytest.mark.parametrize("url", [CHAT, COMPLETIONS])
@@ -278,10 +279,9 @@ async def test_values_that_ask_for_nothing_are_taken(client: httpx.AsyncClient, 
         "prompt_logprobs": None, "return_token_ids": False, "truncate_prompt_tokens": None, "priority": 0,
         "skip_special_tokens": True, "include_stop_str_in_output": False, "thinking_token_budget": None,
     }  # fmt: skip
+    own: dict[str, Any] = {"prompt_embeds": None}
     if url == CHAT:
         own = {"documents": [], "chat_template": None, "mm_processor_kwargs": None, "include_reasoning": True}
-    else:
-        own = {"prompt_embeds": None}
     plain, asked = await ok(client, url), await ok(client, url, **neutral, **own)
     assert plain["choices"] == asked["choices"]
     await ok(client, url, length_penalty=1)
