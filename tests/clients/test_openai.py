@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import openai
 import pydantic
@@ -105,18 +105,22 @@ def test_a_required_tool_is_called(client: openai.OpenAI) -> None:
 
 def test_a_tool_is_called_and_its_result_used(script: openai.OpenAI) -> None:
     """tools: auto, whole and streamed, and the result sent back"""
-    messages = list(WEATHER)
-    answer = script.chat.completions.create(model="tuned", messages=messages, tools=[TOOL])
-    (call,) = answer.choices[0].message.tool_calls or []
-    messages += [
-        answer.choices[0].message.to_dict(),  # type: ignore[list-item]
-        {"role": "tool", "tool_call_id": call.id, "content": "21 degrees"},
-    ]
-    final = script.chat.completions.create(model="tuned", messages=messages, tools=[TOOL])
-    assert final.choices[0].message.content == "It is 21 degrees in Oslo."
+    whole = script.chat.completions.create(model="tuned", messages=WEATHER, tools=[TOOL]).choices[0].message
+    parsed = script.chat.completions.parse(model="tuned", messages=WEATHER, tools=[TOOL]).choices[0].message
     with script.chat.completions.stream(model="tuned", messages=WEATHER, tools=[TOOL]) as stream:
-        (streamed,) = stream.get_final_completion().choices[0].message.tool_calls or []
-    assert json.loads(streamed.function.arguments) == {"city": "Oslo"}
+        kinds = [event.type for event in stream]
+        streamed = stream.get_final_completion().choices[0].message
+    assert kinds.count("tool_calls.function.arguments.delta") > 5
+    for message in (whole, parsed, streamed):
+        (call,) = message.tool_calls or []
+        assert call.type == "function"
+        assert json.loads(call.function.arguments) == {"city": "Oslo"}
+        result = {"role": "tool", "tool_call_id": call.id, "content": "21 degrees"}
+        # The client sends back what it made of an answer with it, in whatever form it is given.
+        for given in (message, message.to_dict(), message.model_dump()):
+            messages: list[Any] = [*WEATHER, given, result]
+            final = script.chat.completions.create(model="tuned", messages=messages, tools=[TOOL])
+            assert final.choices[0].message.content == "It is 21 degrees in Oslo."
 
 
 def test_responses_hold_a_conversation(client: openai.OpenAI) -> None:
@@ -148,6 +152,12 @@ def test_a_response_calls_a_tool(script: openai.OpenAI) -> None:
     ]
     final = script.responses.create(model="tuned", input=output, previous_response_id=first.id, tools=tools)
     assert final.output_text == "It is 21 degrees in Oslo."
+    parsed = script.responses.parse(model="tuned", input="The weather in Oslo?", tools=tools)
+    for response in (first, parsed):
+        for given in (response.output, [item.model_dump() for item in response.output]):
+            items: list[Any] = [*given, {**output[0], "call_id": response.output[-1].call_id}]  # type: ignore[union-attr]
+            answer = script.responses.create(model="tuned", input=items, tools=tools)
+            assert answer.output_text == "It is 21 degrees in Oslo."
 
 
 def test_embeddings_are_of_base_and_adapter(client: openai.OpenAI) -> None:

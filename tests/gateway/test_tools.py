@@ -136,6 +136,24 @@ async def test_calls_and_results_go_back_to_the_model(
     assert 'assistant:<think>Hm</think><tool_call>weather{"city": "Oslo"}</tool_call>tool:42' in text
 
 
+async def test_what_a_client_made_of_an_answer_is_not_shown_to_the_model(tmp_path: Path) -> None:
+    served = make_served(write_tokenizer(tmp_path, "{{ messages | tojson }}"))
+    assert isinstance(served.engine, FakeEngine)
+    served.engine.context_length = 2048
+    call: dict[str, Any] = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    plain: list[dict[str, Any]] = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes", "tool_calls": [call]},
+    ]
+    function = {**call["function"], "parsed_arguments": {"x": 1}}
+    made = {**plain[1], "parsed": {"x": 1}, "tool_calls": [{**call, "index": 0, "function": function}]}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(served)), base_url="http://x") as client:
+        await _post(client, CHAT, chat_body(messages=plain))
+        await _post(client, CHAT, chat_body(messages=[plain[0], made]))
+    first, second = served.engine.requests
+    assert first.prompt_ids == second.prompt_ids
+
+
 async def test_responses_have_items_for_each(
     client: httpx.AsyncClient, engine: FakeEngine, served: ServedModel
 ) -> None:
@@ -278,6 +296,27 @@ async def test_an_output_with_a_form_is_all_content(client: httpx.AsyncClient, e
 async def test_what_is_wrong_with_tools_is_named(client: httpx.AsyncClient, fields: dict[str, Any], param: str) -> None:
     response = await client.post(CHAT, json=chat_body(**fields))
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("path", "tool", "param"),
+    [
+        ("/v1/responses", {"type": "function", "name": "f", "parameters": {"type": "array"}}, "tools[0].parameters"),
+        ("/v1/messages", {"name": "f", "input_schema": {"required": 7}}, "tools[0].input_schema.required"),
+        ("/v1/messages/count_tokens", {"name": "f", "input_schema": {"required": 7}}, "tools[0].input_schema.required"),
+    ],
+)
+async def test_a_tool_is_named_as_the_request_named_it(
+    client: httpx.AsyncClient, path: str, tool: dict[str, Any], param: str
+) -> None:
+    body = {"model": "tuned", "tools": [tool]}
+    asked: dict[str, Any] = {"input": "Hi"} if path == "/v1/responses" else {"messages": chat_body()["messages"]}
+    limit = {"max_tokens": 5} if path == "/v1/messages" else {}
+    response = await client.post(path, json={**body, **asked, **limit})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error.get("param", param) == param
+    assert path == "/v1/responses" or f"'{param}'" in error["message"]
 
 
 async def test_a_model_without_a_known_way_of_calling_refuses_tools(tokenizer_dir: Path) -> None:

@@ -139,6 +139,19 @@ def test_arguments_come_as_they_are_written(sample: Sample, marked: Tokenizer) -
     assert len(pieces) > max(len(json.dumps(call)) for _, call in sample.calls) // 4
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        '{"arguments": {"a": [1]}, "name": "now"}',
+        '{"name": "now", "arguments": "{\\"a\\": [1]}"}',
+        '{"type": "function", "function": {"name": "now", "arguments": {"a": [1]}}}',
+    ],
+)
+def test_arguments_that_cannot_come_in_pieces_come_whole(call: str, marked: Tokenizer) -> None:
+    events = parsed(parser(HERMES, marked), list(f"<tool_call>{call}</tool_call>"))
+    assert events == [CallStarted(0, "now"), CallArguments(0, '{"a": [1]}')]
+
+
 PARTS = ["<tool_call>", "</tool_call>", "{", "}", "[", '"name": ', '"now"', '"arguments": {}', ", ", "now(", ")", "a"]
 PARTS += ["<function=now>", "</function>", "<parameter=a>", "</parameter>", "<think>", "\n", '{"name": "now"}', "]"]
 PARTS += ["<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "<|tool_call|>", "now", "<", "é"]
@@ -296,7 +309,7 @@ BAD = [
     ([{"type": "function"}], "tools[0].function"),
     ([NOW, NOW], "tools[1].function.name"),
     ([NOW, function(name="a b")], "tools[1].function.name"),
-    ([function(name="x" * 65)], "tools[0].function.name"),
+    ([function(name="x" * 129)], "tools[0].function.name"),
     ([function(name="f\n")], "tools[0].function.name"),
     ([function(description=1)], "tools[0].function.description"),
     ([function(strict="yes")], "tools[0].function.strict"),

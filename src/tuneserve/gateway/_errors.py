@@ -34,10 +34,15 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def renamed(self, names: Mapping[str, str]) -> "ApiError":
-        """Return the same error of a request in which fields have other names: ``names`` maps ours to theirs."""
+        """Return the same error of a request in which fields have other names: ``names`` maps ours to theirs.
+
+        ``[*]`` in both stands for an index.
+        """
         for ours, theirs in names.items():
-            if self.param is not None and re.fullmatch(rf"{ours}([.\[].*)?", self.param, re.DOTALL):
-                path = theirs + self.param[len(ours) :]
+            place = re.escape(ours).replace(re.escape("[*]"), r"(?P<index>\[\d+\])")
+            found = re.fullmatch(rf"{place}(?P<rest>[.\[].*)?", self.param or "", re.DOTALL)
+            if found is not None:
+                path = theirs.replace("[*]", found.groupdict().get("index", "")) + (found["rest"] or "")
                 message = str(self).replace(f"'{self.param}'", f"'{path}'").replace(f"'{ours}'", f"'{theirs}'")
                 return ApiError(self.status, message, param=path, code=self.code, headers=self.headers)
         return self

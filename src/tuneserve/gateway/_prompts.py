@@ -19,8 +19,8 @@ _T = TypeVar("_T")
 class TextWorkers:
     """Runs work on text beside the event loop, a few pieces at a time.
 
-    Waking a thread takes up to several milliseconds where the engine keeps all cores busy, and so does waking the loop
-    again. So work on few characters, which takes less than one, is done at once.
+    Waking a thread takes several milliseconds where the engine keeps all cores busy, and so does waking the loop again.
+    So work on few characters, which takes less than a millisecond, is done at once.
     """
 
     def __init__(self, count: int = 2) -> None:
@@ -141,10 +141,10 @@ def _check_variables(template: ChatTemplate, given: Mapping[str, Any]) -> None:
 def _for_template(template: ChatTemplate, message: Message) -> dict[str, Any]:
     # "developer" is OpenAI's successor of "system"; hardly any template knows it.
     role = "system" if message.role == "developer" and "developer" not in template.source else message.role
-    given = message.model_dump(exclude_none=True, exclude={"tool_calls"})
+    given = message.model_dump(exclude_none=True, exclude={"tool_calls", "parsed"})
     given |= {"role": role, "content": message.text}
     if message.tool_calls:
-        given["tool_calls"] = [call.model_dump() for call in message.tool_calls]
+        given["tool_calls"] = [call.for_template() for call in message.tool_calls]
     return given
 
 

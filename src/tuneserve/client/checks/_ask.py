@@ -8,7 +8,7 @@ from tuneserve.client import ApiError, ProtocolError
 from tuneserve.client._http import raise_for_status
 from tuneserve.client.checks._result import Finding, Target, expect
 
-_NO_SUCH_PATH = (404, 405)
+NO_SUCH_PATH = (404, 405)
 Json = dict[str, Any]
 
 
@@ -21,7 +21,7 @@ def ask(target: Target, path: str, body: Json, *, unnamed: bool = False) -> Json
         ProtocolError: the answer is no JSON object.
     """
     answer = target.client.post(path, body if unnamed else {"model": target.model, **body})
-    if answer.status in _NO_SUCH_PATH:
+    if answer.status in NO_SUCH_PATH:
         raise Finding("unsupported", f"there is no {path}.")
     raise_for_status(answer, target.client.url + path)
     return _object(answer.body, path)
@@ -35,7 +35,7 @@ def events(target: Target, path: str, body: Json) -> list[tuple[str, Json]]:
         ApiError: it is refused.
     """
     answer = target.client.post(path, {"model": target.model, **body, "stream": True})
-    if answer.status in _NO_SUCH_PATH:
+    if answer.status in NO_SUCH_PATH:
         raise Finding("unsupported", f"there is no {path}.")
     raise_for_status(answer, target.client.url + path)
     found = []
@@ -66,11 +66,16 @@ def at(value: Any, *path: str | int) -> Any:
     return value
 
 
-def _object(body: bytes, path: str) -> Json:
+def parsed(text: str | bytes) -> Any:
+    """Return the value that ``text`` is as JSON; None where it is none."""
     try:
-        value = msgspec.json.decode(body)
+        return msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        value = None
+        return None
+
+
+def _object(body: bytes, path: str) -> Json:
+    value = parsed(body)
     if not isinstance(value, dict):
         raise ProtocolError(f"{path} did not answer with a JSON object; check that the URL is a server of this API.")
     return value

@@ -1,10 +1,9 @@
 """Fields of chat and plain completions beyond those that every server has: refused, or they do what they say."""
 
-import json
 import re
 from typing import Any
 
-from tuneserve.client.checks._ask import Json, ask, at, events, refused
+from tuneserve.client.checks._ask import Json, ask, at, events, parsed, refused
 from tuneserve.client.checks._optional import TOOL
 from tuneserve.client.checks._result import PROMPT, Finding, Target, expect, messages
 
@@ -137,7 +136,7 @@ def json_object(target: Target) -> str:
     if at(answer, "choices", 0, "finish_reason") == "length":
         expect(text.lstrip().startswith("{"), "the answer does not begin like an object.")
         raise Finding("skipped", "the model goes on for longer than 96 tokens.")
-    expect(isinstance(_parsed(text), dict), "the answer is no JSON object.")
+    expect(isinstance(parsed(text), dict), "the answer is no JSON object.")
     return "the answer is a JSON object."
 
 
@@ -177,7 +176,7 @@ def tool_streaming(target: Target) -> str:
     functions = [function for call in found if isinstance(function := at(call, "function"), dict)]
     expect(functions, "no call is streamed although one must be.")
     expect(functions[0].get("name") == "get_weather", "the first piece of the call has not the tool's name.")
-    arguments = _parsed("".join(str(function.get("arguments") or "") for function in functions))
+    arguments = parsed("".join(str(function.get("arguments") or "") for function in functions))
     expect(isinstance(arguments, dict) and "city" in arguments, "the pieces of the arguments have no field 'city'.")
     return f"a call is streamed in {len(functions)} pieces."
 
@@ -196,10 +195,3 @@ def continued_message(target: Target) -> str:
     text = _said(target, messages=begun, **fields)
     expect(not text.lstrip().lower().startswith("one"), "the last message is begun again instead of continued.")
     return "the last message is continued."
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None

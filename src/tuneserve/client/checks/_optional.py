@@ -1,11 +1,10 @@
 """What a server may refuse, as long as it says so; to take a field and ignore it is a failure."""
 
-import json
 from typing import Any
 
+from tuneserve.client.checks._ask import NO_SUCH_PATH, parsed
 from tuneserve.client.checks._result import Finding, Target, expect
 
-_NO_SUCH_PATH = (404, 405)
 TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
@@ -55,7 +54,7 @@ def tools(target: Target) -> str:
     expect(calls, "the tool that tool_choice names is not called.")
     call = calls[0].function
     expect(call.name == "get_weather", f"the tool {call.name!r} is called instead of 'get_weather'.")
-    arguments = _parsed(call.arguments)
+    arguments = parsed(call.arguments)
     expect(isinstance(arguments, dict) and "city" in arguments, "the call's arguments do not have the field 'city'.")
     return "the tool that tool_choice names is called."
 
@@ -69,7 +68,7 @@ def json_schema(target: Target) -> str:
         temperature=0,
         max_tokens=64,
     )
-    value = _parsed(answer.text)
+    value = parsed(answer.text)
     fits = (
         isinstance(value, dict)
         and value.keys() == {"even", "size"}
@@ -83,14 +82,7 @@ def json_schema(target: Target) -> str:
 def health(target: Target) -> str:
     """``/health`` says 200."""
     status = target.client.get("/health").status
-    if status in _NO_SUCH_PATH:
+    if status in NO_SUCH_PATH:
         raise Finding("unsupported", "there is no /health.")
     expect(status == 200, f"/health is answered with {status} instead of 200.")
     return "/health is answered with 200."
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None

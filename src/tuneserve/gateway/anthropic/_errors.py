@@ -15,6 +15,9 @@ _TYPES = {
 
 
 def error_body(error: ApiError) -> Json:
-    """Return the object that Anthropic's clients expect."""
+    """Return the object that Anthropic's clients expect; the message alone can name the field."""
+    message = str(error)
+    if error.param is not None and f"'{error.param}'" not in message:
+        message = f"'{error.param}': {message}"
     kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": str(error)}, "request_id": None}
+    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": None}

@@ -13,7 +13,7 @@ from tuneserve.gateway._state import Gateway
 from tuneserve.gateway.anthropic._schema import parse_count, parse_messages
 from tuneserve.gateway.anthropic._shape import MessageShape
 from tuneserve.gateway.anthropic._translate import as_chat, renamed
-from tuneserve.gateway.chat import conversation_prompt, conversation_work, renaming
+from tuneserve.gateway.chat import conversation_prompt, conversation_work, offered, renaming
 
 
 def add_message_routes(app: FastAPI, gateway: Gateway) -> None:
@@ -35,7 +35,8 @@ def add_message_routes(app: FastAPI, gateway: Gateway) -> None:
         served = gateway.find(body.model)
         chat = as_chat(body)
         with renaming(renamed(body)):
-            prompt = await conversation_prompt(gateway, served, chat, fits=False)
+            tools = offered(served, chat.offered_tools)
+            prompt = await conversation_prompt(gateway, served, chat, tools, fits=False)
         return json_response({"input_tokens": len(prompt.ids)})
 
     app.add_route("/v1/messages", messages, methods=["POST"])

@@ -38,7 +38,13 @@ def renamed(body: CountTokensRequest) -> dict[str, str]:
     """Return what errors call a field, and what it is called here."""
     by_effort = body.output_config is not None and body.output_config.effort is not None
     effort = "output_config.effort" if by_effort else "thinking"
-    return {"stop": "stop_sequences", "response_format": "output_config.format", "reasoning_effort": effort}
+    return {
+        "stop": "stop_sequences",
+        "response_format": "output_config.format",
+        "reasoning_effort": effort,
+        "tools[*].function.parameters": "tools[*].input_schema",
+        "tools[*].function": "tools[*]",
+    }
 
 
 def as_chat(body: CountTokensRequest) -> ChatRequest:

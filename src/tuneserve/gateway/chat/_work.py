@@ -32,6 +32,7 @@ from tuneserve.gateway.chat._completion_shape import CompletionShape, Echo
 from tuneserve.gateway.chat._extras import Extras
 from tuneserve.gateway.schemas import ChatRequest, CompletionRequest, Generation
 from tuneserve.text import Detokenizer, Tokenizer
+from tuneserve.text.tools import ToolDefinition
 
 
 async def chat_work(gateway: Gateway, served: ServedModel, body: ChatRequest, arrived: float) -> Work:
@@ -80,15 +81,16 @@ def renaming(renamed: Mapping[str, str]) -> Iterator[None]:
         raise as_api_error(error).renamed(renamed) from None
 
 
-async def conversation_prompt(gateway: Gateway, served: ServedModel, body: ChatRequest, *, fits: bool = True) -> Prompt:
-    """Return a conversation as it is put to the model, with the tools that it may call.
+async def conversation_prompt(
+    gateway: Gateway, served: ServedModel, body: ChatRequest, tools: Sequence[ToolDefinition], *, fits: bool = True
+) -> Prompt:
+    """Return a conversation as it is put to the model, with the ``tools`` that it may call.
 
     Raises:
         ApiError: the model cannot do what is asked, or the conversation does not fit although it should.
         RequestError: the template does not take this conversation.
     """
     variables = effort_variables(the_template(served), body.reasoning_effort)
-    tools = offered(served, body.offered_tools)
     fits = fits and body.truncate_prompt_tokens is None
     prompt = await chat_prompt(served, body, gateway.workers, variables, tools=tools, fits=fits)
     ids = truncated(served, body, body.max_completion_tokens or body.max_tokens or 1, prompt.ids)
@@ -110,7 +112,7 @@ async def _conversation(
     if form is not None and tools:
         message = f"'{form.field}' and 'tools' cannot both say what the output is; send 'tool_choice': 'none'."
         raise ApiError(400, message, param=form.field, code="unsupported_parameter")
-    prompt = await conversation_prompt(gateway, served, body)
+    prompt = await conversation_prompt(gateway, served, body, tools)
     # An output that has a form is all content, thoughts among it or not.
     make_reader, visible = reading(served, tools, prompt.text, thinks=form is None)
     form = form or call_constraint(served, body, tools, prompt.text)

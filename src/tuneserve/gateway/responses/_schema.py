@@ -3,12 +3,13 @@
 from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, AliasChoices, Discriminator, Field, Tag
 
 from tuneserve.gateway._errors import ApiError
 from tuneserve.gateway.schemas import JsonObject, Schema, ToolName, parse
 from tuneserve.gateway.schemas._base import (
     MAX_MESSAGES,
+    PARSED,
     TIERS,
     Count,
     Effort,
@@ -25,12 +26,12 @@ _MAX_TOOLS = 128
 LOGPROBS = "message.output_text.logprobs"
 
 NEUTRAL: Neutral = {
-    "access_programs": (),
+    "access_programs": ({"cyber": "standard"},),
     "background": (False,),
     "background_options": (),
     "context_management": (),
     "conversation": (),
-    "image": (),
+    "image": ({"context_compression": "auto"}, {"context_compression": "disabled"}),
     "max_tool_calls": (),
     "moderation": (),
     "prompt": (),
@@ -47,6 +48,7 @@ class InputText(Schema):
     prompt_cache_breakpoint: PromptCacheBreakpoint | None = Field(default=None, description="No effect.")
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     logprobs: list[Any] | None = Field(default=None, description="No effect, as in all that was answered before.")
+    parsed: Any = Field(default=None, description=PARSED)
 
 
 class InputMessage(Schema):
@@ -70,6 +72,13 @@ def _json_object(value: str) -> str:
     return value
 
 
+# OpenAI's Python client calls it by the second name in what it gives back.
+Async = Annotated[
+    Literal[False] | None,
+    Field(validation_alias=AliasChoices("async", "async_"), serialization_alias="async", description="Not supported."),
+]
+
+
 class DirectCall(Schema):
     """The model itself made the call."""
 
@@ -83,8 +92,10 @@ class FunctionCallItem(Schema):
     call_id: Hint
     name: ToolName
     arguments: Annotated[str, AfterValidator(_json_object)]
+    parsed_arguments: Any = Field(default=None, description=PARSED)
     namespace: None = None
     caller: DirectCall | None = None
+    async_: Async = None
     id: Hint | None = None
     status: ItemStatus | None = None
 
@@ -148,7 +159,7 @@ class ResponseTool(Schema):
     allowed_callers: Annotated[list[Literal["direct"]], Field(max_length=1)] | None = None
     defer_loading: Literal[False] | None = None
     output_schema: None = None
-    async_: Literal[False] | None = Field(default=None, alias="async")
+    async_: Async = None
 
 
 class ResponseToolName(Schema):

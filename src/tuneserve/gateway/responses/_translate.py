@@ -37,6 +37,7 @@ RENAMED = {
     "max_tokens": "max_output_tokens",
     "response_format": "text.format",
     "reasoning_effort": "reasoning.effort",
+    "tools[*].function": "tools[*]",
 }
 
 

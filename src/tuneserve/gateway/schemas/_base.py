@@ -24,6 +24,9 @@ ServiceTier = Literal["auto", "default", "fast", "flex", "priority", "scale", "u
 TIERS = "Of those that wait, priority (or fast, ultrafast) goes first and flex last; the others are default."
 
 
+PARSED = "What the official client made of it, and sends back with an answer of before; no effect."
+
+
 def shallow(value: dict[str, Any]) -> dict[str, Any]:
     """Return ``value``, which is JSON, unless it is nested too deeply for anyone to want."""
     level: list[object] = [value]

@@ -8,6 +8,7 @@ from tuneserve.gateway._errors import ApiError
 from tuneserve.gateway.schemas import _neutral
 from tuneserve.gateway.schemas._base import (
     MAX_MESSAGES,
+    PARSED,
     Count,
     Effort,
     Hint,
@@ -16,6 +17,7 @@ from tuneserve.gateway.schemas._base import (
     PromptCacheBreakpoint,
     PromptCacheOptions,
     Schema,
+    TokenId,
     parse,
     shallow,
 )
@@ -39,6 +41,7 @@ class FunctionCall(Schema):
 
     name: ToolName
     arguments: str
+    parsed_arguments: Any = Field(default=None, description=PARSED)
 
 
 class MessageToolCall(Schema):
@@ -47,6 +50,11 @@ class MessageToolCall(Schema):
     id: Hint
     type: Literal["function"] = "function"
     function: FunctionCall
+    index: TokenId | None = Field(default=None, description="No effect: calls are in their order.")
+
+    def for_template(self) -> dict[str, Any]:
+        """Return it as chat templates read it."""
+        return self.model_dump(exclude={"index": True, "function": {"parsed_arguments"}})
 
 
 class Message(Schema):
@@ -62,6 +70,7 @@ class Message(Schema):
     reasoning_content: str | None = Field(
         default=None, description="What the assistant thought; handed to the chat template."
     )
+    parsed: Any = Field(default=None, description=PARSED)
 
     @property
     def text(self) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 from tuneserve.errors import RequestError
 
-# OpenAI's pattern.
-_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+# What OpenAI and Anthropic allow between them, and dots, which some clients have in names.
+_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,128}")
 _MAX_TOOLS = 128
 _MAX_DEPTH = 32
 _MAX_CHARACTERS = 100_000
@@ -67,7 +67,7 @@ def _tool(tool: object, param: str) -> ToolDefinition:
     function = _object(given.get("function"), _FUNCTION_FIELDS, place)
     name, description = function.get("name"), function.get("description")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        message = "the name of a function is 1 to 64 letters, digits, underscores and dashes; send such a name."
+        message = "the name of a function is 1 to 128 letters, digits, dots, dashes and underscores; send such a name."
         raise RequestError(message, f"{place}.name")
     if description is not None and (not isinstance(description, str) or len(description) > _MAX_DESCRIPTION):
         raise RequestError(

@@ -13,7 +13,7 @@ from tuneserve.text.tools._json import read_space
 from tuneserve.text.tools._rules import either, in_order, literal, marker, repeated, schema
 
 _MAX_DEPTH = 100
-_MAX_NAME = 100
+_MAX_NAME = 150
 _TOKEN = re.compile(
     r"""\s*(?:(?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"""
     r"""|(?P<word>[A-Za-z_][\w.-]*)|(?P<sign>[\[\](){},:=]))""",
