@@ -132,6 +132,25 @@ async def test_prompt_logprobs_and_echoed_logprobs_keep_their_counts(
     assert len(choice["prompt_logprobs"][1]) == 1
 
 
+async def test_an_answer_has_a_million_log_probabilities_at_most(
+    client: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.context_length = 10_000
+    for fields, param in (
+        ({"prompt_logprobs": 20}, "prompt_logprobs"),
+        ({"logprobs": 20, "echo": True}, "echo"),
+        ({"prompt_logprobs": 1, "n": 11}, "prompt_logprobs"),
+    ):
+        prompts = [[1] * 6_000] * 8
+        response = await client.post(COMPLETIONS, json=body_for(COMPLETIONS, prompt=prompts, **fields))
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    assert not engine.requests
+    monkeypatch.setattr("tuneserve.gateway.chat._work._MAX_SCORES", 2 * 2)
+    await ok(client, COMPLETIONS, prompt_logprobs=1)
+    long = await client.post(CHAT, json=chat_body(prompt_logprobs=1))
+    assert (long.status_code, long.json()["error"]["param"]) == (400, "prompt_logprobs")
+
+
 async def test_a_long_prompt_keeps_its_last_tokens(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     await ok(client, CHAT)
     whole = engine.prompt

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -77,7 +78,10 @@ class Answer(Response):
             self._samples[index].take(piece)
 
         await self._generate(keep)
-        answer = json_response(self._work.shape.whole(self._samples, self._usage()))
+        whole = partial(self._work.shape.whole, self._samples, self._usage())
+        # A scored prompt can take seconds, in which others are to be answered.
+        content = await asyncio.to_thread(whole) if any(sample.prompt for sample in self._samples) else whole()
+        answer = json_response(content)
         await answer(scope, receive, send)
 
     async def _stream(self, send: Send) -> None:

@@ -34,6 +34,8 @@ from tuneserve.gateway.schemas import ChatRequest, CompletionRequest, Generation
 from tuneserve.text import Detokenizer, Tokenizer
 from tuneserve.text.tools import ToolDefinition
 
+_MAX_SCORES = 1_000_000  # about 3 seconds of one core and 65 MB of JSON
+
 
 async def chat_work(gateway: Gateway, served: ServedModel, body: ChatRequest, arrived: float) -> Work:
     """Return the work that a chat completion is.
@@ -119,10 +121,12 @@ async def _conversation(
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     tokens = chat_max_tokens(served, body, len(prompt.ids))
     params = sampling(served, body, tokens, form, logprobs, body.prompt_logprobs)
+    jobs = _jobs(served, body, prompt.ids, params, visible)
+    _check_scores(body, jobs)
     return Work(
         served=served,
         shape=shape,
-        jobs=_jobs(served, body, prompt.ids, params, visible),
+        jobs=jobs,
         stream=bool(body.stream),
         metrics=gateway.metrics,
         arrived=arrived,
@@ -155,6 +159,7 @@ async def completion_work(gateway: Gateway, served: ServedModel, body: Completio
         if body.echo:
             whole = body.truncate_prompt_tokens is None
             echoes += [_echo(served.tokenizer, prompt if whole else ids, ids)] * count
+    _check_scores(body, jobs)
     shape = CompletionShape(
         model=served.name,
         names=TokenNames(served.tokenizer, bool(body.return_tokens_as_token_ids)),
@@ -187,6 +192,19 @@ def _jobs(
         visible |= served.tokenizer.special_ids
     stop, place, shows_end = tuple(body.stop or ()), priority(served, body), bool(body.include_stop_str_in_output)
     return [Job(prompt_ids, each, stop, place, visible, shows_end) for each in samples(params, body.n or 1)]
+
+
+def _check_scores(body: Generation, jobs: list[Job]) -> None:
+    """Raise ApiError where prompts would have more log-probabilities than one answer should hold."""
+    scored = [(len(job.prompt_ids), job.params.prompt_logprobs) for job in jobs]
+    total = sum(tokens * (count + 1) for tokens, count in scored if count is not None)
+    if total > _MAX_SCORES:
+        field = "echo" if body.prompt_logprobs is None else "prompt_logprobs"
+        message = (
+            f"'{field}' asks for {total} log-probabilities of prompts, more than {_MAX_SCORES}; send fewer prompts, or "
+            "ask for fewer samples or alternatives."
+        )
+        raise ApiError(400, message, param=field, code="invalid_value")
 
 
 def _check_hidden(served: ServedModel, body: ChatRequest) -> None:
