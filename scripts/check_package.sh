@@ -12,6 +12,15 @@ trap 'rm -rf "$work"' EXIT
 "$work/build/bin/pip" --quiet --disable-pip-version-check install --constraint constraints.txt build
 "$work/build/bin/python" -m build --outdir dist .
 
+# Everything that belongs to the package is in both, with what is no Python: tables, templates, the page, C++.
+git ls-files src/tuneserve | sed 's|^src/||' | LC_ALL=C sort >"$work/package"
+"$venv/bin/python" -m zipfile --list dist/*.whl | cut -d' ' -f1 | LC_ALL=C sort >"$work/wheel"
+"$venv/bin/python" -m tarfile --list dist/*.tar.gz | sed 's|^[^/]*/src/||; s| *$||' | LC_ALL=C sort >"$work/sdist"
+for archive in wheel sdist; do
+    missing=$(LC_ALL=C comm -23 "$work/package" "$work/$archive")
+    [ -z "$missing" ] || { printf 'the %s lacks:\n%s\n' "$archive" "$missing" >&2; exit 1; }
+done
+
 "$venv/bin/python" -m venv "$work/run"
 site='import sysconfig; print(sysconfig.get_path("purelib"))'
 # The packages of VENV are found after those of the new environment; a checkout that is installed there is not.
@@ -24,4 +33,6 @@ run/bin/tuneserve --version
 run/bin/python -m tuneserve inspect demo:tickets
 run/bin/tuneserve plan demo:tickets --hardware rtx4090 --report plan.html >/dev/null
 grep -q '</html>' plan.html
+run/bin/tuneserve keys add someone --file keys.toml >/dev/null
+run/bin/tuneserve deploy demo:tickets deployment --target compose --api-key-file keys.toml --hardware cpu-4c-16GB
 echo "the wheel runs"

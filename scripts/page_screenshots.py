@@ -52,6 +52,9 @@ def live(page: Page) -> None:
     )
     page.get_by_role("tab", name="Live").click()
     page.wait_for_timeout(1000 * LOADED_SECONDS)
+    running = page.locator("#live-engines dt", has_text="Running").locator("xpath=following-sibling::dd")
+    if "0" in running.all_inner_texts():
+        raise SystemExit(f"the load ended within {LOADED_SECONDS} seconds; give it more max_tokens.")
     page.screenshot(path=OUT / f"live-{scheme_of(page)}.png", full_page=True)
 
 

@@ -3,7 +3,8 @@
 Each adapter has rank 16 on every linear layer of attention and feed-forward. Prompts of 32 random tokens, 128 new
 tokens, greedy, end of sequence ignored. The base alone, one adapter for all sequences, and eight adapters in turn are
 run one after the other in one process, several times over, and medians are taken: what else runs on the machine then
-slows each of them alike. The cost is that of the median step, base to adapters, of the same round.
+slows each of them alike. The cost is that of the median step, base to adapters, of the same round. Its floor is what
+reading each adapter of a step once takes, at the read bandwidth measured in the same run.
 
 Appends one line of JSON per measurement to ``adapters.jsonl`` and prints a table. The number of threads is PyTorch's
 own choice unless ``OMP_NUM_THREADS`` is set.
@@ -12,21 +13,24 @@ own choice unless ``OMP_NUM_THREADS`` is set.
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from decode import read_bandwidth
 from safetensors.torch import save_file
 
 from tuneserve.checkpoint import open_checkpoint
 from tuneserve.engines.contract import GenerationRequest, SamplingParams
 from tuneserve.native import EngineConfig, NativeCore
 from tuneserve.sources import resolve
+
+sys.path.append(str(Path(__file__).parents[1]))
+from circumstances import circumstances
 
 BATCHES = (1, 8, 16, 64)
 PROMPT, NEW, RANK, ADAPTERS = 32, 128, 16, 8
@@ -67,8 +71,8 @@ def run(core: NativeCore, batch: int, seed: int, names: list[str | None]) -> tup
     return sum(steps), statistics.median(steps)
 
 
-def measure(core: NativeCore, batch: int, rounds: int) -> list[dict[str, Any]]:
-    """Return the medians of each way to serve a batch."""
+def measure(core: NativeCore, batch: int, rounds: int, read_seconds: float) -> list[dict[str, Any]]:
+    """Return the medians of each way to serve a batch; reading one adapter takes ``read_seconds``."""
     ways: dict[str, list[str | None]] = {
         "base": [None], "1 adapter": ["0"], f"{ADAPTERS} adapters": [str(index) for index in range(ADAPTERS)]
     }  # fmt: skip
@@ -78,7 +82,9 @@ def measure(core: NativeCore, batch: int, rounds: int) -> list[dict[str, Any]]:
         for way, names in ways.items():
             found[way].append(run(core, batch, seed, names))
     results = []
+    base_step = statistics.median(step for _, step in found["base"])
     for way, times in found.items():
+        read = 0 if way == "base" else min(batch, len(ways[way]))
         costs = [step / base - 1 for (_, step), (_, base) in zip(times, found["base"], strict=True)]
         results.append({
             "serving": way,
@@ -86,6 +92,7 @@ def measure(core: NativeCore, batch: int, rounds: int) -> list[dict[str, Any]]:
             "tokens_per_second": round(batch * NEW / statistics.median(total for total, _ in times), 1),
             "step_ms": round(1e3 * statistics.median(step for _, step in times), 3),
             "cost": round(statistics.median(costs), 4),
+            "floor": round(read * read_seconds / base_step, 4),
             "rounds": rounds,
             "load_average": round(load, 1),
         })  # fmt: skip
@@ -93,20 +100,8 @@ def measure(core: NativeCore, batch: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def about() -> dict[str, Any]:
-    """Return what a result depends on: the commit, the machine, the versions."""
-    describe = ("git", "describe", "--always", "--abbrev=40", "--dirty")
-    cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    return {
-        "commit": subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip(),
-        "cpu": cpu.partition(":")[2].strip(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "torch": torch.__version__,
-        "prompt": PROMPT,
-        "new": NEW,
-        "rank": RANK,
-    }
+    """Return what a result depends on: the commit, the machine, the versions, the work."""
+    return circumstances() | {"threads": torch.get_num_threads(), "prompt": PROMPT, "new": NEW, "rank": RANK}
 
 
 def main() -> None:
@@ -123,16 +118,22 @@ def main() -> None:
         max_running=max(batches), prefix_cache=False,
     )  # fmt: skip
     core = NativeCore(settings)
+    bandwidth = read_bandwidth(torch.get_num_threads(), 20)
+    size = 0
     with tempfile.TemporaryDirectory() as scratch:
         for index in range(ADAPTERS):
-            core.load_adapter(str(index), write_adapter(Path(scratch) / str(index), model_dir, index))
-    context = {"weights": options.weights} | about()
-    print("| batch | serving | tok/s | step, ms | cost |\n| --- | --- | --- | --- | --- |")
+            directory = write_adapter(Path(scratch) / str(index), model_dir, index)
+            core.load_adapter(str(index), directory)
+            size = (directory / "adapter_model.safetensors").stat().st_size
+    found = {"adapter_bytes": size, "read_gb_per_second": round(bandwidth / 1e9, 1)}
+    context = {"weights": options.weights} | found | about()
+    print("| batch | serving | tok/s | step, ms | cost | floor |\n| --- | --- | --- | --- | --- | --- |")
     with RESULTS.open("a", buffering=1) as file:
         for batch in batches:
-            for result in measure(core, batch, options.rounds):
+            for result in measure(core, batch, options.rounds, size / bandwidth):
                 file.write(json.dumps(result | context) + "\n")
-                numbers = f"{result['tokens_per_second']:,.0f} | {result['step_ms']:.2f} | {result['cost']:+.1%}"
+                shares = f"{result['cost']:+.1%} | {result['floor']:.1%}"
+                numbers = f"{result['tokens_per_second']:,.0f} | {result['step_ms']:.2f} | {shares}"
                 print(f"| {batch} | {result['serving']} | {numbers} |")
 
 

@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -22,6 +21,9 @@ from statistics import median
 from tuneserve.engines.contract import GenerationRequest, SamplingParams
 from tuneserve.engines.native import NativeEngine
 from tuneserve.sources import resolve
+
+sys.path.append(str(Path(__file__).parents[1]))
+from circumstances import circumstances
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
 
@@ -53,24 +55,12 @@ def engine() -> float:
     return asyncio.run(first())
 
 
-def about() -> dict[str, object]:
-    """Return what a result depends on: the commit, the machine, the versions."""
-    describe = ("git", "describe", "--always", "--abbrev=40", "--dirty")
-    cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    return {
-        "commit": subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip(),
-        "cpu": cpu.partition(":")[2].strip(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-    }
-
-
 def main() -> None:
     """Measure, append the results, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=7)
     runs = parser.parse_args().runs
-    context = about()
+    context = circumstances()
     print("| start to first token | median | fastest | slowest |\n| --- | --- | --- | --- |")
     ways: dict[str, Callable[[], float]] = {"generate": generate, "engine": engine}
     with RESULTS.open("a") as file:

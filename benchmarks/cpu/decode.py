@@ -12,8 +12,7 @@ choice unless ``OMP_NUM_THREADS`` is set.
 import argparse
 import json
 import os
-import platform
-import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +26,9 @@ import torch
 from tuneserve.engines.contract import GenerationRequest, SamplingParams
 from tuneserve.native import EngineConfig, NativeCore
 from tuneserve.sources import resolve
+
+sys.path.append(str(Path(__file__).parents[1]))
+from circumstances import circumstances
 
 BATCHES = (1, 8, 16, 64)
 WEIGHTS = ("auto", "int8", "int4")
@@ -98,19 +100,8 @@ def transformers_run(model_dir: Path) -> Callable[[int, int], tuple[float, float
 
 
 def about() -> dict[str, Any]:
-    """Return what a result depends on: the commit, the machine, the versions."""
-    describe = ("git", "describe", "--always", "--abbrev=40", "--dirty")
-    cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    return {
-        "commit": subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip(),
-        "cpu": cpu.partition(":")[2].strip(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "torch": torch.__version__,
-        "prompt": PROMPT,
-        "new": NEW,
-    }
+    """Return what a result depends on: the commit, the machine, the versions, the work."""
+    return circumstances() | {"threads": torch.get_num_threads(), "prompt": PROMPT, "new": NEW}
 
 
 def table(results: list[dict[str, Any]], batches: list[int]) -> str:

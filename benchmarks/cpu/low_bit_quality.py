@@ -15,10 +15,8 @@ that out. Appends one line of JSON per measurement to ``low_bit_quality.jsonl``.
 
 import argparse
 import json
-import os
-import platform
 import shutil
-import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,6 +36,9 @@ from tuneserve.native import EngineConfig
 from tuneserve.native._load import load_decoder
 from tuneserve.sources import resolve
 from tuneserve.text import open_tokenizer
+
+sys.path.append(str(Path(__file__).parents[1]))
+from circumstances import circumstances
 
 GGUF = ("gguf:q4_1", "gguf:q4_k_m", "gguf:q8_0")
 CHECKPOINTS = ("merged_4bit", "int8")
@@ -157,12 +158,7 @@ def compare(reference: list[torch.Tensor], found: Iterator[torch.Tensor]) -> dic
 
 def about() -> dict[str, Any]:
     """Return what a result depends on."""
-    describe = ("git", "describe", "--always", "--abbrev=40", "--dirty")
-    return {
-        "commit": subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip(),
-        "platform": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count(), "torch": torch.__version__,
-        "llama_cpp_python": llama_cpp.__version__, "positions": WINDOW * WINDOWS,
-    }  # fmt: skip
+    return circumstances() | {"llama_cpp_python": llama_cpp.__version__, "positions": WINDOW * WINDOWS}
 
 
 def main() -> None:

@@ -11,16 +11,17 @@ JSON per measurement to ``peers.jsonl``.
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from tuneserve.engines import environments
 from tuneserve.sources import resolve
+
+sys.path.append(str(Path(__file__).parents[1]))
+from circumstances import circumstances
 
 BATCHES = (1, 8, 16, 64)
 RUNS = 3
@@ -105,12 +106,7 @@ def main() -> None:
     options = parser.parse_args()
     own, demo = Path(sys.executable), str(resolve("demo").model_dir)
     vllm = environments.require("vllm")
-    cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    about: dict[str, Any] = {
-        "commit": subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip(),
-        "cpu": cpu.partition(":")[2].strip(), "cores": os.cpu_count(), "platform": platform.platform(),
-        "torch": torch.__version__,
-    }  # fmt: skip
+    about = circumstances()
     contenders = [
         ("native, 16-bit", lambda: rates(own, _NATIVE, "demo", "auto")),
         (f"vLLM {vllm.version}, bf16", lambda: rates(vllm.python, _VLLM, demo)),

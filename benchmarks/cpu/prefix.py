@@ -8,9 +8,8 @@ once with an ending, then with another ending. Appends a line of JSON to ``prefi
 
 import json
 import os
-import platform
 import random
-import subprocess
+import sys
 import time
 from pathlib import Path
 from statistics import median
@@ -18,6 +17,9 @@ from statistics import median
 from tuneserve.engines.contract import GenerationRequest, SamplingParams
 from tuneserve.native import EngineConfig, NativeCore
 from tuneserve.sources import resolve
+
+sys.path.append(str(Path(__file__).parents[1]))
+from circumstances import circumstances
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
 PREFIX, ENDING, ROUNDS = 1000, 16, 9
@@ -46,8 +48,6 @@ def main() -> None:
         prefix = tokens(PREFIX)
         fresh.append(first_token(core, f"fresh{index}", prefix + tokens(ENDING)))
         seen.append(first_token(core, f"seen{index}", prefix + tokens(ENDING)))
-    describe = ("git", "describe", "--always", "--abbrev=40", "--dirty")
-    cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
     result = {
         "prefix": PREFIX,
         "ending": ENDING,
@@ -55,10 +55,7 @@ def main() -> None:
         "seen_ms": [round(1e3 * one, 2) for one in seen],
         "ratio": round(median(seen) / median(fresh), 4),
         "load_average": round(os.getloadavg()[0], 1),
-        "commit": subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip(),
-        "cpu": cpu.partition(":")[2].strip(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
+        **circumstances(),
     }
     with RESULTS.open("a") as file:
         file.write(json.dumps(result) + "\n")

@@ -10,7 +10,6 @@ each (as root), so that the base comes from the disk; else it lies in memory. Ap
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -19,8 +18,10 @@ import tempfile
 from pathlib import Path
 
 import psutil
-import torch
 from checkpoint import SHAPES, write
+
+sys.path.append(str(Path(__file__).parents[1]))
+from circumstances import circumstances
 
 _RESULTS = Path(__file__).with_suffix(".jsonl")
 _PRELUDE = """
@@ -86,7 +87,7 @@ def main() -> None:
             for name in ("cp", "tuneserve"):
                 found[name].append(measure(name, home, cold=options.cold))
         found["peft"] = [measure("peft", home, cold=options.cold) for _ in range(options.runs)]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    context = circumstances() | {"memory_gb": round(psutil.virtual_memory().total / 1e9, 1)}
     with _RESULTS.open("a") as results:
         for name, runs in found.items():
             seconds = [run[0] for run in runs]
@@ -100,12 +101,7 @@ def main() -> None:
                 "median_ratio_to_cp": round(statistics.median(ratios), 2),
                 "peak_mb": round(max(run[2] for run in runs) / 1e6),
                 "peak_above_imports_mb": round(max(run[2] - run[1] for run in runs) / 1e6),
-                "commit": commit,
-                "cores": psutil.cpu_count(),
-                "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-                "platform": platform.platform(),
-                "python": platform.python_version(),
-                "torch": torch.__version__,
+                **context,
             }
             results.write(json.dumps(line) + "\n")
             print(

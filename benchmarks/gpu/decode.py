@@ -9,18 +9,15 @@ shape alone. Appends a line per batch size to ``decode.jsonl``, or to the file t
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
+import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 import torch
-import triton
 
 from tuneserve.adapters import LinearName, linear_shapes, merge_model
 from tuneserve.engines.contract import GenerationRequest, SamplingParams
@@ -34,6 +31,9 @@ from tuneserve.native._scheduler import Segment, Step
 from tuneserve.native._sequence import Sequence
 from tuneserve.sources import open_files
 from tuneserve.spec import ModelSpec, read_spec
+
+sys.path.append(str(Path(__file__).parents[1]))
+from circumstances import gpu_circumstances
 
 _CHECKED_LAYERS = 3
 _PLAIN = msgspec.structs.asdict(SamplingParams(temperature=0))
@@ -121,12 +121,12 @@ def generate(core: NativeCore, batch: int, prompt: int, new: int, sampled: Sampl
 
 
 def put_adapters(core: NativeCore, spec: ModelSpec, count: int, rank: int) -> None:
-    """Serve so many random adapters of all linear layers, unmerged; sequences take them in turn."""
+    """Serve so many random adapters of all linear layers, unmerged, in all; sequences take them in turn."""
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, device="cuda", dtype=torch.bfloat16) * 0.01
 
-    for index in range(count):
+    for index in range(len(core.info.adapters), count):
         deltas: dict[tuple[int, LinearName], tuple[Delta, ...]] = {}
         for (layer, name), (outputs, inputs) in linear_shapes(spec).items():
             ends = {"qkv": (spec.q_size, (spec.q_size + outputs) // 2, outputs), "gate_up": (outputs // 2, outputs)}
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--weights", default="auto", help="auto, dequantised, int8 or int4, of EngineConfig")
-    parser.add_argument("--adapters", type=int, default=0, help="how many are served unmerged, in turn")
+    parser.add_argument("--adapters", type=int, nargs="+", default=[0], help="how many are served unmerged, in turn")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-p", type=float, default=1.0)
@@ -176,24 +176,22 @@ def main() -> None:
     generate(core, 1, options.prompt, 2, sampled)
     cold = time.perf_counter() - started
     shape = json.loads((options.model / "config.json").read_text())
-    if options.adapters:
-        put_adapters(core, read_spec(shape), options.adapters, options.rank)
     lines = []
-    for batch in options.batch:
-        generate(core, batch, options.prompt, 16, sampled)
-        seconds = [generate(core, batch, options.prompt, options.new, sampled) for _ in range(options.runs)]
-        lines.append({"batch": batch, "tok_per_s": round(batch * options.new / statistics.median(seconds), 1)})
-        print(json.dumps(lines[-1]), flush=True)
+    for adapters in sorted(options.adapters):
+        put_adapters(core, read_spec(shape), adapters, options.rank)
+        for batch in options.batch:
+            generate(core, batch, options.prompt, 16, sampled)
+            seconds = [generate(core, batch, options.prompt, options.new, sampled) for _ in range(options.runs)]
+            speed = round(batch * options.new / statistics.median(seconds), 1)
+            lines.append({"batch": batch, "adapters": adapters, "tok_per_s": speed})
+            print(json.dumps(lines[-1]), flush=True)
     facts = {
         "engine": "tuneserve", "hidden": shape["hidden_size"], "layers": shape["num_hidden_layers"],
         "stored": shape.get("quantization_config", {}).get("quant_method", "16-bit"), "weights": options.weights,
-        "adapters": options.adapters, "rank": options.rank if options.adapters else None,
+        "rank": options.rank,
         "sampled": {name: value for name, value in msgspec.structs.asdict(sampled).items() if value != _PLAIN[name]},
         "prompt": options.prompt, "new": options.new, "imports_to_first_token_s": round(cold, 1),
-        "weight_gb": round(core.info.weight_bytes / 1e9, 2), "commit": _said("git", "rev-parse", "HEAD"),
-        "gpu": torch.cuda.get_device_name(),
-        "driver": _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-        "torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version(),
+        "weight_gb": round(core.info.weight_bytes / 1e9, 2), **gpu_circumstances(),
     }  # fmt: skip
     with options.out.open("a") as out:
         out.writelines(json.dumps(line | facts) + "\n" for line in lines)
@@ -201,14 +199,6 @@ def main() -> None:
         del core
         torch.cuda.empty_cache()
         check(options.model)
-
-
-def _said(*command: str) -> str:
-    run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run
-    try:
-        return run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        return ""
 
 
 if __name__ == "__main__":

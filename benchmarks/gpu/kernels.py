@@ -11,7 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -137,12 +137,12 @@ class Linear:
             if adapters == "none":
                 lora = None
             elif adapters == "joined":
-                taken = LoraRows.of(count, self.few.a.shape[1], self.columns, x.dtype, DEVICE)
+                taken = LoraRows.of(count, [self.few])
                 taken.put([0] * count)
                 lora = LoraCall(self.few, taken, arrived[index])
                 weight = self.joined[index % COPIES]
             else:
-                taken = LoraRows.of(count, self.adapters.a.shape[1], self.columns, x.dtype, DEVICE)
+                taken = LoraRows.of(count, [self.adapters])
                 taken.put([index % COPIES] * count if adapters == "one" else list(range(count)))
                 lora = LoraCall(self.adapters, taken, arrived[index])
             yield self._call(x, weight, lora, out, arrived if index == 0 else None), out, lora
@@ -259,7 +259,7 @@ def _check_sample(logits: torch.Tensor, rows: SamplingRows, asks: Asks, name: st
     ids, expected = (torch.zeros(count, dtype=torch.int64, device=DEVICE) for _ in range(2))
     lengths = [torch.ones(count, dtype=torch.int32, device=DEVICE) for _ in range(2)]
     found = [SamplingResults.of(count, logits.shape[1], DEVICE) for _ in range(2)]
-    before = SamplingRows(*(tensor.clone() for tensor in rows.tensors()))
+    before = SamplingRows(**{name: tensor.clone() for name, tensor in vars(rows).items()})
     sample(logits.clone(), ids, lengths[0], rows, found[0], asks)
     sample_reference(logits.clone(), expected, lengths[1], before, found[1])
     equal = float((ids == expected).float().mean())
@@ -269,24 +269,24 @@ def _check_sample(logits: torch.Tensor, rows: SamplingRows, asks: Asks, name: st
     torch.testing.assert_close(found[0].logprobs[ids == expected], found[1].logprobs[ids == expected])
 
 
-SECTIONS: dict[str, Callable[[Sizes, Results], None]] = {"lora": lora, "sampling": sampling}
-
-
-def main() -> None:
+def run(sections: dict[str, Callable[[Sizes, Results], None]], about: str | None) -> None:
     """Check and time everything, or the sections that are named."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", default=list(SECTIONS))
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", default=list(sections))
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--rows", type=int, nargs="+", help="of these numbers alone")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".jsonl"))
     options = parser.parse_args()
     torch.manual_seed(0)
+    sizes = TINY if options.tiny else FULL
+    sizes = replace(sizes, rows=tuple(options.rows or sizes.rows))
     results = Results(options.out, timed=not options.tiny)
     for name in options.sections:
         started = time.perf_counter()
         with torch.inference_mode():
-            SECTIONS[name](TINY if options.tiny else FULL, results)
+            sections[name](sizes, results)
         print(f"{name}: {time.perf_counter() - started:.1f} s", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    run({"lora": lora, "sampling": sampling}, __doc__)

@@ -29,6 +29,9 @@ from tuneserve.kernels.gpu import skinny as dense_skinny
 from tuneserve.kernels.gpu.dequantise import dequantise, dequantise_reference
 from tuneserve.kernels.gpu.packed import PackedWeight, block_of, pack
 
+sys.path.append(str(Path(__file__).parents[1]))
+from circumstances import gpu_circumstances
+
 KINDS = ("nf4", "int4", "int8", "fp8")
 GROUPS = {"nf4": 64, "int4": 128, "int8": None, "fp8": 128}
 # Name, rows, columns, whether gated, of each product of a layer.
@@ -275,17 +278,12 @@ def main() -> None:
         part.wait()
     print(f"compiled in {time.perf_counter() - started:.0f} s", flush=True)
     wrong = [] if options.no_check else check()
-    facts = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "commit": _commit()}
+    facts = gpu_circumstances()
     dense(options.rows, options.out, facts)
     run(chosen, options.out, facts)
     print(f"{time.perf_counter() - started:.0f} s in all", flush=True)
     if wrong:
         raise SystemExit("WRONG: " + "; ".join(wrong))
-
-
-def _commit() -> str:
-    said = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return said.stdout.strip()
 
 
 if __name__ == "__main__":

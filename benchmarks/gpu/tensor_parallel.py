@@ -11,20 +11,20 @@ one. Appends a line per number of GPUs and batch size to ``tensor_parallel.jsonl
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 
 from tuneserve.engines.contract import GenerationRequest, SamplingParams
 from tuneserve.native import EngineConfig, NativeCore
+
+sys.path.append(str(Path(__file__).parents[1]))
+from circumstances import gpu_circumstances
 
 _PROMPTS, _PROMPT_TOKENS, _ANSWER_TOKENS = 6, 96, 16
 # Of the mean distance to float32; a sum over GPUs is rounded before it is added, which a fused product is not.
@@ -134,10 +134,7 @@ def main() -> None:
     shape = json.loads((options.model / "config.json").read_text())
     facts = {
         "hidden": shape["hidden_size"], "layers": shape["num_hidden_layers"], "prompt": options.prompt,
-        "new": options.new, "commit": _said("git", "rev-parse", "HEAD"), "gpu": torch.cuda.get_device_name(),
-        "driver": _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").partition("\n")[0],
-        "nccl": ".".join(map(str, torch.cuda.nccl.version())), "torch": torch.__version__,
-        "triton": triton.__version__, "python": platform.python_version(),
+        "new": options.new, "nccl": ".".join(map(str, torch.cuda.nccl.version())), **gpu_circumstances(),
     }  # fmt: skip
     checks: dict[int, dict[str, float]] = {gpus: {} for gpus in runs}
     if not options.no_check:
@@ -160,14 +157,6 @@ def main() -> None:
         print(f"| {gpus} | {found['first_token_s']} | {speeds} | {check} |")
     errors = [check["nats_from_float32"] for check in checks.values() if check]
     assert all(one <= _WORSE * errors[0] for one in errors), "the divided model is further from float32 than the whole"
-
-
-def _said(*command: str) -> str:
-    execute: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run
-    try:
-        return execute(command, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        return ""
 
 
 if __name__ == "__main__":

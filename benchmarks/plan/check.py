@@ -8,9 +8,8 @@ it lies between 0.75 and 1.25. ``load_average`` says whether the machine was qui
 
 import json
 import os
-import platform
 import statistics
-import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,6 +24,9 @@ from tuneserve.native import EngineConfig, NativeCore
 from tuneserve.planner import plan
 from tuneserve.sources import resolve
 from tuneserve.spec import read_spec, tensor_shapes
+
+sys.path.append(str(Path(__file__).parents[1]))
+from circumstances import circumstances
 
 BATCHES = (1, 8, 16, 32)
 ROUNDS = 3
@@ -95,23 +97,9 @@ def write_model(directory: Path, shape: dict[str, Any]) -> str:
     return str(directory)
 
 
-def about() -> dict[str, Any]:
-    """Return what a result depends on."""
-    describe = ("git", "describe", "--always", "--abbrev=40", "--dirty")
-    cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    return {
-        "commit": subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip(),
-        "cpu": cpu.partition(":")[2].strip(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "torch": torch.__version__,
-    }
-
-
 def main() -> None:
     """Measure every model at every batch size and append the results."""
-    context = about()
+    context = circumstances() | {"threads": torch.get_num_threads()}
     with tempfile.TemporaryDirectory() as scratch, RESULTS.open("a", buffering=1) as file:
         sources = {"demo": "demo"}
         sources |= {name: write_model(Path(scratch) / name, shape) for name, shape in SHAPES.items()}

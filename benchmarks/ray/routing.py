@@ -11,15 +11,18 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from random import Random
 
 import httpx
+
+sys.path.append(str(Path(__file__).parents[1]))
+from circumstances import circumstances
 
 BLOCK = 16
 PORT = 8765
@@ -171,14 +174,12 @@ def main() -> None:
     if chosen:
         print(json.dumps(run(load, chosen[0], int(chosen[1]))))
         return
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     for routing, blocks in (("random", 4), ("prefix", 4), ("prefix", 8)):
         command = [sys.executable, __file__, "--one", routing, str(blocks)]
         output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
         line = {
-            "commit": commit.stdout.strip(), "cores": os.cpu_count(), "python": platform.python_version(),
-            "routing": routing, "prefix_blocks": blocks if routing == "prefix" else None,
+            **circumstances(), "routing": routing, "prefix_blocks": blocks if routing == "prefix" else None,
             **json.loads(output.splitlines()[-1]), "best": best(load), "load": asdict(load),
         }  # fmt: skip
         print(json.dumps(line), flush=True)

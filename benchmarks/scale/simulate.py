@@ -9,13 +9,16 @@ import itertools
 import json
 import random
 import statistics
-import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from router import Policy, Replica, Request, Speed, affine, at_random, least_loaded, simulate
+
+sys.path.append(str(Path(__file__).parents[1]))
+from circumstances import commit
 
 ADAPTERS, RATE, TOKENS = 1000, 10_000.0, 128
 # As tuneserve starts vLLM: 256 sequences, and (with 16 slots) that many adapters on the GPU, the others in the host's
@@ -74,10 +77,9 @@ def run(name: str, policy: Policy, gpus: int, exponent: float, slots: int) -> di
 
 def main() -> None:
     """Run every policy and every number of GPUs."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     common = {
         "adapters": ADAPTERS, "rate": RATE, "tokens": TOKENS, "sequences": SEQUENCES, "load_s": LOAD_SECONDS,
-        "seconds": SECONDS, "seed": SEED, "bound": BOUND, "measured": measured()["measured"], "commit": commit,
+        "seconds": SECONDS, "seed": SEED, "bound": BOUND, "measured": measured()["measured"], "commit": commit(),
     }  # fmt: skip
     policies = {"random": lambda: at_random(SEED), "least loaded": least_loaded, "affine": lambda: affine(BOUND)}
     with RESULTS.open("w") as file:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import re
 import signal
 import socket
@@ -18,9 +17,14 @@ from typing import IO, Any
 
 import httpx
 
+sys.path.append(str(Path(__file__).parents[1]))
+from circumstances import circumstances
+
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).with_name("results.jsonl")
 HOST = "127.0.0.1"
+# asyncio's own pool is filled one by one, as work comes together by chance.
+POOL = min(32, (os.cpu_count() or 1) + 4)
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -120,18 +124,7 @@ def footprint(pid: int) -> dict[str, int]:
 
 def record(script: str, **figures: Any) -> None:
     """Append one line to ``results.jsonl`` and show it."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
-    line = {
-        "script": script,
-        **figures,
-        "load_average": os.getloadavg()[0],
-        "commit": commit,
-        "cores": os.cpu_count(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-    }
+    line = {"script": script, **figures, "load_average": os.getloadavg()[0], **circumstances()}
     with RESULTS.open("a") as file:
         file.write(json.dumps(line) + "\n")
     print(json.dumps(line))

@@ -7,16 +7,13 @@ purpose (compiled code, the log's thread, buffers of the allocator).
 """
 
 import asyncio
-import os
 import random
 import sys
 
 from _client import Lost, events, open_request
-from _server import HOST, Server, footprint, record, serving
+from _server import HOST, POOL, Server, footprint, record, serving
 
 AT_ONCE = 50
-# asyncio's own pool is filled one by one, as work comes together by chance.
-POOL = min(32, (os.cpu_count() or 1) + 4)
 
 
 async def leave(port: int, number: int, draw: random.Random) -> None:

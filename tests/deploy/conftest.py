@@ -10,7 +10,7 @@ import pytest
 
 from tuneserve.checkpoint import TensorSpec, safetensors_header
 from tuneserve.deploy import Deployment, find_target, make_deployment
-from tuneserve.planner import plan
+from tuneserve.planner import Objective, plan
 from tuneserve.spec import read_spec, tensor_shapes
 
 LLAMA_70B: dict[str, Any] = {
@@ -46,8 +46,14 @@ def keys(tmp_path: Path) -> Path:
 def describe(keys: Path) -> Callable[..., Deployment]:
     """Return what makes a deployment of a source on some hardware."""
 
-    def make(source: str | Path, hardware: str, concurrency: int | None = None, **options: Any) -> Deployment:
-        planned = plan(source, hardware=hardware, concurrency=concurrency)
+    def make(
+        source: str | Path,
+        hardware: str,
+        concurrency: int | None = None,
+        objective: Objective = "throughput",
+        **options: Any,
+    ) -> Deployment:
+        planned = plan(source, hardware=hardware, concurrency=concurrency, objective=objective)
         return make_deployment(planned, **{"key_file": keys, **options})
 
     return make

@@ -32,6 +32,7 @@ def test_the_container_is_hardened_and_drains(render: Render, make_llama: Make) 
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["user"] == "10001:10001"
     assert service["stop_grace_period"] == "105s"
+    assert service["healthcheck"] == {"start_period": "900s"}
     assert service["ports"] == ["127.0.0.1:8000:8000"]
     assert all(mount["read_only"] for mount in service["volumes"] if mount["type"] == "bind")
 

@@ -55,6 +55,12 @@ def test_hardware_that_the_model_does_not_fit_is_refused(describe: Describe, lla
         describe(llama_70b, "rtx3060")
 
 
+@pytest.mark.parametrize("objective", ["throughput", "simple"])
+def test_a_mac_runs_what_is_not_deployed(describe: Describe, demo_base: Path, objective: str) -> None:
+    with pytest.raises(InputError, match=r"takes (llama\.cpp|ollama), and only native and vllm are deployed; choose"):
+        describe(demo_base, "mac-m4-64GB", objective=objective)
+
+
 def test_a_link_that_leads_out_of_the_model_is_refused(describe: Describe, make_llama: Make, tmp_path: Path) -> None:
     source = make_llama()
     (tmp_path / "elsewhere").write_text("{}")

@@ -31,6 +31,11 @@ def test_the_dockerfile_is_clean_and_leaves_root(render: Render, make_llama: Mak
     assert result.returncode == 0, result.stdout
     assert re.findall(r"^USER (.*)$", text, re.MULTILINE) == ["10001:10001"]
     assert len(re.findall(r"^FROM python:\d+\.\d+\.\d+-", text, re.MULTILINE)) == 2
+    # A second index for everything would let whoever owns a name there choose what is installed.
+    assert "--extra-index-url" not in text
+    assert re.search(
+        r"pip install --no-deps torch==[\d.]+\+cpu --index-url https://download\.pytorch\.org/whl/cpu ", text
+    )
 
 
 @pytest.mark.parametrize("hardware", HARDWARE)
@@ -40,6 +45,13 @@ def test_every_package_has_the_version_that_runs_here(render: Render, make_llama
     for name in ("fastapi", "tokenizers", "uvicorn", "starlette"):
         assert pinned[name] == version(name)
     assert pinned["torch"].endswith("+cpu") and "tuneserve" not in pinned
+
+
+def test_a_gpu_of_the_native_engine_has_the_index_s_own_pytorch(render: Render, make_llama: Make) -> None:
+    files = render("compose", make_llama(), "A100-80GB", objective="simple")
+    assert "/opt/vllm" not in files["Dockerfile"] and "download.pytorch.org" not in files["Dockerfile"]
+    assert lint(files["Dockerfile"]).returncode == 0
+    assert re.search(r"^torch==[\d.]+$", files["constraints.txt"], re.MULTILINE)
 
 
 def test_vllm_and_what_it_needs_over_several_nodes(render: Render, llama_70b: Path) -> None:

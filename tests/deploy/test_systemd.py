@@ -41,7 +41,7 @@ def test_the_unit_is_hardened_and_drains(render: Render, make_llama: Make, tmp_p
     for name, value in {
         "DynamicUser": "yes", "ProtectSystem": "strict", "ProtectHome": "tmpfs", "NoNewPrivileges": "yes",
         "PrivateDevices": "yes", "CapabilityBoundingSet": "", "KillMode": "mixed", "TimeoutStopSec": "75",
-        "SystemCallFilter": "@system-service",
+        "SystemCallFilter": "@system-service", "IPAddressDeny": "any", "IPAddressAllow": "localhost",
     }.items():  # fmt: skip
         assert found[name] == [value]
     assert found["LoadCredential"] == [f"keys.toml:{tmp_path / 'keys.toml'}"]

@@ -236,6 +236,7 @@ def test_every_setting_goes_over_in_the_contracts_meaning() -> None:
     body = request_body(request("two", **params), [B], 5, held=True, **common)
     assert body == {
         "prompt": [A, B, B], "n_predict": 5, "stream": True, "return_tokens": True, "cache_prompt": True,
+        "timings_per_token": True,
         "temperature": 0.7, "top_k": 40, "top_p": 0.9, "min_p": 0.1, "typical_p": 0.8,
         "repeat_penalty": 1.1, "repeat_last_n": 128, "presence_penalty": 0, "frequency_penalty": 0,
         "dynatemp_range": 0, "mirostat": 0,
@@ -270,6 +271,14 @@ def test_an_end_token_that_does_not_stop_is_gone_on_from(source: ResolvedSource,
         ([A, B], 3, 9),
         ([A, B, A, END], 1, 11),
     ]
+
+
+def test_what_was_in_the_cache_is_told_once(source: ResolvedSource, recorded: Recorded) -> None:
+    found, again = {"cache_n": 1, "prompt_n": 1}, {"cache_n": 3, "prompt_n": 1}
+    first = [token(A, 1, timings=found), token(END, 2, timings=found), final(2, "eos")]
+    options = recorded.options({"events": first}, {"events": [token(B, 1, timings=again), final(1, "limit")]})
+    chunks = answer_of(source, options, request(max_tokens=3))
+    assert [chunk.cached_tokens for chunk in chunks] == [1, None, None]
 
 
 def test_stop_tokens_are_held_back_until_the_minimum(source: ResolvedSource, recorded: Recorded) -> None:

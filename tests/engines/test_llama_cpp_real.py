@@ -251,6 +251,19 @@ def test_end_tokens_and_minimum_lengths_are_the_contracts(exports: Exports, toke
     run(scenario())
 
 
+def test_it_tells_what_it_found_in_its_cache(exports: Exports, prompts: list[list[int]]) -> None:
+    async def scenario() -> None:
+        async with serving(exports.base, options=ServeOptions(context_length=512, max_running=1)) as engine:
+            told = [[chunk.cached_tokens async for chunk in engine.generate(each)] for each in requests]
+            assert told == [[0, None], [len(prompts[0]) - 1, None]]
+
+    requests = [
+        GenerationRequest(id=name, prompt_ids=prompts[0], params=SamplingParams(temperature=0, max_tokens=2))
+        for name in "ab"
+    ]
+    run(scenario())
+
+
 def test_a_cancelled_sequence_frees_its_slot(exports: Exports, prompts: list[list[int]]) -> None:
     async def scenario() -> None:
         async with serving(exports.base, options=ServeOptions(context_length=2048, max_running=1)) as engine:

@@ -103,7 +103,7 @@ def test_its_command_line_is_the_documented_one(model: Path, make_lora: Make, py
             await collect(engine, request([5], "tickets", max_tokens=1, seed=7))
             assert last_body(tmp_path)["lora_path"] == "tickets"
             assert last_body(tmp_path)["sampling_params"]["sampling_seed"] == 7
-            with pytest.raises(RequestError, match="no adapter 'other'"):
+            with pytest.raises(RequestError, match="'other' is not being served"):
                 await collect(engine, request([5], "other", max_tokens=1))
 
     run(scenario())
@@ -152,7 +152,7 @@ def test_requests_keep_the_contract(model: Path, python: Path, tmp_path: Path) -
                 (request([]), "no tokens"),
                 (request([258]), "outside 0 to 257"),
                 (request([5], presence_penalty=3), "presence_penalty is outside"),
-                (request([5], grammar=Grammar(kind="lark", text="x")), "no lark grammars"),
+                (request([5], grammar=Grammar(kind="lark", text="x")), "sglang does not have grammar lark"),
             ):
                 with pytest.raises(RequestError, match=reason):
                     await collect(engine, asked)

@@ -108,8 +108,8 @@ def test_the_model_and_its_adapters_are_served(make_llama: Make, make_lora: Make
             for prompt, adapter, reason in (
                 ([], None, "no tokens"),
                 ([256], None, "outside 0 to 255"),
-                ([1] * 2048, None, "leaves none"),
-                ([1], "other", "no adapter 'other'"),
+                ([1] * 2048, None, "leaves no room"),
+                ([1], "other", "'other' is not being served"),
             ):
                 with pytest.raises(RequestError, match=reason):
                     await collect(engine, prompt, adapter)

@@ -11,21 +11,24 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tuneserve.artifacts import export
-from tuneserve.engines import _checks
+from tuneserve.engines import _checks, _vllm_command
 from tuneserve.engines.contract import Engine, GenerationRequest, Grammar, SamplingParams, TokenChunk, TokenLogprob
 from tuneserve.engines.kind import NamedAdapter, Preflight, ServeOptions
 from tuneserve.engines.registry import find_engine
 from tuneserve.errors import EngineError, InputError, RequestError
+from tuneserve.hardware import Gpu
 from tuneserve.sources import resolve
 
 Make = Callable[..., Path]
 STAND_IN = Path(__file__).with_name("vllm_stand_in.py")
+H100 = Gpu(name="H100", memory=80 << 30, bandwidth=None, capability=(9, 0))
 NEXT_TO_BASE = "it serves an adapter only beside its base, under a name of its own"
 
 
 @pytest.fixture(autouse=True)
 def _gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(_checks, "has_nvidia_gpu", lambda: True)
+    monkeypatch.setattr(_vllm_command, "nvidia_gpus", lambda: [H100])
     monkeypatch.setenv("STAND_IN_DIRECTORY", str(tmp_path))
 
 
@@ -125,7 +128,7 @@ def test_its_command_line_on_the_cpu(
         "--max-num-seqs", "64", "--tensor-parallel-size", "1", "--max-logprobs", "100",
         "--logprobs-mode", "raw_logprobs", "--generation-config", "vllm",
         "--structured-outputs-config", '{"backend": "guidance"}', "--disable-uvicorn-access-log",
-        "--load-format", "safetensors", "--enforce-eager",
+        "--enable-prompt-tokens-details", "--load-format", "safetensors", "--enforce-eager",
     ]  # fmt: skip
     expected = {"VLLM_TARGET_DEVICE": "cpu", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     assert expected.items() <= environment.items()
@@ -199,12 +202,38 @@ def test_the_rank_is_the_next_that_vllm_has(
     assert slots == ["--max-loras", "2", "--max-cpu-loras", "2"], "the last stays empty on the CPU"
 
 
+@pytest.mark.parametrize(
+    ("family", "adapters", "rank", "max_running", "slots"),
+    [
+        ("llama", 300, 16, None, 93),  # of 92 MB each
+        ("llama", 300, 9, 50, 50),
+        ("llama", 40, 16, None, 40),
+        ("llama", 40, 512, None, 2),
+        ("unknown", 40, 16, None, 16),
+    ],
+)
+def test_a_batch_may_have_all_adapters_that_a_gpu_has_room_for(
+    family: str, adapters: int, rank: int, max_running: int | None, slots: int
+) -> None:
+    config = {
+        "model_type": family, "architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+        "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": False,
+    }  # fmt: skip
+    found = _vllm_command.settings(
+        config, ServeOptions(max_running=max_running), on_cpu=False, quantisation="", adapters=adapters, rank=rank
+    )
+    assert found.slots == slots
+
+
 def test_every_sampling_parameter_is_said(model: Path, cpu_python: Path) -> None:
     chunks, body = ask(model, cpu_python, [5, 6], max_tokens=3)
     assert [chunk.token_ids for chunk in chunks] == [[7], [8], [9]]
     assert [chunk.finish_reason for chunk in chunks] == [None, None, "length"]
+    assert [chunk.cached_tokens for chunk in chunks] == [None, None, 1]
     assert body == {
         "model": "tuned", "request_id": "r1", "prompt": [5, 6], "stream": True, "return_token_ids": True,
+        "stream_options": {"include_usage": True},
         "max_tokens": 3, "min_tokens": 0, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0,
         "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "ignore_eos": True,
         "stop_token_ids": [],
@@ -277,7 +306,7 @@ def test_an_adapter_is_the_model_that_is_asked_for(model: Path, make_lora: Make,
         for name in ("tickets", "other"):
             request = GenerationRequest(id=name, prompt_ids=[5], params=SamplingParams(max_tokens=1), adapter=name)
             if name == "other":
-                with pytest.raises(RequestError, match="no adapter 'other'"):
+                with pytest.raises(RequestError, match="'other' is not being served"):
                     await anext(engine.generate(request))
             else:
                 assert [chunk async for chunk in engine.generate(request)]
@@ -294,9 +323,9 @@ def test_an_adapter_is_the_model_that_is_asked_for(model: Path, make_lora: Make,
         ([5], {"temperature": 0.001}, "temperature", "none between 0 and 0.01; use 0 for greedy"),
         ([5], {"temperature": 3.0}, "temperature", r"refused the request: temperature must be in \[0, 2\]"),
         ([5], {"logit_bias": {1: 101.0}}, "logit_bias", "outside -100 to 100"),
-        ([5], {"typical_p": 0.5}, "typical_p", "not something that vLLM can do"),
-        ([5], {"bad_words": ((3,),)}, "bad_words", "not something that vLLM can do"),
-        ([5], {"stop_token_ids": (60000,)}, "stop_token_ids", "contain out-of-vocab token ids"),
+        ([5], {"typical_p": 0.5}, "typical_p", "vllm does not have typical_p"),
+        ([5], {"bad_words": ((3,),)}, "bad_words", "vllm does not have bad_words"),
+        ([5], {"stop_token_ids": (60000,)}, "stop_token_ids", "outside 0 to 255"),
     ],
 )  # fmt: skip
 def test_what_it_would_alter_or_refuse_is_refused_by_name(
@@ -328,6 +357,27 @@ def test_an_answer_that_fails_is_told(
     monkeypatch.setenv("STAND_IN_EVENTS", json.dumps([event]))
     with pytest.raises(EngineError, match=message):
         ask(model, cpu_python, [5])
+
+
+@pytest.mark.parametrize(
+    "events", [[], [{"choices": []}], [{"choices": [], "usage": {"prompt_tokens": 1, "prompt_tokens_details": None}}]]
+)
+def test_an_answer_is_whole_without_what_was_in_the_cache(
+    model: Path, cpu_python: Path, monkeypatch: pytest.MonkeyPatch, events: list[Any]
+) -> None:
+    monkeypatch.setenv("STAND_IN_EVENTS", json.dumps([choice(finish_reason="stop"), *events]))
+    chunks, _ = ask(model, cpu_python, [5])
+    assert chunks == [TokenChunk(token_ids=[1], finish_reason="stop")]
+
+
+def test_a_refusal_within_an_answer_is_told_with_its_name(
+    model: Path, cpu_python: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = {"message": "not with\nthis model.", "type": "BadRequestError", "param": "logprobs", "code": 400}
+    monkeypatch.setenv("STAND_IN_EVENTS", json.dumps([{"error": error}]))
+    with pytest.raises(RequestError, match="vLLM refused the request: not with this model") as caught:
+        ask(model, cpu_python, [5])
+    assert caught.value.param == "logprobs"
 
 
 def test_its_last_lines_say_why_it_did_not_start(

@@ -214,6 +214,18 @@ def test_it_tells_the_probabilities_of_a_prompt(
     assert [len(entry.top) for entry in alone.prompt_logprobs] == [1] * (len(prompt) - 1)
 
 
+def test_it_tells_what_it_found_in_its_cache(served: Served) -> None:
+    async def told(name: str) -> list[int | None]:
+        # Unlike those of other tests from the first token on; on a CPU vLLM's blocks have 128 tokens.
+        params = SamplingParams(temperature=0, max_tokens=3)
+        request = GenerationRequest(id=name, prompt_ids=[*range(500, 800)], params=params)
+        return [chunk.cached_tokens async for chunk in served.engine.generate(request)]
+
+    first, second = served.run(told("first")), served.run(told("second"))
+    assert first == [None, None, 0]
+    assert second == [None, None, 256]
+
+
 def test_ends_lengths_seeds_and_biases_are_the_contracts(served: Served, tokenizer: Tokenizer) -> None:
     (end,) = tokenizer.end_token_ids
     prompt = tokenizer.encode("The capital of France is", add_special_tokens=False)

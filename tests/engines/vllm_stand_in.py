@@ -16,6 +16,7 @@ FIELDS = {
     "model", "prompt", "request_id", "stream", "return_token_ids", "return_tokens_as_token_ids", "echo", "logprobs",
     "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
     "frequency_penalty", "ignore_eos", "stop_token_ids", "logit_bias", "seed", "structured_outputs",
+    "stream_options",
 }  # fmt: skip
 SPECIAL = 200
 directory = Path(os.environ["STAND_IN_DIRECTORY"])
@@ -35,7 +36,10 @@ def parse() -> Any:
     for name in ("load-format", "quantization", "hf-config-path"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--lora-modules", nargs="+", type=json.loads, default=[])
-    for name in ("enforce-eager", "enable-lora", "disable-uvicorn-access-log", "enable-prefix-caching"):
+    for name in (
+        "enforce-eager", "enable-lora", "disable-uvicorn-access-log", "enable-prefix-caching",
+        "enable-prompt-tokens-details",
+    ):  # fmt: skip
         parser.add_argument(f"--{name}", action="store_true")
     return parser.parse_args(sys.argv[4:])
 
@@ -97,10 +101,6 @@ class Handler(BaseHTTPRequestHandler):
         if scripted := json.loads(os.environ.get("STAND_IN_EVENTS", "[]")):
             for event in scripted:
                 self.event(event)
-        elif 60000 in body["stop_token_ids"]:
-            error = {"message": "token_id(s) [60000] in stop_token_ids contain out-of-vocab\ntoken ids.",
-                     "type": "BadRequestError", "param": "stop_token_ids", "code": 400}  # fmt: skip
-            self.event({"error": error})
         else:
             for index in range(body["max_tokens"]):
                 token = prompt[-1] + 1 + index
@@ -117,6 +117,11 @@ class Handler(BaseHTTPRequestHandler):
                 self.event({"id": "cmpl-1", "object": "text_completion", "model": body["model"], "choices": [choice]})
                 if stops:
                     break
+            usage: dict[str, Any] = {"prompt_tokens": len(prompt), "completion_tokens": index + 1}
+            if options.enable_prompt_tokens_details:
+                usage["prompt_tokens_details"] = {"cached_tokens": len(prompt) - 1}
+            if body.get("stream_options") == {"include_usage": True}:
+                self.event({"id": "cmpl-1", "object": "text_completion", "choices": [], "usage": usage})
         self.chunk("data: [DONE]\n\n")
         self.chunk("")
 

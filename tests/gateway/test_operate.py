@@ -34,10 +34,14 @@ async def test_the_model_is_listed(client: httpx.AsyncClient) -> None:
     assert (await client.get("/v1/models/tuned")).json() == model
 
 
-async def test_the_version_names_the_engine(client: httpx.AsyncClient) -> None:
-    version = (await client.get("/version")).json()
+async def test_the_version_names_the_engine_of_each_model(served: ServedModel) -> None:
+    gateway = Gateway(Settings())
+    gateway.open(served, replace(served, name="other", engine=FakeEngine([], context_length=64)))
+    async with _client(gateway) as client:
+        version = (await client.get("/version")).json()
     assert version["version"] == __version__
-    assert version["engine"]["engine"] == "fake"
+    engines = version["engines"]
+    assert {name: engine["context_length"] for name, engine in engines.items()} == {"tuned": 256, "other": 64}
 
 
 async def test_ready_follows_the_life_of_the_server(served: ServedModel, engine: FakeEngine) -> None:
@@ -54,7 +58,7 @@ async def test_ready_follows_the_life_of_the_server(served: ServedModel, engine:
         assert await seen() == ("starting", 200, 503, 503)
         assert (await client.get("/v1/models")).status_code == 503
         assert (await client.get("/metrics")).status_code == 200
-        assert (await client.get("/version")).json()["engine"] is None
+        assert (await client.get("/version")).json()["engines"] == {}
         gateway.open(served)
         assert await seen() == ("ready", 200, 200, 200)
         engine.ready = False
@@ -107,7 +111,7 @@ async def test_a_long_prompt_does_not_hold_up_others(served: ServedModel) -> Non
 
     app = create_app(replace(served, tokenizer=cast(Tokenizer, Slow())))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
-        asking = [asyncio.create_task(client.post(CHAT, json=chat_body())) for _ in range(5)]
+        asking = [asyncio.create_task(client.post(CHAT, json=chat_body("Hi" * 2000))) for _ in range(5)]
         await asyncio.to_thread(encoding.acquire)
         await asyncio.to_thread(encoding.acquire)
         assert (await client.get("/health")).status_code == 200

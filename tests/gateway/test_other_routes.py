@@ -179,6 +179,19 @@ async def test_an_adapter_brings_its_own_template(
     assert hosting.tokenizer.decode(hosting.engine.prompt) == "Hi!"
 
 
+async def test_an_adapters_template_alone_is_used_with_the_bases_tokens(
+    host: httpx.AsyncClient, hosting: ServedModel, tmp_path: Path
+) -> None:
+    template = tmp_path / "allowed" / "first" / "chat_template.jinja"
+    template.write_text("{{ messages[0].content }}{{ eos_token }}")
+    await host.post("/v1/load_lora_adapter", json={"lora_name": "one", "lora_path": "first"})
+    assert (await host.post("/v1/chat/completions", json=chat_body(model="one"))).status_code == 200
+    assert isinstance(hosting.engine, FakeEngine)
+    assert hosting.tokenizer.eos_token
+    asked = hosting.tokenizer.decode(hosting.engine.prompt, skip_special_tokens=False)
+    assert asked == f"Hi{hosting.tokenizer.eos_token}"
+
+
 HOSTILE_PATHS = [
     "../secret", "link", "/", "/etc", "first/../../secret", "", "first\x00", "x" * 5000, "-rf", "nothing", "bad\n",
     "~", "first/../../../../../../etc",

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from tuneserve.adapters import linear_shapes
 from tuneserve.checkpoint import open_checkpoint
 from tuneserve.kernels import cpu
 from tuneserve.kernels.cpu import Kind
 from tuneserve.model import CompiledDecoder, Decoder, Weights, load_weights, reasons_against
+from tuneserve.model._lora import Delta
 from tuneserve.spec import ModelSpec, read_spec
 
 from .families import FAMILIES, LONGROPE
@@ -98,6 +100,46 @@ def test_older_processors_compute_the_same(architecture: str, bits: Kind | None,
         for found, expected in zip(there, here, strict=True):
             # Quantised activations may fall to the other side of a half.
             assert (found - expected).abs().max() <= (worst if bits is None else 5e-2) * expected.abs().max()
+
+
+@pytest.mark.parametrize("architecture", OLDER)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_adapters_add_the_same_on_older_processors_whatever_is_beside_them(
+    architecture: str, dtype: torch.dtype, make_family: Make
+) -> None:
+    directory, library = (
+        make_family("llama", hidden_size=64, intermediate_size=96, head_dim=32),
+        cpu.build(architecture),
+    )
+    here, there = compiled(directory, dtype), compiled(directory, dtype, threads=2, library=cpu.load(library))
+    spec, generator = here.spec, torch.Generator().manual_seed(0)
+    for slot, rank in enumerate((16, 5)):
+        adapter = {
+            place: (
+                Delta(
+                    0, *(0.3 * torch.randn(shape, generator=generator).to(dtype) for shape in ((rank, n), (m, rank)))
+                ),
+            )
+            for place, (m, n) in linear_shapes(spec).items()
+        }
+        for decoder in (here, there):
+            decoder.put_adapter(slot, decoder.prepare_adapter(adapter))
+
+    def hidden(decoder: CompiledDecoder, asked: dict[int, tuple[list[int], int]]) -> tuple[torch.Tensor, ...]:
+        paged = Paged(decoder, blocks=128)
+        batch = paged.batch({key: ids for key, (ids, _) in asked.items()})
+        slots = torch.tensor([slot for _, slot in asked.values()], dtype=torch.int32)
+        batch.adapters = slots.repeat_interleave(torch.tensor(batch.counts))
+        return torch.split(decoder.forward(batch, paged.keys, paged.values), batch.counts)
+
+    asked = {index: (prompt(1 + 7 * index % LONG, index), index % 3 - 1) for index in range(9)}
+    found, expected, plain = hidden(there, asked), hidden(here, asked), hidden(there, {9: (PROMPTS[0], -1)})
+    tolerance = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}[dtype]
+    for one, other, request in zip(found, expected, asked.values(), strict=True):
+        assert (one - other).abs().max() <= tolerance * other.abs().max()
+        assert torch.equal(hidden(there, {0: request})[0], one)
+    adapted = [hidden(there, {0: (PROMPTS[0], slot)})[0] for slot in (0, 1)]
+    assert all((one - plain[0]).abs().max() > 0.1 for one in adapted)
 
 
 def test_sinks_take_their_part(make_family: Make) -> None:

@@ -26,6 +26,7 @@ from tuneserve.errors import CheckpointError
 from tuneserve.kernels import cpu
 from tuneserve.kernels.cpu import Kind
 from tuneserve.model._pack import Packed, pack_codes, pack_dense
+from tuneserve.model._pages import Pages
 
 from .test_compiled import OLDER
 
@@ -183,7 +184,7 @@ def test_products_are_those_of_what_the_library_dequantises(case: str, tmp_path:
     x = activations(13)
     for architecture in ("native", *OLDER):
         library = cpu.load(cpu.build(architecture))
-        packed = pack_codes(library, [codes], paired=False)
+        packed = pack_codes(library, [codes], paired=False, pages=Pages())
         assert packed is not None and packed.panels.nbytes < 1.32 * PANELS * 32 * COLUMNS
         found = product(library, packed, x)
         assert_exact(found, x, weight)
@@ -198,18 +199,19 @@ def test_weights_of_several_kinds_are_stacked(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         codes, weight = from_gguf(tmp_path / name, name)
         cases.append((codes.reordered(torch.arange(64)), weight[:64]))
-    packed = pack_codes(library, [codes for codes, _ in cases], paired=False)
+    packed = pack_codes(library, [codes for codes, _ in cases], paired=False, pages=Pages())
     assert packed is not None and packed.kinds is not None
     x = activations(3)
     assert_exact(product(library, packed, x), x, torch.cat([weight for _, weight in cases]))
-    assert pack_codes(library, [codes for codes, _ in cases], paired=True) is None
+    assert pack_codes(library, [codes for codes, _ in cases], paired=True, pages=Pages()) is None
 
 
 def test_weights_whose_activations_differ_are_not_stacked(tmp_path: Path) -> None:
     table, _ = from_bitsandbytes(tmp_path, "nf4 64")
     integers, _ = from_gguf(tmp_path, "Q8_0")
     rows = torch.arange(64)
-    assert pack_codes(cpu.load(cpu.build()), [table.reordered(rows), integers.reordered(rows)], paired=False) is None
+    parts = [table.reordered(rows), integers.reordered(rows)]
+    assert pack_codes(cpu.load(cpu.build()), parts, paired=False, pages=Pages()) is None
 
 
 @pytest.mark.parametrize("case", ["bitsandbytes int8", "compressed-tensors fp8 per channel"])
@@ -239,7 +241,7 @@ def test_columns_that_groups_do_not_divide_are_not_codes(tmp_path: Path) -> None
 
 def test_four_bits_at_load_lose_less_than_q4_1() -> None:
     library, weight = cpu.load(cpu.build()), random_weight()
-    packed = pack_dense(library, weight, paired=False, bits=Kind.INT4)
+    packed = pack_dense(library, weight, paired=False, bits=Kind.INT4, pages=Pages())
     # Each row of activations picks a column: 1 in groups of zeros is exact, too.
     found = product(library, packed, torch.eye(COLUMNS)).T
     theirs = torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), Q4_1), Q4_1))

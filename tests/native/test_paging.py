@@ -1,15 +1,14 @@
 """Protects: the same tokens alone and in any batch, with and without shared beginnings, chunks and preemption."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from tests.native.scheduling import GREEDY, TOKENS, count_preemptions, drain, greedy_tokens, requests_of, start
 from tuneserve.engines.contract import GenerationRequest, SamplingParams
 from tuneserve.errors import InputError, RequestError
-from tuneserve.native import EngineConfig, NativeCore
 
 Make = Callable[..., Path]
 PREFIX = [(3 * index) % 200 for index in range(70)]
@@ -17,8 +16,7 @@ PROMPTS = {
     "a": PREFIX, "same": PREFIX, "longer": [*PREFIX, 9, 8, 7], "shorter": PREFIX[:35], "other": [5] * 50, "b": [7],
     "full block": PREFIX[:64],
 }  # fmt: skip
-GREEDY = SamplingParams(max_tokens=30, temperature=0)
-DRAWN = SamplingParams(max_tokens=30, temperature=0.9, top_p=0.95, seed=11)
+DRAWN = SamplingParams(max_tokens=TOKENS, temperature=0.9, top_p=0.95, seed=11)
 
 
 @pytest.fixture(autouse=True)
@@ -32,45 +30,13 @@ def model(write_model: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("paging") / "model", dtype=torch.float32)
 
 
-def start(model: Path, **options: Any) -> NativeCore:
-    return NativeCore(EngineConfig(model_dir=str(model), dtype="float32", **options))
-
-
-def drain(core: NativeCore, requests: Iterable[GenerationRequest]) -> dict[str, list[int]]:
-    produced: dict[str, list[int]] = {}
-    for request in requests:
-        produced[request.id] = []
-        core.add(request)
-    while not core.idle:
-        for output in core.step():
-            assert output.token is not None
-            produced[output.id].append(output.token)
-        core._scheduler.check()
-    return produced
-
-
-def requests(params: SamplingParams) -> list[GenerationRequest]:
-    return [GenerationRequest(id=name, prompt_ids=ids, params=params) for name, ids in PROMPTS.items()]
-
-
 @pytest.fixture(scope="module")
 def expected(model: Path) -> dict[str, dict[str, list[int]]]:
     """What each request gives alone, computed in one go; greedy tokens are Transformers'."""
-    from transformers import AutoModelForCausalLM
-
-    oracle = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    oracle.generation_config.eos_token_id = None
-    greedy = {}
-    for name, ids in PROMPTS.items():
-        prompt = torch.tensor([ids])
-        out = oracle.generate(
-            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=30, do_sample=False, pad_token_id=0
-        )
-        greedy[name] = out[0, len(ids) :].tolist()
     drawn: dict[str, list[int]] = {}
-    for request in requests(DRAWN):
+    for request in requests_of(PROMPTS, DRAWN):
         drawn |= drain(start(model, prefix_cache=False), [request])
-    return {"greedy": greedy, "drawn": drawn}
+    return {"greedy": greedy_tokens(model, PROMPTS), "drawn": drawn}
 
 
 @pytest.mark.parametrize("prefix_cache", [True, False], ids=["shared", "apart"])
@@ -86,11 +52,11 @@ def test_tokens_are_the_same_however_they_are_computed(
 ) -> None:
     monkeypatch.setattr("tuneserve.native._engine._STEP_TOKENS", step_tokens)
     core = start(model, prefix_cache=prefix_cache, cache_tokens=cache_tokens, max_running=6)
-    preemptions = _count_preemptions(core, monkeypatch)
+    preemptions = count_preemptions(core, monkeypatch)
     # A second round finds what the first one has left.
     for _ in range(2):
-        assert drain(core, requests(GREEDY)) == expected["greedy"]
-        assert drain(core, requests(DRAWN)) == expected["drawn"]
+        assert drain(core, requests_of(PROMPTS, GREEDY)) == expected["greedy"]
+        assert drain(core, requests_of(PROMPTS, DRAWN)) == expected["drawn"]
     assert (core.stats().prefix_hits > 0) == prefix_cache
     if cache_tokens == 256:
         assert preemptions
@@ -100,7 +66,7 @@ def test_tokens_are_the_same_however_they_are_computed(
 def test_requests_that_come_and_go_disturb_nobody(model: Path, expected: dict[str, dict[str, list[int]]]) -> None:
     core = start(model, cache_tokens=256, max_running=4)
     produced: dict[str, list[int]] = {name: [] for name in PROMPTS}
-    queue = requests(DRAWN)
+    queue = requests_of(PROMPTS, DRAWN)
     for number in range(200):
         if queue and number % 3 == 0:
             core.add(queue.pop(0))
@@ -176,13 +142,3 @@ def test_what_is_not_finite_fails_its_request_in_the_first_chunk_and_spreads_to_
             core._scheduler.check()
         assert failed
         assert produced == alone["good"]
-
-
-def _count_preemptions(core: NativeCore, monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    preempt, counted = core._scheduler._preempt, list[None]()
-
-    def counting() -> None:
-        counted.append(preempt())
-
-    monkeypatch.setattr(core._scheduler, "_preempt", counting)
-    return counted

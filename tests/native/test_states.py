@@ -1,15 +1,15 @@
 """Protects: models that carry a state or share caches give the same tokens however their requests are scheduled."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tuneserve.engines.contract import GenerationRequest, SamplingParams
+from tests.native.scheduling import GREEDY, count_preemptions, drain, greedy_tokens, requests_of, start
+from tuneserve.engines.contract import GenerationRequest
 from tuneserve.errors import InputError
-from tuneserve.native import EngineConfig, NativeCore
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4, "head_dim": 16,
@@ -31,7 +31,6 @@ PREFIX = [(3 * index) % 200 + 3 for index in range(70)]
 PROMPTS = {
     "a": PREFIX, "same": PREFIX, "longer": [*PREFIX, 9, 8, 7], "shorter": PREFIX[:35], "other": [5] * 50, "b": [7],
 }  # fmt: skip
-GREEDY = SamplingParams(max_tokens=30, temperature=0)
 
 
 @pytest.fixture(autouse=True)
@@ -62,46 +61,15 @@ def write(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def expected(write: Callable[[str], Path]) -> Callable[[str], dict[str, list[int]]]:
-    """Return what gives the greedy tokens of Transformers for each prompt."""
-    from transformers import AutoModelForCausalLM
-
+    """Return what gives the greedy tokens of Transformers for each prompt, computed once."""
     known: dict[str, dict[str, list[int]]] = {}
 
     def tokens(family: str) -> dict[str, list[int]]:
         if family not in known:
-            oracle = AutoModelForCausalLM.from_pretrained(write(family), dtype=torch.float32).eval()
-            oracle.generation_config.eos_token_id = None
-            known[family] = {}
-            for name, ids in PROMPTS.items():
-                prompt = torch.tensor([ids])
-                out = oracle.generate(
-                    prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=30, do_sample=False, pad_token_id=0
-                )
-                known[family][name] = out[0, len(ids) :].tolist()
+            known[family] = greedy_tokens(write(family), PROMPTS)
         return known[family]
 
     return tokens
-
-
-def start(model: Path, **options: Any) -> NativeCore:
-    return NativeCore(EngineConfig(model_dir=str(model), dtype="float32", **options))
-
-
-def requests() -> list[GenerationRequest]:
-    return [GenerationRequest(id=name, prompt_ids=ids, params=GREEDY) for name, ids in PROMPTS.items()]
-
-
-def drain(core: NativeCore, added: Iterable[GenerationRequest]) -> dict[str, list[int]]:
-    produced: dict[str, list[int]] = {}
-    for request in added:
-        produced[request.id] = []
-        core.add(request)
-    while not core.idle:
-        for output in core.step():
-            assert output.token is not None
-            produced[output.id].append(output.token)
-        core._scheduler.check()
-    return produced
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -116,10 +84,10 @@ def test_tokens_are_those_of_transformers_however_they_are_computed(
 ) -> None:
     monkeypatch.setattr("tuneserve.native._engine._STEP_TOKENS", step_tokens)
     core = start(write(family), cache_tokens=cache_tokens, max_running=5)
-    preempted = _count_preemptions(core, monkeypatch)
+    preempted = count_preemptions(core, monkeypatch)
     # A second round finds what the first one has left, in blocks and in slots.
     for _ in range(2):
-        assert drain(core, requests()) == expected(family)
+        assert drain(core, requests_of(PROMPTS, GREEDY)) == expected(family)
     assert (core.stats().prefix_hits > 0) == (family != CARRYING)
     if cache_tokens == 256:
         assert preempted
@@ -132,7 +100,7 @@ def test_requests_that_come_and_go_disturb_nobody(
 ) -> None:
     core = start(write(family), cache_tokens=256, max_running=4)
     produced: dict[str, list[int]] = {name: [] for name in PROMPTS}
-    queue = requests()
+    queue = requests_of(PROMPTS, GREEDY)
     for number in range(250):
         if queue and number % 3 == 0:
             core.add(queue.pop(0))
@@ -192,17 +160,7 @@ def test_the_compiled_step_is_refused_with_the_reason(family: str, reason: str, 
 def test_states_that_memory_cannot_hold_are_refused_or_made_fewer(
     write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tuneserve.native._load.available_memory", lambda: 1_000_000)
+    monkeypatch.setattr("tuneserve.native._sizes.available_memory", lambda: 1_000_000)
     with pytest.raises(InputError, match=r"the states of 500 sequences take .* choose a smaller max_running"):
         start(write(CARRYING), max_running=500)
     assert 1 < start(write(CARRYING)).info.max_running < 64
-
-
-def _count_preemptions(core: NativeCore, monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    preempt, counted = core._scheduler._preempt, list[None]()
-
-    def counting() -> None:
-        counted.append(preempt())
-
-    monkeypatch.setattr(core._scheduler, "_preempt", counting)
-    return counted

@@ -8,10 +8,9 @@ import torch
 
 from tuneserve.adapters import LoraAdapter, open_adapter
 from tuneserve.artifacts._format import Format, Piece, PlannedFile
-from tuneserve.artifacts._side_files import tokenizer_files
 from tuneserve.artifacts.adapter import write_gguf_lora, write_lora
 from tuneserve.errors import InputError
-from tuneserve.sources import ResolvedSource
+from tuneserve.sources import ResolvedSource, tokenizer_files
 
 
 class _AdapterFormat(Format):

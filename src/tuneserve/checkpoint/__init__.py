@@ -1,6 +1,6 @@
 """Weights as streams: read one tensor at a time from hostile files, write them so that nothing is ever half-written."""
 
-from tuneserve.checkpoint._codes import CodeReader, StoredCodes, checked
+from tuneserve.checkpoint._codes import NF4, CodeReader, StoredCodes, checked, codes_of, storage_of
 from tuneserve.checkpoint._digest import ALGORITHM, file_digest, new_digest
 from tuneserve.checkpoint._gguf import GgufFile, GgufTensor, open_gguf
 from tuneserve.checkpoint._gguf_blocks import read_rows
@@ -16,6 +16,7 @@ from tuneserve.checkpoint._write import SafetensorsWriter, safetensors_header
 __all__ = [
     "ALGORITHM",
     "DTYPE_BITS",
+    "NF4",
     "AtomicDirectory",
     "Checkpoint",
     "CodeKind",
@@ -30,6 +31,7 @@ __all__ = [
     "TensorSpec",
     "WeightReader",
     "checked",
+    "codes_of",
     "compile_pattern",
     "file_digest",
     "new_digest",
@@ -40,6 +42,7 @@ __all__ = [
     "read_headers",
     "read_rows",
     "safetensors_header",
+    "storage_of",
     "torch_dtype",
     "write_json",
 ]

@@ -9,6 +9,13 @@ from tuneserve.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
+# What the codes of bitsandbytes' NF4 stand for: Dettmers et al., QLoRA, https://arxiv.org/abs/2305.14314, appendix E.
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
 CodeKind = Literal["int8", "int4", "nf4", "fp4", "e2m1", "fp8"]
 
 
@@ -64,6 +71,16 @@ class CodeReader(WeightReader, Protocol):
             CheckpointError: a scale is not finite.
             InputError: as of :meth:`read`.
         """
+
+
+def storage_of(reader: WeightReader, name: str) -> str | None:
+    """Return what one tensor's way of being stored is called, None where that is in full, as of any other reader."""
+    return reader.storage(name) if isinstance(reader, CodeReader) else None
+
+
+def codes_of(reader: WeightReader, name: str) -> StoredCodes | None:
+    """Read one weight as it is stored; raises as :meth:`CodeReader.codes`, and is None of any other reader."""
+    return reader.codes(name) if isinstance(reader, CodeReader) else None
 
 
 def checked(name: str, found: StoredCodes | None) -> StoredCodes | None:

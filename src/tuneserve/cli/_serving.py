@@ -95,7 +95,7 @@ def _open_text(source: ResolvedSource) -> "_Text":
     from tuneserve.gateway import read_sampling_defaults
     from tuneserve.text import open_chat_template, open_tokenizer
 
-    template = open_chat_template(source.tokenizer_dir) or open_chat_template(source.model_dir)
+    template = open_chat_template(source.tokenizer_dir, source.model_dir)
     tokenizer = open_tokenizer(source.tokenizer_dir, source.model_dir)
     return tokenizer, template, read_sampling_defaults(source.model_dir)
 

@@ -83,7 +83,7 @@ def _text(source: "ResolvedSource") -> dict[str, Any]:
 
     try:
         tokenizer = open_tokenizer(source.tokenizer_dir, source.model_dir)
-        template = open_chat_template(source.tokenizer_dir) or open_chat_template(source.model_dir)
+        template = open_chat_template(source.tokenizer_dir, source.model_dir)
     except TextError as error:
         return {"tokenizer": f"not usable: {error}"}
     stops = [tokenizer.decode([index], skip_special_tokens=False) for index in sorted(tokenizer.end_token_ids)]

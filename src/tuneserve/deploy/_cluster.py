@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneserve.deploy._deployment import Deployment
-from tuneserve.deploy._pod import GPU
+from tuneserve.deploy._resources import GPU
 from tuneserve.errors import HardwareError, InputError
 
 _MAX_BYTES = 256 << 20

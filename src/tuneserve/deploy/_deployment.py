@@ -13,11 +13,15 @@ from tuneserve.sources import ResolvedSource, read_config
 
 ENGINES = ("native", "vllm")
 PORT = 8000
+# What leaving takes after the last answer: connections are closed, then the engine is.
+CLOSING_SECONDS = 15
 _MANIFEST = "tuneserve.json"
 # Names of parts of it are made by adding to it, up to Kubernetes' 63 characters.
 _NAME = re.compile(r"[a-z](?:[a-z0-9-]{0,38}[a-z0-9])?", re.ASCII)
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,254}", re.ASCII)
 _MAX_DRAIN_SECONDS = 3600
+# Weights are read up to three times from storage that may be slow: for the engine, its kernels and the comparison.
+_STARTING_SECONDS, _STARTING_BYTES_PER_SECOND = 900, 50_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,26 @@ class Deployment:
     def parts(self) -> tuple[Part, ...]:
         """All directories that it needs."""
         return (self.model, *((self.base,) if self.base else ()), *self.adapters.values())
+
+    @property
+    def has_models(self) -> bool:
+        """Whether a volume or an image brings the parts to a cluster; else they are downloaded."""
+        return self.volume is not None or self.model_image is not None
+
+    @property
+    def starting_seconds(self) -> int:
+        """How long a server may take until it is ready."""
+        return _STARTING_SECONDS + (self.plan.taken.weights or 0) // _STARTING_BYTES_PER_SECOND
+
+    def refuse(self, *options: str) -> None:
+        """Check that none of these was given: they are for other targets.
+
+        Raises:
+            InputError: one was.
+        """
+        for option in options:
+            if getattr(self, option) is not None:
+                raise InputError(f"--{option.replace('_', '-')} is not for this target; leave it out.")
 
     def serve(self, where: Mapping[str, str], *, key_file: str, port: int = PORT, host: str = "0.0.0.0") -> list[str]:  # noqa: S104
         """Return the arguments of ``tuneserve``; ``where`` says what to tell it for each part, by the part's name."""

@@ -14,8 +14,8 @@ from tuneserve.errors import OutputError
 
 
 def to_yaml(value: Mapping[str, Any]) -> str:
-    """Return ``value`` as YAML with its keys in their order."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    """Return ``value`` as YAML with its keys in their order, and no text cut into lines."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**20)
 
 
 def from_template(template: str, /, **values: object) -> str:

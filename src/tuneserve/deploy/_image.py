@@ -31,14 +31,16 @@ def image_files(deployment: Deployment) -> dict[str, str]:
     pinned = PINNED["vllm"] if cuda else PINNED["vllm"].cpu
     assert pinned is not None, "vLLM has a build for processors"
     engine = [*pinned.requirements, *([RAY] if deployment.plan.taken.pipeline > 1 else [])]
+    computes = cuda and not vllm
+    pins = constraints(cuda=computes)
     dockerfile = from_template(
-        "Dockerfile.j2", cuda=cuda, cuda_torch=cuda and not vllm, version=__version__, user=USER, cache=CACHE,
-        port=PORT, vllm_directory=VLLM, vllm=engine if vllm else [], vllm_without=pinned.without,
+        "Dockerfile.j2", cuda=cuda, cpu_torch=None if computes else pins["torch"], version=__version__, user=USER,
+        cache=CACHE, port=PORT, vllm_directory=VLLM, vllm=engine if vllm else [], vllm_without=pinned.without,
         vllm_torch=None if pinned.torch is None else f"{pinned.torch}+cpu",
     )  # fmt: skip
     return {
         "Dockerfile": dockerfile,
-        "constraints.txt": "".join(f"{line}\n" for line in constraints(cuda=cuda and not vllm)),
+        "constraints.txt": "".join(f"{name}=={version}\n" for name, version in pins.items()),
         "wheels/README.md": _WHEELS,
     }
 
@@ -48,7 +50,7 @@ def program_options(deployment: Deployment) -> list[str]:
     return ["--engine-python", f"{VLLM}/bin/python"] if deployment.plan.engine == "vllm" else []
 
 
-def constraints(*, cuda: bool) -> list[str]:
+def constraints(*, cuda: bool) -> dict[str, str]:
     """Return the version of each package that tuneserve needs here, PyTorch's for ``cuda`` or for processors.
 
     Raises:
@@ -71,7 +73,7 @@ def constraints(*, cuda: bool) -> list[str]:
         raise InputError("tuneserve is not installed as a package here; install it with pip, and deploy again.")
     torch = found["torch"].partition("+")[0]
     found["torch"] = torch if cuda else f"{torch}+cpu"
-    return [f"{name}=={version}" for name, version in sorted(found.items()) if name != "tuneserve"]
+    return {name: version for name, version in sorted(found.items()) if name != "tuneserve"}
 
 
 def _installed(name: str) -> Distribution | None:

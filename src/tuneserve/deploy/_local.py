@@ -3,13 +3,9 @@
 from tuneserve.deploy._deployment import Deployment
 from tuneserve.errors import InputError
 
-# What leaving takes after the last answer: connections are closed, then the engine is.
-CLOSING_SECONDS = 15
-_OF_CLUSTERS = ("volume", "model_image", "nodes")
 
-
-def check_local(deployment: Deployment, *, also: tuple[str, ...] = ()) -> None:
-    """Check that one Linux machine can run it, and that no option asks for what only a cluster has.
+def check_local(deployment: Deployment) -> None:
+    """Check that one machine can run it, and that no option asks for what only a cluster has.
 
     Raises:
         InputError: it cannot, or one does.
@@ -19,11 +15,7 @@ def check_local(deployment: Deployment, *, also: tuple[str, ...] = ()) -> None:
         raise InputError(
             f"{machine.name} is {machine.count} machines and these files are for one; use --target kubernetes."
         )
-    if machine.kind == "mac":
-        raise InputError("this target runs on Linux, not on a Mac; run 'tuneserve plan' for the commands there.")
-    for option in (*_OF_CLUSTERS, *also):
-        if getattr(deployment, option) is not None:
-            raise InputError(f"--{option.replace('_', '-')} is not for this target; leave it out.")
+    deployment.refuse("volume", "model_image", "nodes")
 
 
 def gpu_indices(deployment: Deployment, replica: int) -> list[str]:

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from tuneserve.deploy._deployment import PORT, Deployment
+from tuneserve.deploy._deployment import CLOSING_SECONDS, PORT, Deployment
 from tuneserve.deploy._files import from_template, to_yaml
 from tuneserve.deploy._image import CACHE, USER, image_files, program_options
-from tuneserve.deploy._local import CLOSING_SECONDS, check_local, gpu_indices
+from tuneserve.deploy._local import check_local, gpu_indices
 
 LOCAL = True
 _MODELS = "/models"
@@ -48,6 +48,7 @@ def _describe(deployment: Deployment, index: int) -> dict[str, Any]:
         "image": _image(deployment),
         "build": {"context": "."},
         "command": [_literal(argument) for argument in command],
+        "environment": {"HF_HUB_OFFLINE": "1"},
         "init": True,
         "user": f"{USER}:{USER}",
         "read_only": True,
@@ -59,6 +60,8 @@ def _describe(deployment: Deployment, index: int) -> dict[str, Any]:
         "secrets": [{"source": "api-keys", "target": _KEYS}],
         # Behind a proxy that speaks TLS; a published port bypasses the host's firewall.
         "ports": [f"127.0.0.1:{PORT + index}:{PORT}"],
+        # The image says how its health is asked for.
+        "healthcheck": {"start_period": f"{deployment.starting_seconds}s"},
         "restart": "unless-stopped",
         "stop_grace_period": f"{deployment.drain_seconds + CLOSING_SECONDS}s",
         "logging": {"driver": "json-file", "options": {"max-size": "50m", "max-file": "5"}},

@@ -6,18 +6,8 @@ from tuneserve.deploy._cluster import check_cluster
 from tuneserve.deploy._deployment import PORT, Deployment
 from tuneserve.deploy._files import from_template, to_yaml
 from tuneserve.deploy._image import VLLM, image_files
-from tuneserve.deploy._pod import (
-    HUB_SECRET,
-    KEYS,
-    KEYS_SECRET,
-    MODELS,
-    PROGRAM,
-    has_models,
-    pod,
-    serving_pod,
-    starting_seconds,
-    worker_container,
-)
+from tuneserve.deploy._pod import KEYS, MODELS, PROGRAM, pod, serving_pod, worker_container
+from tuneserve.deploy._resources import HUB_SECRET, KEYS_SECRET
 from tuneserve.deploy._scaling import adapter_rule, autoscaler, service_monitor
 from tuneserve.errors import InputError
 
@@ -45,30 +35,27 @@ def render(deployment: Deployment) -> dict[str, str]:
     readme = from_template(
         "kubernetes.md.j2", name=deployment.name, image=deployment.image, several=several, port=PORT,
         models=MODELS, parts=[(part.name, part.path, bool(part.hub)) for part in deployment.parts],
-        volume=deployment.volume, model_image=deployment.model_image, downloads=not has_models(deployment),
+        volume=deployment.volume, model_image=deployment.model_image, downloads=not deployment.has_models,
         token_secret=f"{deployment.name}-{HUB_SECRET}", workload=f"{workload['kind'].lower()}/{deployment.name}",
-        minutes=starting_seconds(deployment) // 60 + 2, access=_ACCESS, replicas=deployment.plan.taken.replicas,
+        minutes=deployment.starting_seconds // 60 + 2, access=_ACCESS, replicas=deployment.plan.taken.replicas,
     )  # fmt: skip
     documents = {path: to_yaml(manifest) for path, manifest in manifests.items()}
     return {"README.md": readme, **documents, **image_files(deployment)}
 
 
 def _check(deployment: Deployment) -> None:
-    machine = deployment.plan.machine
-    if machine.kind == "mac":
-        raise InputError(f"{machine.name} is no node of a cluster; describe one with --hardware, e.g. 2xH100-80GB.")
     if deployment.image is None:
         raise InputError(
             "the cluster pulls its image from a registry; say with --image what it is to be called there, e.g. "
             "registry.example/tuneserve:1."
         )
     local = [part for part in deployment.parts if part.hub is None]
-    if local and not has_models(deployment):
+    if local and not deployment.has_models:
         raise InputError(
             f"{local[0].root} is on this machine and the cluster cannot see it; put it on a volume and name its claim "
             "with --volume, or into an image and name that with --model-image."
         )
-    if deployment.plan.taken.pipeline > 1 and not has_models(deployment):
+    if deployment.plan.taken.pipeline > 1 and not deployment.has_models:
         raise InputError(
             f"each of {deployment.plan.taken.pipeline} nodes reads the weights from the same path; put the model on a "
             "volume that they all mount and name its claim with --volume, or name an image with --model-image."
@@ -96,12 +83,13 @@ def _deployment(deployment: Deployment) -> dict[str, Any]:
         }
     ]  # fmt: skip
     # A GPU is rarely left over, so that a new pod would wait forever for an old one to go.
-    surge = (0, 1) if deployment.plan.machine.kind == "nvidia" else (1, 0)
+    gpus = deployment.plan.machine.kind == "nvidia"
+    update = {"maxSurge": 0 if gpus else 1, "maxUnavailable": 1 if gpus else 0}
     spec = {
         "replicas": deployment.plan.taken.replicas,
         "selector": {"matchLabels": labels},
-        "progressDeadlineSeconds": starting_seconds(deployment) + 120,
-        "strategy": {"type": "RollingUpdate", "rollingUpdate": dict(zip(("maxSurge", "maxUnavailable"), surge))},  # noqa: B905
+        "progressDeadlineSeconds": deployment.starting_seconds + 120,
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": update},
         "template": template,
     }
     return {**_named(deployment, "apps/v1", "Deployment"), "spec": spec}
@@ -117,8 +105,11 @@ def _leader_worker_set(deployment: Deployment) -> dict[str, Any]:
     serve["command"] = ["sh", "-c", f'{ray} --head --port={_RAY_PORT} && exec "$0" "$@"', PROGRAM]
     serve["args"] += [f"--engine-arg={argument}" for argument in over_ray]
     serve["env"] = [*serve["env"], {"name": "RAY_ADDRESS", "value": "auto"}]
+    # Ray gives up on a head that is not there yet, and a container that ends has the whole group made anew.
+    there = f"import os, socket; socket.create_connection((os.environ['LWS_LEADER_ADDRESS'], {_RAY_PORT}), 5)"
+    waiting = f'until {VLLM}/bin/python -c "{there}" 2>/dev/null; do sleep 2; done'
     joining = f'exec {ray} --address="$LWS_LEADER_ADDRESS:{_RAY_PORT}" --block'
-    worker = pod(deployment, labels, worker_container(deployment, joining))
+    worker = pod(deployment, labels, worker_container(deployment, f"{waiting}; {joining}"))
     spec = {
         "replicas": deployment.plan.taken.replicas,
         "startupPolicy": "LeaderCreated",
@@ -161,10 +152,13 @@ def _network_policy(deployment: Deployment) -> dict[str, Any]:
         group = [{"podSelector": {"matchLabels": _labels(deployment)}}]
         ingress.append({"from": group})
         egress.append({"to": group})
-    if not has_models(deployment):
-        # Everywhere but the address where clouds hand out credentials.
-        outside = {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]}}
-        egress.append({"to": [outside], "ports": [{"port": 443, "protocol": "TCP"}]})
+    if not deployment.has_models:
+        # Everywhere but the addresses where clouds hand out credentials.
+        outside = [
+            {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]}},
+            {"ipBlock": {"cidr": "::/0", "except": ["fd00:ec2::254/128"]}},
+        ]
+        egress.append({"to": outside, "ports": [{"port": 443, "protocol": "TCP"}]})
     spec = {
         "podSelector": {"matchLabels": _labels(deployment)},
         "policyTypes": ["Ingress", "Egress"],
@@ -176,5 +170,10 @@ def _network_policy(deployment: Deployment) -> dict[str, Any]:
 
 def _disruption_budget(deployment: Deployment) -> dict[str, Any]:
     # Not minAvailable: with one replica it would keep its node from ever being drained.
-    spec = {"maxUnavailable": 1, "selector": {"matchLabels": _labels(deployment)}}
+    spec = {
+        "maxUnavailable": 1,
+        "selector": {"matchLabels": _labels(deployment)},
+        # A pod that does not get ready must not keep its node either.
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+    }
     return {**_named(deployment, "policy/v1", "PodDisruptionBudget"), "spec": spec}

@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 import tuneserve
-from tuneserve.deploy._deployment import PORT, Deployment
+from tuneserve.deploy._deployment import CLOSING_SECONDS, PORT, Deployment
 from tuneserve.deploy._files import from_template
-from tuneserve.deploy._local import CLOSING_SECONDS, check_local, gpu_indices
+from tuneserve.deploy._local import check_local, gpu_indices
 from tuneserve.engines.environments import require
 from tuneserve.errors import InputError
 
@@ -20,7 +20,8 @@ _SPECIAL = frozenset("\"'\\:$")
 
 def render(deployment: Deployment) -> dict[str, str]:
     """Return the files; see :class:`tuneserve.deploy.Target`."""
-    check_local(deployment, also=("image",))
+    check_local(deployment)
+    deployment.refuse("image")
     replicas = range(deployment.plan.taken.replicas)
     ports = [PORT + index for index in replicas]
     units = {_unit(deployment, index): _describe(deployment, index) for index in replicas}
@@ -46,8 +47,14 @@ def _describe(deployment: Deployment, index: int) -> str:
     return from_template(
         "unit.service.j2", unit=unit, name=deployment.name, command=[_argument(each) for each in command],
         paths=[f'"{_path(path)}"' for path in roots], key_file=_path(deployment.key_file),
-        devices=gpu_indices(deployment, index), stop_seconds=deployment.drain_seconds + CLOSING_SECONDS,
+        devices=gpu_indices(deployment, index), loopback=_stays_on_loopback(deployment),
+        stop_seconds=deployment.drain_seconds + CLOSING_SECONDS,
     )  # fmt: skip
+
+
+def _stays_on_loopback(deployment: Deployment) -> bool:
+    """Say whether nothing that it runs uses another address of the machine, as the libraries of other engines do."""
+    return deployment.plan.engine == "native" and deployment.plan.taken.tensor == 1
 
 
 def _engine(deployment: Deployment) -> tuple[list[str], list[Path]]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tuneserve.engines._http import EngineClient
@@ -14,16 +14,15 @@ from tuneserve.engines.contract import (
     EngineStats,
     FinishReason,
     GenerationRequest,
-    SamplingParams,
     TokenChunk,
     TokenLogprob,
 )
+from tuneserve.engines.requests import check_request
 from tuneserve.engines.supervised import SupervisedServer
 from tuneserve.errors import EngineError, RequestError
 
 _DEFERRED = re.compile(r"^llamacpp:requests_deferred (\d+)", re.MULTILINE)
 _BAD_REQUEST = 400
-_NEUTRAL = SamplingParams()
 _FORCED = 1e9
 _PROBED = 1000
 _NONSENSE = "llama.cpp sent an answer that cannot be read; check its version and its log."
@@ -31,11 +30,15 @@ _NONSENSE = "llama.cpp sent an answer that cannot be read; check its version and
 
 @dataclass(frozen=True)
 class _Piece:
-    """New tokens, or the end: ``ended`` by one of the model's own end tokens, or by a limit."""
+    """New tokens, or the end: ``ended`` by one of the model's own end tokens, or by a limit.
+
+    ``cached`` tokens of what was asked were found in the cache, None where it does not say.
+    """
 
     token_ids: list[int]
     logprobs: list[TokenLogprob] | None = None
     ended: str | None = None
+    cached: int | None = None
 
 
 class LlamaCppEngine:
@@ -86,7 +89,8 @@ class LlamaCppEngine:
                         reason = "stop" if piece.ended == "eos" else "length"
                     if new or reason:
                         logprobs = None if piece.logprobs is None else piece.logprobs[: len(new)]
-                        yield TokenChunk(token_ids=new, finish_reason=reason, logprobs=logprobs)
+                        cached = piece.cached if len(tokens) == len(new) else None
+                        yield TokenChunk(token_ids=new, finish_reason=reason, logprobs=logprobs, cached_tokens=cached)
                     if reason:
                         return
             if len(tokens) == before:
@@ -114,28 +118,8 @@ class LlamaCppEngine:
         await self._server.close()
 
     def _check(self, request: GenerationRequest) -> None:
-        ids, params, info = request.prompt_ids, request.params, self._info
-        params.check()
-        if request.adapter is not None and request.adapter not in info.adapters:
-            raise RequestError(f"the adapter {request.adapter!r} is not being served; leave it out.", "adapter")
-        if not ids:
-            raise RequestError("the prompt has no tokens; send at least one.", "prompt")
-        if len(ids) >= info.context_length:
-            raise RequestError(
-                f"the prompt has {len(ids)} tokens, which leaves no room in the context of {info.context_length}; "
-                "shorten it.",
-                "prompt",
-            )
-        for name, values in (
-            ("prompt", ids), ("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias),
-        ):  # fmt: skip
-            if any(not 0 <= token < info.vocab_size for token in values):
-                raise RequestError(f"{name} has token ids outside 0 to {info.vocab_size - 1}; correct them.", name)
-        for lacking in info.lacks:
-            name, _, kind = lacking.partition(":")
-            value = getattr(params, name)
-            if value != getattr(_NEUTRAL, name) and (not kind or value.kind == kind):
-                raise RequestError(f"llama.cpp does not have {lacking.replace(':', ' ')}; leave it out.", name)
+        check_request(request, self._info)
+        params = request.params
         if params.grammar is not None and params.min_tokens:
             raise RequestError("llama.cpp has no min_tokens within a grammar; leave one of them out.", "min_tokens")
 
@@ -149,6 +133,7 @@ class LlamaCppEngine:
         async with aclosing(self._client.events("/completion", body)) as events:
             async for event in events:
                 total, last, ended = _read_event(event)
+                cached = _cached(event)
                 hidden = total - seen - (last is not None)
                 ids = [] if last is None else [last]
                 if hidden and last is not None:
@@ -156,7 +141,7 @@ class LlamaCppEngine:
                     hidden, ids = (0, told) if told else (hidden + 1, [])
                 if hidden:
                     if request.params.grammar is None:
-                        yield await self._drawn(request, sent, hidden, held=held)
+                        yield replace(await self._drawn(request, sent, hidden, held=held), cached=cached)
                     elif ended:
                         # Drawing these again would begin the grammar anew.
                         yield _Piece([], ended=ended)
@@ -164,7 +149,7 @@ class LlamaCppEngine:
                         raise EngineError(_NONSENSE)
                     return
                 if ids:
-                    yield _Piece(ids, await self._logprobs(request, sent, ids, event))
+                    yield _Piece(ids, await self._logprobs(request, sent, ids, event), cached=cached)
                 seen = total
                 sent += ids
                 if ended:
@@ -253,6 +238,12 @@ def _counted(event: Any) -> tuple[int, list[int]]:
     if type(total) is not int or not isinstance(ids, list) or any(type(token) is not int for token in ids):
         raise EngineError(_NONSENSE)
     return total, ids
+
+
+def _cached(event: Mapping[str, Any]) -> int | None:
+    with _reading():
+        found = event.get("timings", {}).get("cache_n")
+        return None if found is None else int(found)
 
 
 def _text(event: Mapping[str, Any]) -> bytes:

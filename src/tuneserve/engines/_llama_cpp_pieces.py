@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from tuneserve.checkpoint import GgufFile
 from tuneserve.errors import InputError
+from tuneserve.text import byte_alphabet
 
 _CONTROL, _UNKNOWN, _USER_DEFINED, _BYTE = 3, 2, 4, 6
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
@@ -35,7 +36,7 @@ class Pieces:
         self._types: Sequence[object] = (
             types if isinstance(types, list) and len(types) == len(tokens) else [1] * len(tokens)
         )
-        self._bytes_of = _byte_alphabet() if model == "gpt2" else None
+        self._bytes_of = byte_alphabet() if model == "gpt2" else None
         pieces = (self.piece(index) for index in range(len(tokens)))
         self._fragments: dict[bytes, int] = {}
         self.whole = 0
@@ -90,10 +91,3 @@ def _is_fragment(piece: bytes) -> bool:
     except UnicodeDecodeError:
         return True
     return False
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Return the byte that each character of byte-level BPE stands for (GPT-2's ``bytes_to_unicode``)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + place): byte for place, byte in enumerate(others)}

@@ -44,6 +44,8 @@ def request_body(
         "stream": True,
         "return_tokens": True,
         "cache_prompt": True,
+        # They say what was in the cache.
+        "timings_per_token": True,
         "temperature": params.temperature,
         "top_k": params.top_k,
         "top_p": params.top_p,

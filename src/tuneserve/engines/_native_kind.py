@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 
 from tuneserve.adapters import read_deltas
+from tuneserve.engines._checks import check_dtype
 from tuneserve.engines.contract import Engine
 from tuneserve.engines.kind import CPU_STEPS, WEIGHTS, NamedAdapter, NativeOptions, Preflight, ServeOptions
 from tuneserve.errors import InputError, SpecError
 from tuneserve.sources import ResolvedSource, open_files, read_config
 from tuneserve.spec import Computation, ModelSpec, computation_of, reasons_against_split
-
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 class Native:
@@ -28,8 +27,7 @@ class Native:
                 "the native engine takes no program or arguments of its own; leave --engine-python, --engine-binary "
                 "and --engine-arg out."
             )
-        if options.dtype not in _DTYPES:
-            raise InputError(f"the dtype {options.dtype!r} is not known; choose {', '.join(_DTYPES)}.")
+        check_dtype(options)
         _check(options.native)
         problems = []
         config = read_config(source.model_dir / "config.json")

@@ -12,6 +12,7 @@ from tuneserve.engines.contract import (
     Pooling,
     TokenLogprob,
 )
+from tuneserve.errors import EngineError, InputError, TuneserveError
 
 HEADER = struct.Struct(">I")
 
@@ -68,6 +69,10 @@ class NotStarted(msgspec.Struct, frozen=True, tag=True):
     message: str
     is_input: bool
 
+    def error(self) -> TuneserveError:
+        """Return the exception to raise for it."""
+        return InputError(self.message) if self.is_input else EngineError(self.message)
+
 
 class Tokens(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """New tokens of a sequence; see :class:`~tuneserve.engines.contract.TokenChunk`."""
@@ -122,7 +127,7 @@ FromEngine = Ready | NotStarted | Tokens | Embedding | Refused | Failed | Stats 
 _encoder = msgspec.msgpack.Encoder()
 
 
-def frame(message: ToEngine | FromEngine) -> bytes:
-    """Return ``message`` as it goes over the wire."""
+def frame(message: msgspec.Struct) -> bytes:
+    """Return a message as it goes over the wire."""
     body = _encoder.encode(message)
     return HEADER.pack(len(body)) + body

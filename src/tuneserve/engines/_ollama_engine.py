@@ -18,6 +18,7 @@ from typing import Any
 from tuneserve.engines._http import EngineClient
 from tuneserve.engines._pieces import Pieces
 from tuneserve.engines.contract import EngineInfo, EngineStats, GenerationRequest, TokenChunk, TokenLogprob
+from tuneserve.engines.requests import check_request
 from tuneserve.errors import EngineError, InputError, RequestError
 from tuneserve.text import Tokenizer
 
@@ -89,6 +90,7 @@ class OllamaEngine:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenChunk, None]:
         """Continue one sequence; see the contract."""
+        check_request(request, self._info)
         prompt = self._text(request.prompt_ids)
         stops = frozenset(request.params.stop_token_ids)
         self._running += 1
@@ -140,8 +142,6 @@ class OllamaEngine:
         Raises:
             RequestError: there is none.
         """
-        if not ids:
-            raise RequestError("the prompt has no tokens; send at least one.", "prompt")
         bos = self._tokenizer.bos_token
         if self._facts.adds_bos:
             if bos is None or ids[0] != self._tokenizer.backend.token_to_id(bos):

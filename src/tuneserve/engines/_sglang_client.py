@@ -19,6 +19,7 @@ from tuneserve.engines.contract import (
     TokenLogprob,
 )
 from tuneserve.engines.kind import NamedAdapter
+from tuneserve.engines.requests import check_request
 from tuneserve.engines.supervised import SupervisedServer
 from tuneserve.errors import EngineError, RequestError
 from tuneserve.text import Tokenizer
@@ -120,13 +121,8 @@ class SglangEngine:
 
 
 def _check(request: GenerationRequest, info: EngineInfo) -> None:
-    # An id beyond its embedding would end its whole process.
-    if not request.prompt_ids:
-        raise RequestError("the prompt has no tokens; send at least one.", "prompt")
-    if any(not 0 <= index < info.vocab_size for index in request.prompt_ids):
-        raise RequestError(f"the prompt has token ids outside 0 to {info.vocab_size - 1}; correct them.", "prompt")
-    if request.adapter is not None and request.adapter not in info.adapters:
-        raise RequestError(f"there is no adapter {request.adapter[:100]!r}; choose one that is served.", "model")
+    # Needed: an id beyond its embedding would end its whole process.
+    check_request(request, info)
     params = request.params
     for name in _PENALTIES:
         if abs(getattr(params, name)) > 2:
@@ -180,7 +176,8 @@ def _grammar(grammar: Grammar) -> dict[str, str]:
             return {"regex": grammar.text}
         case "choice":
             return {"regex": "|".join(f"({re.escape(choice)})" for choice in json.loads(grammar.text))}
-    raise RequestError("SGLang has no lark grammars; use a JSON schema or a regular expression.", "grammar")
+        case "lark":
+            raise AssertionError("refused, being among what it lacks")
 
 
 def _chunk(event: Any, seen: int, params: SamplingParams, *, with_prompt: bool) -> tuple[TokenChunk, int]:

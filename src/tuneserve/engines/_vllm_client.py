@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
+
 from tuneserve.engines._http import EngineClient
 from tuneserve.engines._metrics import read_gauges
 from tuneserve.engines.contract import (
@@ -21,6 +23,7 @@ from tuneserve.engines.contract import (
     TokenChunk,
     TokenLogprob,
 )
+from tuneserve.engines.requests import check_request
 from tuneserve.engines.supervised import SupervisedServer
 from tuneserve.errors import EngineError, RequestError
 
@@ -28,8 +31,6 @@ from tuneserve.errors import EngineError, RequestError
 LACKS = ("bad_words", "typical_p")
 # Below, vLLM raises a temperature to this without an error.
 _LEAST_TEMPERATURE = 0.01
-# Beyond, it cuts a bias without an error.
-_LARGEST_BIAS = 100.0
 _TOKEN = "token_id:"  # noqa: S105
 _NOT_UNDERSTOOD = "vLLM's answer is not understood; use a version near 0.32, and see its log."
 
@@ -58,18 +59,25 @@ class VllmEngine:
         _check(request, self._info)
         echoed = len(request.prompt_ids) if request.params.prompt_logprobs is not None else 0
         body = request_body(request, self._info.context_length, self._name)
+        last: TokenChunk | None = None
         async with aclosing(self._client.events("/v1/completions", body)) as events:
             async for event in events:
+                if last is not None:
+                    last = msgspec.structs.replace(last, cached_tokens=read_cached_tokens(event))
+                    break
                 try:
                     chunk = read_chunk(event, request.params, echoed)
                 except (KeyError, TypeError, ValueError, IndexError):
                     raise EngineError(_NOT_UNDERSTOOD) from None
                 echoed = 0
-                if chunk.token_ids or chunk.finish_reason or chunk.prompt_logprobs:
-                    yield chunk
                 if chunk.finish_reason is not None:
-                    return
-        raise EngineError("vLLM ended its answer without saying why; see its log.")
+                    # What it found in its cache comes after all else.
+                    last = chunk
+                elif chunk.token_ids or chunk.prompt_logprobs:
+                    yield chunk
+        if last is None:
+            raise EngineError("vLLM ended its answer without saying why; see its log.")
+        yield last
 
     async def stats(self) -> EngineStats:
         """Return the load right now."""
@@ -100,34 +108,13 @@ async def read_context_length(client: EngineClient) -> int:
 
 
 def _check(request: GenerationRequest, info: EngineInfo) -> None:
-    """Refuse what vLLM would alter without a word, and what it would answer as a failure of its own."""
-    ids, params = request.prompt_ids, request.params
-    if not ids:
-        raise RequestError("the prompt has no tokens; send at least one.", "prompt")
-    if len(ids) >= info.context_length:
+    check_request(request, info)
+    temperature = request.params.temperature
+    if 0 < temperature < _LEAST_TEMPERATURE:
         raise RequestError(
-            f"the prompt has {len(ids)} tokens, which leaves no room in the context of {info.context_length}; "
-            "shorten it.",
-            "prompt",
-        )
-    if min(ids) < 0 or max(ids) >= info.vocab_size:
-        raise RequestError(f"the prompt has token ids outside 0 to {info.vocab_size - 1}; correct them.", "prompt")
-    if request.adapter is not None and request.adapter not in info.adapters:
-        raise RequestError(f"there is no adapter {request.adapter[:100]!r}; choose one that is served.", "adapter")
-    for name in LACKS:
-        if getattr(params, name) != getattr(SamplingParams(), name):
-            raise RequestError(f"{name} is not something that vLLM can do; leave it out.", name)
-    if 0 < params.temperature < _LEAST_TEMPERATURE:
-        raise RequestError(
-            f"temperature is {params.temperature:g}, and vLLM takes none between 0 and {_LEAST_TEMPERATURE:g}; "
+            f"temperature is {temperature:g}, and vLLM takes none between 0 and {_LEAST_TEMPERATURE:g}; "
             "use 0 for greedy.",
             "temperature",
-        )
-    if any(not abs(bias) <= _LARGEST_BIAS for bias in params.logit_bias.values()):
-        raise RequestError(
-            f"logit_bias has values outside -{_LARGEST_BIAS:g} to {_LARGEST_BIAS:g}, which is all that vLLM takes; "
-            "choose values within.",
-            "logit_bias",
         )
 
 
@@ -140,6 +127,7 @@ def request_body(request: GenerationRequest, context_length: int, name: str) -> 
         "request_id": request.id,
         "prompt": request.prompt_ids,
         "stream": True,
+        "stream_options": {"include_usage": True},
         "return_token_ids": True,
         "max_tokens": min(params.max_tokens or room, room),
         "min_tokens": params.min_tokens,
@@ -213,6 +201,14 @@ def read_chunk(event: Any, params: SamplingParams, echoed: int) -> TokenChunk:
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
     )
+
+
+def read_cached_tokens(event: Any) -> int | None:
+    """Read how many tokens of the prompt were in the cache from the event that counts tokens, None if it does not."""
+    match event:
+        case {"usage": {"prompt_tokens_details": {"cached_tokens": int(found)}}}:
+            return found
+    return None
 
 
 def _reason(reason: Any) -> FinishReason | None:

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tuneserve.engines.kind import NamedAdapter, ServeOptions
+from tuneserve.errors import SpecError
+from tuneserve.hardware import nvidia_gpus
 from tuneserve.sources import ResolvedSource
+from tuneserve.spec import read_spec, tensor_shapes
 
 # config/lora.py: MaxLoRARanks.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -20,34 +23,49 @@ OURS = (
     "-q", "--enable-lora", "--lora-modules", "--max-lora-rank", "--max-loras", "--max-cpu-loras", "--max-logprobs",
     "--logprobs-mode", "--generation-config", "--structured-outputs-config", "--trust-remote-code",
     "--skip-tokenizer-init", "--root-path", "--ssl-keyfile", "--ssl-certfile", "--config",
+    "--enable-prompt-tokens-details",
 )  # fmt: skip
 _MAX_RUNNING = {True: 64, False: 256}
-_MAX_LORAS = 16
+# Of a GPU's memory for the adapters of a batch, and how many there are of a model whose layers are not known here.
+_ADAPTER_SHARE, _UNKNOWN_ADAPTERS = 0.1, 16
 _SMALL_MACHINE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is decided before the start. ``rank`` is the largest of the adapters, ``cache_gib`` for the CPU."""
+    """What is decided before the start.
+
+    ``rank`` is the largest of the adapters that vLLM has, ``slots`` how many of them a batch may have, ``cache_gib`` is
+    for the CPU.
+    """
 
     on_cpu: bool
     dtype: str
     max_running: int
     quantisation: str = ""
     rank: int = 0
+    slots: int = 0
     cache_gib: int = 1
 
 
 def settings(
-    config: Mapping[str, Any], options: ServeOptions, *, on_cpu: bool, quantisation: str, rank: int
+    config: Mapping[str, Any], options: ServeOptions, *, on_cpu: bool, quantisation: str, adapters: int, rank: int
 ) -> Settings:
-    """Decide what the user left open."""
+    """Decide what the user left open, for so many ``adapters`` of ``rank`` at most."""
+    max_running = options.max_running or _MAX_RUNNING[on_cpu]
+    rank = next(each for each in RANKS if each >= rank)
+    # Up to 0.32 (pull request 48421) the CPU's code gives sequences of the base what the last slot holds when others in
+    # a batch have an adapter, a divergence of up to 0.7 nats here. So that slot stays empty.
+    slots = adapters + 1 if on_cpu else min(adapters, max_running)
+    if adapters and not on_cpu:
+        slots = min(slots, _fitting_adapters(config, rank))
     return Settings(
         on_cpu=on_cpu,
         dtype=choose_dtype(config, options, on_cpu=on_cpu),
-        max_running=options.max_running or _MAX_RUNNING[on_cpu],
+        max_running=max_running,
         quantisation=quantisation,
         rank=rank,
+        slots=slots,
         cache_gib=_cache_gib(config, options),
     )
 
@@ -94,7 +112,7 @@ def command(
         # No defaults of the model's: every request says all.
         "--generation-config", "vllm",
         "--structured-outputs-config", json.dumps({"backend": "guidance"}),
-        "--disable-uvicorn-access-log",
+        "--disable-uvicorn-access-log", "--enable-prompt-tokens-details",
         *_loading(source, chosen),
     ]  # fmt: skip
     if chosen.on_cpu:
@@ -104,12 +122,9 @@ def command(
         found += ["--max-model-len", str(options.context_length)]
     if adapters:
         modules = [json.dumps({"name": each.name, "path": str(each.directory)}) for each in adapters]
-        # Up to 0.32 (pull request 48421) the CPU's code gives sequences of the base what the last slot holds when
-        # others in a batch have an adapter, a divergence of up to 0.7 nats here. So that slot stays empty.
-        slots = len(adapters) + 1 if chosen.on_cpu else min(len(adapters), _MAX_LORAS)
         found += [
-            "--enable-lora", "--max-lora-rank", str(next(rank for rank in RANKS if rank >= chosen.rank)),
-            "--max-loras", str(slots), "--max-cpu-loras", str(max(slots, len(adapters))),
+            "--enable-lora", "--max-lora-rank", str(chosen.rank),
+            "--max-loras", str(chosen.slots), "--max-cpu-loras", str(max(chosen.slots, len(adapters))),
             "--lora-modules", *modules,
         ]  # fmt: skip
     return [*found, *options.arguments]
@@ -143,6 +158,21 @@ def environment(chosen: Settings, key: str) -> dict[str, str]:
         # Else it leaves one core idle, which is half of a machine with two.
         defaults["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     return defaults | found
+
+
+def _fitting_adapters(config: Mapping[str, Any], rank: int) -> int:
+    """Return for how many adapters in one batch a GPU has room, at least 1.
+
+    Whatever they change, vLLM reserves at the start, for each, the whole ``rank`` of every layer (vllm/lora/layers).
+    """
+    try:
+        shapes = tensor_shapes(read_spec(config)).values()
+    except SpecError:
+        return _UNKNOWN_ADAPTERS
+    # Of 16 bits. A tensor of three dimensions has a weight per expert.
+    each = 2 * rank * sum(math.prod(shape[:-2]) * sum(shape[-2:]) for shape in shapes if len(shape) > 1)
+    memory = min((gpu.memory for gpu in nvidia_gpus()), default=0)
+    return max(1, int(_ADAPTER_SHARE * memory) // each)
 
 
 def _cache_gib(config: Mapping[str, Any], options: ServeOptions) -> int:

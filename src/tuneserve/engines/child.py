@@ -27,8 +27,13 @@ class ChildResult:
         """The last line that says something, or how it ended."""
         said = next((line for line in reversed(self.lines) if line.strip()), "").strip().rstrip(".")[:300]
         if self.code < 0:
-            return f"it was ended by signal {-self.code}" + (f" after {said!r}" if said else "")
-        return said or f"it ended with exit code {self.code} and said nothing"
+            return f"it {how_it_ended(self.code)}" + (f" after {said!r}" if said else "")
+        return said or f"it {how_it_ended(self.code)} and said nothing"
+
+
+def how_it_ended(code: int) -> str:
+    """Return what became of a process with this exit code (negative: the signal that ended it), as a predicate."""
+    return f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
 
 def run_child(

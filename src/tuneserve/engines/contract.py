@@ -133,9 +133,9 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 class TokenChunk(msgspec.Struct, frozen=True, kw_only=True):
     """New tokens of one sequence; the last chunk carries the finish reason and may be empty.
 
-    ``logprobs`` has an entry per token where they were asked for. Two come once, with the first chunk:
-    ``prompt_logprobs``, an entry per prompt token but the first, and ``cached_tokens``, how many tokens of the prompt
-    were found in the engine's prefix cache, None where it does not say.
+    ``logprobs`` has an entry per token where they were asked for. Two come once: ``prompt_logprobs``, an entry per
+    prompt token but the first, with the first chunk; and ``cached_tokens``, how many tokens of the prompt were found in
+    the engine's prefix cache, with any one, or never where it does not say.
     """
 
     token_ids: list[int]

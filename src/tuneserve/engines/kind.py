@@ -1,6 +1,6 @@
 """What is known of an engine before it runs: whether it can serve a source, what would help, and how it is started."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
@@ -98,6 +98,3 @@ class EngineKind(Protocol):
             InputError: the source cannot be served as it is.
             EngineError: it did not start; the message has its last lines.
         """
-
-
-Registry = Mapping[str, EngineKind]

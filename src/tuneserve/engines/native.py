@@ -37,6 +37,7 @@ from tuneserve.engines._native_wire import (
     UnloadAdapter,
     frame,
 )
+from tuneserve.engines.child import how_it_ended
 from tuneserve.engines.contract import EngineInfo, EngineStats, GenerationRequest, Pooling, TokenChunk
 from tuneserve.engines.kind import NativeOptions
 from tuneserve.errors import EngineError, InputError, RequestError
@@ -112,7 +113,7 @@ class NativeEngine:
         if not isinstance(first, Ready):
             await _end(process, writer)
             assert isinstance(first, NotStarted)
-            raise InputError(first.message) if first.is_input else EngineError(first.message)
+            raise first.error()
         return cls(process, reader, writer, first.info)
 
     @property
@@ -269,7 +270,4 @@ async def _end(process: Process, writer: asyncio.StreamWriter) -> None:
 
 
 def _ending(process: Process) -> str:
-    code = process.returncode
-    if code is None:
-        return "closed its connection"
-    return f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    return "closed its connection" if process.returncode is None else how_it_ended(process.returncode)

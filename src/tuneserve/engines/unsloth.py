@@ -24,8 +24,9 @@ from tuneserve.engines.contract import (
     TokenLogprob,
 )
 from tuneserve.engines.kind import NamedAdapter, Preflight, ServeOptions
+from tuneserve.engines.requests import check_request
 from tuneserve.engines.supervised import Launch, SupervisedServer
-from tuneserve.errors import EngineError, InputError, RequestError
+from tuneserve.errors import EngineError, InputError
 from tuneserve.sources import ResolvedSource, read_config
 
 _MERGED = "merged_16bit"
@@ -154,7 +155,7 @@ class UnslothEngine:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenChunk, None]:
         """Continue one sequence; see the contract. With log-probabilities it comes whole."""
-        self._check(request)
+        check_request(request, self._info)
         async with aclosing(self._client.events("/generate", self._body(request))) as events:
             async for event in events:
                 if "error" in event:
@@ -179,19 +180,6 @@ class UnslothEngine:
         """Stop it and wait until it is gone."""
         await self._server.close()
         await self._client.close()
-
-    def _check(self, request: GenerationRequest) -> None:
-        info, ids = self._info, request.prompt_ids
-        if not ids:
-            raise RequestError("the prompt has no tokens; send at least one.", "prompt")
-        if any(not 0 <= index < info.vocab_size for index in ids):
-            raise RequestError(f"the prompt has token ids outside 0 to {info.vocab_size - 1}; correct them.", "prompt")
-        if len(ids) >= info.context_length:
-            raise RequestError(
-                f"the prompt takes {len(ids)} of {info.context_length} tokens, which leaves none; shorten it.", "prompt"
-            )
-        if request.adapter is not None and request.adapter not in info.adapters:
-            raise RequestError(f"there is no adapter {request.adapter[:100]!r}; choose one that is served.", "model")
 
     def _body(self, request: GenerationRequest) -> dict[str, Any]:
         params = request.params

@@ -84,7 +84,12 @@ class Vllm:
         found = environments.require("vllm", options.program)
         config = read_config(source.model_dir / "config.json")
         chosen = settings(
-            config, options, on_cpu=_is_for_cpu(found), quantisation=quantised_by(source), rank=largest_rank(adapters)
+            config,
+            options,
+            on_cpu=_is_for_cpu(found),
+            quantisation=quantised_by(source),
+            adapters=len(adapters),
+            rank=largest_rank(adapters),
         )
         key = token_hex(16)
         headers = {"Authorization": f"Bearer {key}"}

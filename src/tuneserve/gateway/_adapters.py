@@ -123,7 +123,13 @@ def _allowed(directories: tuple[Path, ...], given: str) -> Path:
 
 
 def _model(served: ServedModel, name: str, path: Path) -> ServedModel:
-    template = open_chat_template(path) or served.template
+    template = open_chat_template(path)
+    if template is None:
+        template = served.template
+    elif not template.special_tokens:
+        # A template alone is used with the base's tokenizer.
+        named = {"bos_token": served.tokenizer.bos_token, "eos_token": served.tokenizer.eos_token}
+        template = replace(template, special_tokens={name: text for name, text in named.items() if text})
     *steps, engine = served.lineage or (Step(kind="engine", name=served.engine.info.engine),)
     lineage = (*steps, Step(kind="adapter", name=name), replace(engine, parity=None))
     return replace(

@@ -41,8 +41,8 @@ def add_operator_routes(app: FastAPI, gateway: Gateway) -> None:
         return json_response({"status": gateway.status})
 
     async def version(_: Request) -> Response:
-        engine = gateway.served[0].engine.info if gateway.served else None
-        return json_response({"name": "tuneserve", "version": __version__, "engine": engine})
+        engines = {each.name: each.engine.info for each in gateway.served}
+        return json_response({"name": "tuneserve", "version": __version__, "engines": engines})
 
     async def metrics(_: Request) -> Response:
         served = gateway.served

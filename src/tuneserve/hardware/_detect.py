@@ -25,7 +25,7 @@ def has_nvidia_gpu() -> bool:
 
 def detect_machine() -> Machine:
     """Return this machine: its NVIDIA GPUs if it has any, else its processor."""
-    found = _gpus()
+    found = nvidia_gpus()
     machine = this_processor()
     if found:
         smallest = min(found, key=lambda gpu: gpu.memory)
@@ -65,7 +65,8 @@ def read_bandwidth(threads: int) -> float:
     return len(blocks) * _PROBE_BYTES / best
 
 
-def _gpus() -> list[Gpu]:
+def nvidia_gpus() -> list[Gpu]:
+    """Return the NVIDIA GPUs of this machine."""
     found = []
     for line in _nvidia_smi(*_QUERY).decode(errors="replace").splitlines():
         name, _, rest = line.partition(",")

@@ -1,9 +1,21 @@
 """The gated delta rule (arXiv:2412.06464), token by token and in chunks (arXiv:2406.06484)."""
 
+from typing import NamedTuple
+
 import torch
 
 _CHUNK = 64
 _EPS = 1e-6
+
+
+class _Tokens(NamedTuple):
+    """Of each head: (sequences, heads, tokens, ...)."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    decay: torch.Tensor
+    rate: torch.Tensor
 
 
 def gated_delta(
@@ -36,13 +48,14 @@ def gated_delta(
     query, key = (_unit(x.float()).repeat_interleave(group, dim=2).transpose(1, 2) for x in (query, key))
     value, decay, rate = value.float().transpose(1, 2), decay.transpose(1, 2), rate.float().transpose(1, 2)
     query = query * query.shape[-1] ** -0.5
+    tokens = _Tokens(query, key, value, decay, rate)
     if value.shape[2] == 1:
-        return _one(query, key, value, decay, rate, state).transpose(1, 2)
-    outs = []
+        return _one(tokens, state).transpose(1, 2)
     # One after the other, so that what a chunk needs stays in the processor's cache.
-    for begin in range(0, value.shape[2], _CHUNK):
-        q, k, v, d, r = (x[:, :, begin : begin + _CHUNK] for x in (query, key, value, decay, rate))
-        outs.append(_chunk(q, k, v, d, r, state))
+    outs = [
+        _chunk(_Tokens(*(x[:, :, begin : begin + _CHUNK] for x in tokens)), state)
+        for begin in range(0, value.shape[2], _CHUNK)
+    ]
     return torch.cat(outs, dim=2).transpose(1, 2)
 
 
@@ -50,33 +63,21 @@ def _unit(x: torch.Tensor) -> torch.Tensor:
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + _EPS)
 
 
-def _one(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    decay: torch.Tensor,
-    rate: torch.Tensor,
-    state: torch.Tensor,
-) -> torch.Tensor:
-    """Take one token: all are (sequences, heads, 1, ...)."""
+def _one(token: _Tokens, state: torch.Tensor) -> torch.Tensor:
+    """Take a single token."""
+    query, key, value, decay, rate = token
     state *= decay.exp()[..., None]
     written = (value - key @ state) * rate[..., None]
     state.addcmul_(key.transpose(-1, -2), written)
     return query @ state
 
 
-def _chunk(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    decay: torch.Tensor,
-    rate: torch.Tensor,
-    state: torch.Tensor,
-) -> torch.Tensor:
-    """Take (sequences, heads, tokens, ...) at once.
+def _chunk(tokens: _Tokens, state: torch.Tensor) -> torch.Tensor:
+    """Take several at once.
 
     What each token writes depends on what those before it in the chunk wrote: a triangular system of equations.
     """
+    query, key, value, decay, rate = tokens
     decay, rate = decay.cumsum(-1), rate[..., None]
     last, risen = decay[..., -1:], decay.exp()[..., None]
     between = (decay[..., :, None] - decay[..., None, :]).tril().exp_().tril_()

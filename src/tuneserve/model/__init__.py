@@ -1,33 +1,30 @@
 """One decoder that a spec configures, loaded from a stream of tensors."""
 
-from tuneserve.model._compiled import CompiledDecoder, PagedBatch, reasons_against
+from tuneserve.kernels.sampled_rows import SampledRows
+from tuneserve.model._compiled import CompiledDecoder, reasons_against
 from tuneserve.model._decoder import Attention, Decoder, Recurrence, Scan
-from tuneserve.model._delta_net import DeltaNet, DeltaState
+from tuneserve.model._delta_net import DeltaState
 from tuneserve.model._experts import Experts
 from tuneserve.model._linear import DenseLinear, Linear
 from tuneserve.model._lora import AdapterWeights, Delta, load_deltas
-from tuneserve.model._lora_linear import AdaptedLinears, LoraStack
 from tuneserve.model._parallel import join
-from tuneserve.model._sampled import Chosen, SampledRows
+from tuneserve.model._sampled import Chosen
 from tuneserve.model._shard import load_shard
+from tuneserve.model._tensor_check import misfit
 from tuneserve.model._weights import LayerWeights, Weights, load_weights
 
 __all__ = [
-    "AdaptedLinears",
     "AdapterWeights",
     "Attention",
     "Chosen",
     "CompiledDecoder",
     "Decoder",
     "Delta",
-    "DeltaNet",
     "DeltaState",
     "DenseLinear",
     "Experts",
     "LayerWeights",
     "Linear",
-    "LoraStack",
-    "PagedBatch",
     "Recurrence",
     "SampledRows",
     "Scan",
@@ -36,5 +33,6 @@ __all__ = [
     "load_deltas",
     "load_shard",
     "load_weights",
+    "misfit",
     "reasons_against",
 ]

@@ -5,7 +5,6 @@ import weakref
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Protocol
 
 import torch
 
@@ -18,6 +17,8 @@ from tuneserve.model._deferred import DeferredLinear
 from tuneserve.model._linear import DenseLinear, Linear
 from tuneserve.model._lora import AdapterWeights
 from tuneserve.model._pack import KINDS, Packed, pack_codes, pack_dense
+from tuneserve.model._paged import PagedBatch
+from tuneserve.model._pages import Pages
 from tuneserve.model._rope import query_scales, rope_tables
 from tuneserve.model._weights import LayerWeights, Weights
 from tuneserve.spec import LayerSpec, ModelSpec, RopeSpec
@@ -33,30 +34,6 @@ _MODEL_FIELDS = {
     "fused", "qk_norm", "sinks", "post_norms", "query_scaling", "wrapped", "softcap", "embedding_scale",
     "residual_scale", "logit_scale", "logit_softcap",
 }  # fmt: skip
-
-
-class PagedBatch(Protocol):
-    """The tokens of a step as the compiled code reads them; contiguous, on the CPU.
-
-    Attributes:
-        ids, positions, slots: int64 (tokens); a slot is block * block size + offset.
-        starts: the first row of each sequence, then the number of rows, int32 (sequences + 1).
-        block_tables: the blocks of each sequence in order, int32 (sequences, blocks).
-        adapters: the slot of each token's adapter, -1 for the base, int32 (tokens); None if all are of the base.
-    """
-
-    @property
-    def ids(self) -> torch.Tensor: ...
-    @property
-    def positions(self) -> torch.Tensor: ...
-    @property
-    def slots(self) -> torch.Tensor: ...
-    @property
-    def starts(self) -> torch.Tensor: ...
-    @property
-    def block_tables(self) -> torch.Tensor: ...
-    @property
-    def adapters(self) -> torch.Tensor | None: ...
 
 
 def reasons_against(spec: ModelSpec, weights: Weights, bits: Kind | None = None) -> list[str]:
@@ -129,6 +106,7 @@ class CompiledDecoder:
         self.dtype, self.device = weights.embedding.dtype, weights.embedding.device
         self._library = library or cpu.load(cpu.build())
         self._held: list[torch.Tensor] = []
+        self._pages = Pages()
         self._bits, self._keep = bits, keep
         self.kept, self.dequantised = Counter[str](), Counter[str]()
         self._model = self._describe(weights)
@@ -263,13 +241,13 @@ class CompiledDecoder:
             # Groups of activations may not reach over heads.
             keep = bits is None and self._keep and self.spec.head_dim % cpu.GROUP_SIZE == 0
             codes = linear.codes() if keep and linear.stored_as else None
-            if codes is not None and (packed := pack_codes(self._library, codes, paired)) is not None:
+            if codes is not None and (packed := pack_codes(self._library, codes, paired, self._pages)) is not None:
                 self.kept.update(linear.stored_as)
                 return packed, linear.read_bias()
             self.dequantised.update(linear.stored_as)
             linear = linear.load()
         assert isinstance(linear, DenseLinear)
-        return pack_dense(self._library, linear.weight, paired, bits), linear.bias
+        return pack_dense(self._library, linear.weight, paired, bits, self._pages), linear.bias
 
     def _float(self, tensor: torch.Tensor | None) -> int | None:
         return None if tensor is None else self._pointer(tensor.float())

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from tuneserve.adapters import LINEARS, LinearName
 from tuneserve.kernels import cpu
 from tuneserve.model._lora import AdapterWeights, Delta
+from tuneserve.model._pages import Pages
 
 _ROWS, _COLUMNS = 16, 8
 
 
 @dataclass(frozen=True)
 class PackedAdapter:
-    """The deltas of one adapter, (layers, linear layers), and the tensors that they point into."""
+    """The deltas of one adapter, (layers, linear layers), and the tensors that they point into, in the same order."""
 
     deltas: list[cpu.Delta]
     tensors: list[torch.Tensor]
@@ -38,11 +39,18 @@ class AdapterTable:
 
     def pack(self, adapter: AdapterWeights) -> PackedAdapter:
         """Pack an adapter; it may be empty."""
-        packed = PackedAdapter([cpu.Delta() for _ in range(self._width)], [])
-        for (layer, name), deltas in adapter.items():
+        packed, pages = PackedAdapter([cpu.Delta() for _ in range(self._width)], []), Pages()
+        tables: dict[bytes, torch.Tensor] = {}  # layers have the same, which then stay near the processor
+        for (layer, name), deltas in sorted(adapter.items(), key=lambda item: _number(*item[0])):
             outputs, _ = self._shapes[layer, name]
-            delta = _packed(deltas, outputs, packed.tensors, paired=name == "gate_up")
-            packed.deltas[layer * len(LINEARS) + LINEARS.index(name)] = delta
+            *panels, table = _packed(deltas, outputs, paired=name == "gate_up")
+            a, b = (pages.copy(matrix) for matrix in panels)
+            parts = tables.setdefault(table.numpy().tobytes(), table)
+            packed.tensors.extend((a, b, parts))
+            packed.deltas[_number(layer, name)] = cpu.Delta(
+                rank=b.shape[1] * b.shape[3], rows=len(a) * _ROWS, cols=a.shape[1] * a.shape[3],
+                a=a.data_ptr(), b=b.data_ptr(), parts=parts.data_ptr(),
+            )  # fmt: skip
         return packed
 
     def put(self, slot: int, adapter: PackedAdapter) -> None:
@@ -54,8 +62,12 @@ class AdapterTable:
         self._deltas = (cpu.Delta * len(deltas))(*deltas)
 
 
-def _packed(deltas: tuple[Delta, ...], outputs: int, tensors: list[torch.Tensor], *, paired: bool) -> cpu.Delta:
-    """Pack the deltas of one linear layer; what the result points to is appended to ``tensors``."""
+def _number(layer: int, name: LinearName) -> int:
+    return layer * len(LINEARS) + LINEARS.index(name)
+
+
+def _packed(deltas: tuple[Delta, ...], outputs: int, *, paired: bool) -> tuple[torch.Tensor, ...]:
+    """Return the panels of A and B, (panels, steps, 16, columns of a step), and the parts of one linear layer."""
     rank = _COLUMNS * -(-max(len(delta.a) for delta in deltas) // _COLUMNS)
     a = torch.cat([_padded(delta.a, rank) for delta in deltas])
     a = _padded(a, _ROWS * -(-len(a) // _ROWS))
@@ -71,16 +83,13 @@ def _packed(deltas: tuple[Delta, ...], outputs: int, tensors: list[torch.Tensor]
     parts = torch.full((2 * -(-outputs // (2 * _ROWS)), 2), -1, dtype=torch.int32)
     parts[place[order]] = torch.stack((torch.arange(len(order)), inner[order]), dim=1).int()
     panels = b.view(-1, _ROWS, rank)[order].view(-1, rank)
-    kept = (_panels(a), _panels(panels), parts)
-    tensors += kept
-    pointers = [tensor.data_ptr() for tensor in kept]
-    return cpu.Delta(rank=rank, rows=len(a), a=pointers[0], b=pointers[1], parts=pointers[2])
+    return _panels(a), _panels(panels), parts
 
 
 def _panels(matrix: torch.Tensor) -> torch.Tensor:
-    """Return (rows / 16, cols, 16), in bfloat16 (rows / 16, cols / 2, 16, 2), of (rows, cols)."""
+    """Return (rows / 16, cols, 16, 1), in bfloat16 (rows / 16, cols / 2, 16, 2), of (rows, cols)."""
     each = 2 if matrix.dtype == torch.bfloat16 else 1
-    return matrix.view(-1, _ROWS, matrix.shape[1] // each, each).transpose(1, 2).contiguous()
+    return matrix.view(-1, _ROWS, matrix.shape[1] // each, each).transpose(1, 2)
 
 
 def _padded(matrix: torch.Tensor, rows: int) -> torch.Tensor:

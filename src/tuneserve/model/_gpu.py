@@ -18,16 +18,18 @@ from tuneserve.kernels.gpu.greedy import greedy
 from tuneserve.kernels.gpu.norm import norm
 from tuneserve.kernels.gpu.prefill_attention import prefill_attention
 from tuneserve.kernels.gpu.rope_store import rope_store
+from tuneserve.kernels.sampled_rows import SampledRows
 from tuneserve.model._gpu_bucket import Bucket, Graphs, Rows
 from tuneserve.model._gpu_linear import Norm
 from tuneserve.model._gpu_lora import GpuAdapters, adapted
 from tuneserve.model._gpu_packed import Bits
-from tuneserve.model._gpu_prompts import DeviceBatch, Prompts, PromptStep
+from tuneserve.model._gpu_prompts import Prompts, PromptStep
 from tuneserve.model._gpu_sampler import GpuSampler
 from tuneserve.model._gpu_weights import GpuLayer, gpu_weights
 from tuneserve.model._lora import AdapterWeights
+from tuneserve.model._paged import DeviceBatch
 from tuneserve.model._rope import half_tables
-from tuneserve.model._sampled import Chosen, SampledRows
+from tuneserve.model._sampled import Chosen
 from tuneserve.model._weights import Weights
 from tuneserve.spec import LayerSpec, ModelSpec
 
@@ -131,10 +133,7 @@ class GpuDecoder:
     def decode_greedily(self, batch: DeviceBatch, keys: torch.Tensor, values: torch.Tensor, steps: int) -> torch.Tensor:
         """Continue each sequence of a batch of single tokens by ``steps`` tokens, the likeliest each time.
 
-        The block tables must have room for them. A token that comes of numbers that are not finite is -1.
-
-        Returns:
-            int64 (steps, sequences).
+        The block tables must have room for them. Tokens are int64 (steps, sequences), -1 for numbers not finite.
         """
         self._use(keys, values)
         self._enter(batch)
@@ -144,26 +143,27 @@ class GpuDecoder:
     def go_on_greedily(
         self, block_tables: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, steps: int
     ) -> torch.Tensor:
-        """Continue the sequences of the call before by ``steps`` tokens more.
+        """Continue the sequences of the call before by ``steps`` tokens more, int64 (steps, sequences).
 
-        Args:
-            block_tables: where each sequence's blocks lie now, int32 (sequences, blocks).
-            keys, values, steps: as before.
-
-        Returns:
-            int64 (steps, sequences).
+        Their blocks lie in ``block_tables`` now, int32 (sequences, blocks).
         """
         self._use(keys, values)
         self._blocks[: len(block_tables), : block_tables.shape[1]] = block_tables
         return self._choose(len(block_tables), steps)
 
     @torch.inference_mode()
+    def sample(self, hidden: torch.Tensor, rows: SampledRows) -> Chosen:
+        """Choose a token after each of some hidden states (rows, hidden), as many as may decode together at most."""
+        logits = self.logits(hidden)
+        self._ask(rows)
+        return self._sampler.once(logits)
+
+    @torch.inference_mode()
     def decode_sampled(self, batch: DeviceBatch, keys: torch.Tensor, values: torch.Tensor, rows: SampledRows) -> Chosen:
         """Continue each sequence of a batch of single tokens by as many tokens as there are random numbers for it."""
         self._use(keys, values)
         self._enter(batch)
-        if self._sampler.enter(rows):
-            self._graphs.forget()
+        self._ask(rows)
         return self._sample(*rows.uniforms.shape)
 
     @torch.inference_mode()
@@ -175,6 +175,10 @@ class GpuDecoder:
         self._blocks[: len(block_tables), : block_tables.shape[1]] = block_tables
         self._sampler.feed(uniforms)
         return self._sample(*uniforms.shape)
+
+    def _ask(self, rows: SampledRows) -> None:
+        if self._sampler.enter(rows):
+            self._graphs.forget()
 
     def _use(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         assert not self._keys.numel() or self._keys.data_ptr() == keys.data_ptr(), "the graphs are over another cache"
@@ -242,8 +246,8 @@ class GpuDecoder:
         layer.qkv.product(hidden, rows.qkv, Norm(layer.attention_norm, eps, rows.normed))
         attend()
         layer.output.add(rows.attended, hidden)
-        layer.gate_up.gated(hidden, rows.activated, rows.gate_up, Norm(layer.mlp_norm, eps, rows.normed))
-        layer.down.add(rows.activated, hidden)
+        activated = layer.gate_up.gated(hidden, rows.activated, rows.gate_up, Norm(layer.mlp_norm, eps, rows.normed))
+        layer.down.add(activated, hidden)
 
     def _prefill(self, batch: DeviceBatch) -> torch.Tensor:
         step = self._prompts.step(batch)

@@ -39,9 +39,9 @@ class GpuLinear(Protocol):
         """
 
     def gated(self, x: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor, norm: Norm) -> torch.Tensor:
-        """Write ``silu(first) * second`` of the halves of a normed product to ``out`` (rows, out / 2), and return it.
+        """Return ``silu(first) * second`` of the halves of a normed product, for the next layer to add.
 
-        ``scratch`` (rows, out) may be used.
+        ``out`` (rows, out / 2), where it is written if not elsewhere, and ``scratch`` (rows, out) may be used.
         """
 
     def add(self, x: torch.Tensor, hidden: torch.Tensor) -> None:

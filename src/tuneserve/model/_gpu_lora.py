@@ -15,8 +15,8 @@ from tuneserve.errors import AdapterError
 from tuneserve.kernels.gpu.gate import gate
 from tuneserve.kernels.gpu.launch import power_of_two
 from tuneserve.kernels.gpu.lora import lora_expand, lora_gate, lora_shrink
-from tuneserve.kernels.gpu.lora_join import lora_join, put_joined
-from tuneserve.kernels.gpu.lora_rows import LoraRows
+from tuneserve.kernels.gpu.lora_join import lora_join, lora_join_gate, put_joined
+from tuneserve.kernels.gpu.lora_rows import LoraRows, LoraWeights
 from tuneserve.kernels.gpu.matvec import LoraCall, matvec
 from tuneserve.kernels.gpu.skinny import skinny
 from tuneserve.model._gpu_linear import FEW, DenseGpuLinear, GpuLinear, Norm, write_product
@@ -91,7 +91,7 @@ class GpuAdapters:
 
     def enter(self, slots: torch.Tensor | None, rows: int) -> None:
         """Take the slot of each of a step's first rows, -1 for the base; None if all ``rows`` are of the base."""
-        if slots is None:
+        if slots is None or not self._adapted():
             self.rows = None
         elif rows > _KEPT_ROWS:
             self.rows = self._make(rows)
@@ -107,9 +107,10 @@ class GpuAdapters:
             self._arrived.zero_()
 
     def _make(self, rows: int) -> LoraRows:
-        columns = max(layer.columns for layer in self.layers.values())
-        most = max(len(layer.ends) for layer in self.layers.values()) * self._rank
-        return LoraRows.of(rows, most, columns, self._dtype, self._device)
+        return LoraRows.of(rows, self._adapted())
+
+    def _adapted(self) -> list[LoraWeights]:
+        return [layer.adapters for layer in self.layers.values() if layer.adapters is not None]
 
     def _grow(self, slots: int, rank: int, changed: Collection[tuple[int, LinearName]]) -> None:
         self._kept.clear()
@@ -134,10 +135,16 @@ class GpuAdapters:
 
 
 class AdaptedGpuLinear:
-    """A linear layer and the adapters beside it; see :class:`~tuneserve.model._gpu_linear.GpuLinear`."""
+    """A linear layer and the adapters beside it; see :class:`~tuneserve.model._gpu_linear.GpuLinear`.
 
-    def __init__(self, base: GpuLinear, layer: AdaptedLayer, adapters: GpuAdapters) -> None:
-        self._base, self._layer, self._adapters = base, layer, adapters
+    ``after`` is the layer that takes what this one has gated, if it does. Rows that this one gets may be beside their
+    shrinks already.
+    """
+
+    def __init__(
+        self, base: GpuLinear, layer: AdaptedLayer, adapters: GpuAdapters, after: AdaptedLayer | None = None
+    ) -> None:
+        self._base, self._layer, self._adapters, self._after = base, layer, adapters, after
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yield what the base keeps."""
@@ -145,53 +152,58 @@ class AdaptedGpuLinear:
 
     def product(self, x: torch.Tensor, out: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
         """Write the product of ``x``, and each row's delta, to ``out``."""
-        if (call := self._call()) is None:
+        if (call := self._call(self._layer)) is None:
             return self._base.product(x, out, norm)
-        if isinstance(self._base, DenseGpuLinear) and len(x) <= FEW:
-            return self._few(self._base, call, x, out, norm=norm)
+        if isinstance(self._base, DenseGpuLinear):
+            if len(x) <= FEW:
+                return self._few(self._base, call, x, out, norm=norm)
+            if self._layer.joined is not None:
+                rows = _join(call, x, self._layer.joined, norm)
+                return write_product(rows, self._layer.joined, self._base.bias, out)
         x = x if norm is None else norm(x)
-        if (joined := self._joined(call, x)) is not None:
-            return write_product(*joined, out)
         return _expand(call, x, self._base.product(x, out))
 
     def gated(self, x: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor, norm: Norm) -> torch.Tensor:
-        """Write the gated product, each row's delta in both halves, to ``out``."""
-        if (call := self._call()) is None:
-            return self._base.gated(x, out, scratch, norm)
-        if isinstance(self._base, DenseGpuLinear) and len(x) <= FEW:
+        """Return the gated product, each row's delta in both halves: ``out``, or beside the shrinks of what follows."""
+        call = self._call(self._layer)
+        if call is not None and len(x) <= FEW and isinstance(self._base, DenseGpuLinear):
             return self._few(self._base, call, x, out, norm=norm, gated=True)
-        x = norm(x)
-        if (joined := self._joined(call, x)) is not None:
-            return gate(write_product(*joined, scratch), out)
-        self._base.product(x, scratch)
-        lora_shrink(x, call.weights, call.rows)
-        return lora_gate(call.weights, call.rows, scratch, out)
+        if call is not None and self._layer.joined is None:
+            x = norm(x)
+            self._base.product(x, scratch)
+            lora_shrink(x, call.weights, call.rows)
+            return lora_gate(call.weights, call.rows, scratch, out)
+        if (beside := self._beside(x)) is not None:
+            self.product(x, scratch, norm)
+            return lora_join_gate(scratch, beside[0].weights, beside[0].rows, beside[1])
+        if call is None:
+            return self._base.gated(x, out, scratch, norm)
+        return gate(self.product(x, scratch, norm), out)
 
     def add(self, x: torch.Tensor, hidden: torch.Tensor) -> None:
         """Add the product of ``x``, and each row's delta, to ``hidden``."""
-        if (call := self._call()) is None:
+        if (call := self._call(self._layer)) is None:
             self._base.add(x, hidden)
         elif isinstance(self._base, DenseGpuLinear) and len(x) <= FEW:
             self._few(self._base, call, x, hidden, residual=hidden)
-        elif (joined := self._joined(call, x)) is not None:
-            rows, weight, bias = joined
-            if bias is not None:
-                hidden.add_(bias)
-            hidden.addmm_(rows, weight.T)
+        elif isinstance(self._base, DenseGpuLinear) and self._layer.joined is not None:
+            if self._base.bias is not None:
+                hidden.add_(self._base.bias)
+            hidden.addmm_(_join(call, x, self._layer.joined), self._layer.joined.T)
         else:
             self._base.add(x, hidden)
             _expand(call, x, hidden)
 
-    def _call(self) -> LoraCall | None:
-        rows, weights = self._adapters.rows, self._layer.adapters
-        return None if rows is None or weights is None else LoraCall(weights, rows, self._layer.arrived)
+    def _call(self, layer: AdaptedLayer) -> LoraCall | None:
+        rows, weights = self._adapters.rows, layer.adapters
+        return None if rows is None or weights is None else LoraCall(weights, rows, layer.arrived)
 
-    def _joined(self, call: LoraCall, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None:
-        """Return rows, weight and bias of the one product that is the base's and the deltas', if there is such."""
-        base, weight = self._layer.base, self._layer.joined
-        if base is None or weight is None or len(x) > _KEPT_ROWS:
+    def _beside(self, x: torch.Tensor) -> tuple[LoraCall, torch.Tensor] | None:
+        """Return the deltas of the layer after, and room for its rows beside their shrinks, if it takes them so."""
+        if self._after is None or self._after.joined is None or len(x) <= FEW:
             return None
-        return lora_join(x, call.weights, call.rows, x.new_empty(len(x), weight.shape[1])), weight, base.bias
+        call = self._call(self._after)
+        return None if call is None else (call, x.new_empty(len(x), self._after.joined.shape[1]))
 
     def _few(
         self, base: DenseGpuLinear, call: LoraCall, x: torch.Tensor, out: torch.Tensor, *,
@@ -205,6 +217,15 @@ class AdaptedGpuLinear:
         return skinny(x, weight, bias=bias, residual=residual, gated=gated, lora=call, out=out)
 
 
+def _join(call: LoraCall, x: torch.Tensor, joined: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
+    """Return rows, normed where there is a norm, beside their shrinks, where they are not so already."""
+    if x.shape[1] == joined.shape[1]:
+        return x
+    weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
+    out = x.new_empty(len(x), joined.shape[1])
+    return lora_join(x, call.weights, call.rows, out, norm=weight, eps=eps)
+
+
 def _expand(call: LoraCall, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     lora_shrink(x, call.weights, call.rows)
     return lora_expand(call.weights, call.rows, out)
@@ -216,6 +237,7 @@ def adapted(weights: GpuWeights, adapters: GpuAdapters) -> GpuWeights:
     for (index, name), layer in adapters.layers.items():
         base = getattr(layers[index], name)
         layer.base = base if isinstance(base, DenseGpuLinear) else None
-        linear = AdaptedGpuLinear(base, layer, adapters)
+        after = adapters.layers.get((index, "down")) if name == "gate_up" else None
+        linear = AdaptedGpuLinear(base, layer, adapters, after)
         layers[index] = replace(layers[index], **{name: linear})  # type: ignore[arg-type]
     return replace(weights, layers=tuple(layers))

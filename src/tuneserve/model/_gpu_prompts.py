@@ -3,52 +3,22 @@
 Launching some 300 kernels takes the host 20 ms, more than the device needs for a few hundred tokens.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 from tuneserve.kernels.gpu.prefill_attention import QUERIES, query_tiles
 from tuneserve.model._gpu_bucket import Rows
+from tuneserve.model._paged import DeviceBatch
 from tuneserve.spec import ModelSpec
 
 _TOKENS = (16, 32, 64, 128, 256, 512)
 _SEQUENCES = (1, 8, 64, 512)
 
 
-class DeviceBatch(Protocol):
-    """The tokens of a step, on the device; ``counts`` are the rows of each sequence, on the host.
-
-    Attributes:
-        ids, positions, slots: int64 (tokens); a slot is block * block size + offset.
-        starts: the first row of each sequence, then the number of rows, int32 (sequences + 1).
-        lengths: tokens of each sequence with these, int32 (sequences).
-        block_tables: the blocks of each sequence in order, int32 (sequences, blocks).
-        adapters: the slot of each token's adapter, -1 for the base, int32 (tokens); None if all are of the base.
-    """
-
-    @property
-    def ids(self) -> torch.Tensor: ...
-    @property
-    def positions(self) -> torch.Tensor: ...
-    @property
-    def slots(self) -> torch.Tensor: ...
-    @property
-    def starts(self) -> torch.Tensor: ...
-    @property
-    def lengths(self) -> torch.Tensor: ...
-    @property
-    def block_tables(self) -> torch.Tensor: ...
-    @property
-    def counts(self) -> Sequence[int]: ...
-    @property
-    def adapters(self) -> torch.Tensor | None: ...
-
-
 @dataclass(frozen=True)
 class PromptStep:
-    """A step's tokens as in :class:`DeviceBatch`, what they are computed in, and the tiles of its attention.
+    """A step's tokens as in :class:`~tuneserve.model._paged.DeviceBatch`, their rows, and the tiles of its attention.
 
     ``key`` names the sizes where these are buffers, in which case there may be rows of no token, which are stored in
     block 0, and tiles of no sequence.

@@ -1,9 +1,12 @@
 """What the rows of decode steps ask of their next tokens, in buffers that CUDA graphs are over."""
 
+from dataclasses import fields
+
 import torch
 
 from tuneserve.kernels.gpu.sample import Asks, SamplingResults, SamplingRows, sample
-from tuneserve.model._sampled import Chosen, SampledRows
+from tuneserve.kernels.sampled_rows import SampledRows
+from tuneserve.model._sampled import Chosen
 
 MOST_STEPS = 8
 _LEAST_ROOM = 4096
@@ -25,17 +28,16 @@ class GpuSampler:
         self.asks = Asks(False, False, False)
 
     def enter(self, rows: SampledRows) -> bool:
-        """Take rows, with random numbers for some steps; return whether the buffers have moved."""
+        """Take rows on the CPU, with random numbers for some steps; return whether the buffers have moved."""
         room = len(rows.tokens)
         moved = self._rows is not None and len(self._rows.tokens) < room
         if self._rows is None or moved:
             self._rows = self._of(max(_LEAST_ROOM, 1 << room.bit_length()))
             self._results = self._results or SamplingResults.of(self._sequences, self._vocabulary, self._device)
         self.asks = Asks(rows.filters, room > 0, bool((rows.asked >= 0).any()))
-        for name in (
-            "numbers", "top_k", "asked", "penalised", "edits", "used", "tokens", "bias", "until", "counts", "produced",
-        ):  # fmt: skip
-            self._put(getattr(self._rows, name), getattr(rows, name))
+        for field in fields(SampledRows):
+            if field.name != "uniforms":
+                self._put(getattr(self._rows, field.name), getattr(rows, field.name))
         self.feed(rows.uniforms)
         return moved
 
@@ -50,6 +52,16 @@ class GpuSampler:
         assert self._rows is not None
         assert self._results is not None
         sample(logits, ids, lengths, self._rows, self._results, self.asks)
+
+    def once(self, logits: torch.Tensor) -> Chosen:
+        """Choose a token for each row of ``logits`` (rows, vocabulary), outside of any graph."""
+        count = len(logits)
+        ids, lengths = (torch.ones(count, dtype=kind, device=self._device) for kind in (torch.int64, torch.int32))
+        self.choose(logits, ids, lengths)
+        chosen = self.room(1, count)
+        chosen.tokens[0] = ids
+        self.keep(chosen, 0)
+        return chosen
 
     def room(self, steps: int, count: int) -> Chosen:
         """Return room for the tokens of some steps."""

@@ -10,6 +10,7 @@ from tuneserve.checkpoint import StoredCodes
 from tuneserve.errors import CheckpointError
 from tuneserve.kernels import cpu
 from tuneserve.kernels.cpu import Kind
+from tuneserve.model._pages import Pages
 
 KINDS = {torch.float32: Kind.FLOAT32, torch.float16: Kind.FLOAT16, torch.bfloat16: Kind.BFLOAT16}
 # Of panels.h.
@@ -29,8 +30,8 @@ class Packed:
     offsets: torch.Tensor | None = None
 
 
-def pack_dense(library: cpu.Library, weight: torch.Tensor, paired: bool, bits: Kind | None) -> Packed:
-    """Pack a weight in its dtype, or quantised to ``bits``.
+def pack_dense(library: cpu.Library, weight: torch.Tensor, paired: bool, bits: Kind | None, pages: Pages) -> Packed:
+    """Pack a weight in its dtype, or quantised to ``bits``, into memory of ``pages``.
 
     Raises:
         CheckpointError: a value is not finite, or too large for scales in float16.
@@ -42,35 +43,35 @@ def pack_dense(library: cpu.Library, weight: torch.Tensor, paired: bool, bits: K
         )
     kind = bits or KINDS[weight.dtype]
     source = (weight if bits is None else weight.float()).contiguous()
-    panels = torch.empty(library.packed_bytes(kind, rows, cols), dtype=torch.uint8)
+    panels = pages.empty(library.packed_bytes(kind, rows, cols))
     library.pack(kind, paired, source.data_ptr(), rows, cols, panels.data_ptr())
     return Packed(kind, rows, cols, panels)
 
 
-def pack_codes(library: cpu.Library, parts: Sequence[StoredCodes], paired: bool) -> Packed | None:
-    """Pack weights that stand on each other as they are stored.
+def pack_codes(library: cpu.Library, parts: Sequence[StoredCodes], paired: bool, pages: Pages) -> Packed | None:
+    """Pack weights that stand on each other as they are stored, into memory of ``pages``.
 
     Returns:
         None where they are stored in ways that one product cannot be made of: some with activations in floats and
         some in 8 bits; or of several kinds that are paired, or not of whole panels.
     """
     kinds = [_kind(part) for part in parts]
-    if len(set(kinds)) == 1:
-        return _packed(library, kinds[0], _stacked(parts), paired)
     whole = all(len(part.codes) % _PANEL == 0 for part in parts)
-    if paired or not whole or len({kind.takes_floats for kind in kinds}) > 1:
+    if len(set(kinds)) == 1:
+        kinds, parts = kinds[:1], (_stacked(parts),)
+    elif paired or not whole or len({kind.takes_floats for kind in kinds}) > 1:
         return None
-    packed = [_packed(library, kind, part, paired=False) for kind, part in zip(kinds, parts, strict=True)]
-    counts = torch.tensor([one.rows // _PANEL for one in packed])
-    sizes = torch.tensor([one.panels.numel() // (one.rows // _PANEL) for one in packed]).repeat_interleave(counts)
-    return Packed(
-        kinds[0],
-        sum(one.rows for one in packed),
-        packed[0].cols,
-        torch.cat([one.panels for one in packed]),
-        torch.tensor(kinds, dtype=torch.uint8).repeat_interleave(counts),
-        sizes.cumsum(0) - sizes,
-    )
+    rows, cols = [len(part.codes) for part in parts], parts[0].codes.shape[1]
+    sizes = [library.packed_bytes(kind, count, cols) for kind, count in zip(kinds, rows, strict=True)]
+    panels = pages.empty(sum(sizes))
+    for kind, part, into in zip(kinds, parts, torch.split(panels, sizes), strict=True):
+        _write(library, kind, part, paired, into)
+    if len(parts) == 1:
+        return Packed(kinds[0], rows[0], cols, panels)
+    counts = torch.tensor(rows) // _PANEL
+    each = (torch.tensor(sizes) // counts).repeat_interleave(counts)
+    of_panels = torch.tensor(kinds, dtype=torch.uint8).repeat_interleave(counts)
+    return Packed(kinds[0], sum(rows), cols, panels, of_panels, each.cumsum(0) - each)
 
 
 def _kind(part: StoredCodes) -> Kind:
@@ -99,7 +100,7 @@ def _stacked(parts: Sequence[StoredCodes]) -> StoredCodes:
     return StoredCodes(parts[0].kind, codes, scales, stack("minima"), stack("outer_scales"), stack("outer_minima"))
 
 
-def _packed(library: cpu.Library, kind: Kind, part: StoredCodes, paired: bool) -> Packed:
+def _write(library: cpu.Library, kind: Kind, part: StoredCodes, paired: bool, panels: torch.Tensor) -> None:
     rows, cols = part.codes.shape
     codes, factors = part.codes.contiguous(), [factor.contiguous() for factor in part.factors()]
     group = cpu.GROUP_SIZE // 2 if kind == Kind.INT8_BY_16_NESTED else cpu.GROUP_SIZE
@@ -112,6 +113,4 @@ def _packed(library: cpu.Library, kind: Kind, part: StoredCodes, paired: bool) -
     names = ("scales", "minima", "outer_scales", "outer_minima")
     for name, factor in zip((name for name in names if getattr(part, name) is not None), factors, strict=True):
         setattr(given, name, factor.data_ptr())
-    panels = torch.empty(library.packed_bytes(kind, rows, cols), dtype=torch.uint8)
     library.pack_codes(kind, paired, ctypes.byref(given), rows, cols, panels.data_ptr())
-    return Packed(kind, rows, cols, panels)

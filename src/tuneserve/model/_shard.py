@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from tuneserve.adapters import MergedModel
-from tuneserve.checkpoint import CodeReader, RowReader, StoredCodes, TensorSpec, WeightReader
+from tuneserve.checkpoint import RowReader, StoredCodes, TensorSpec, WeightReader, codes_of, storage_of
 from tuneserve.model._deferred import DeferredLinear
 from tuneserve.model._linear import DenseLinear
+from tuneserve.model._tensor_check import check_tensors, stacks_experts
 from tuneserve.model._text_part import TextPart
-from tuneserve.model._weights import Weights, check_tensors, load_weights, stacks_experts
+from tuneserve.model._weights import Weights, load_weights
 from tuneserve.spec import (
     EMBEDDING,
     HEAD,
@@ -86,11 +87,11 @@ class ShardReader:
 
     def storage(self, name: str) -> str | None:
         """Return what a tensor's way of being stored is called; see :class:`~tuneserve.checkpoint.CodeReader`."""
-        return self._whole.storage(name) if isinstance(self._whole, CodeReader) else None
+        return storage_of(self._whole, name)
 
     def codes(self, name: str) -> StoredCodes | None:
         """Return the share of a weight as it is stored; None where that is in full, or where a group would be cut."""
-        stored = self._whole.codes(name) if isinstance(self._whole, CodeReader) else None
+        stored = codes_of(self._whole, name)
         cut = self._cuts.get(name)
         if stored is None or cut is None:
             return stored
@@ -137,11 +138,11 @@ def load_shard(
         return DenseLinear(head)
 
     def codes(name: str) -> StoredCodes | None:
-        stored = whole.codes(name) if isinstance(whole, CodeReader) and len(rows) == each else None
+        stored = codes_of(whole, name) if len(rows) == each else None
         return None if stored is None else _cut_codes(stored, Cut(0, (rows,)))
 
     name = EMBEDDING if spec.tied else HEAD
-    how = whole.storage(name) if isinstance(whole, CodeReader) else None
+    how = storage_of(whole, name)
     head = DeferredLinear((name,), load, codes, lambda: None, () if how is None else (how,))
     return own, replace(weights, head=head)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from tuneserve.checkpoint import CodeReader, StoredCodes, TensorSpec, WeightReader
+from tuneserve.checkpoint import StoredCodes, TensorSpec, WeightReader, codes_of, storage_of
 from tuneserve.spec import plain_name
 
 
@@ -34,8 +34,8 @@ class TextPart:
 
     def storage(self, name: str) -> str | None:
         """Return what one tensor's way of being stored is called; see :class:`~tuneserve.checkpoint.CodeReader`."""
-        return self._whole.storage(self._names[name]) if isinstance(self._whole, CodeReader) else None
+        return storage_of(self._whole, self._names[name])
 
     def codes(self, name: str) -> StoredCodes | None:
         """Return one of its weights as it is stored."""
-        return self._whole.codes(self._names[name]) if isinstance(self._whole, CodeReader) else None
+        return codes_of(self._whole, self._names[name])

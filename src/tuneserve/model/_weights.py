@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from tuneserve.checkpoint import CodeReader, StoredCodes, WeightReader
-from tuneserve.errors import CheckpointError
+from tuneserve.adapters import LINEARS
+from tuneserve.checkpoint import StoredCodes, WeightReader, codes_of, storage_of
 from tuneserve.model._deferred import DeferredLinear
 from tuneserve.model._delta_net import DeltaNet
 from tuneserve.model._experts import Experts, SharedExpert
 from tuneserve.model._layer_input import LayerInput, LayerInputs
 from tuneserve.model._linear import DenseLinear, Linear
+from tuneserve.model._tensor_check import check_tensors, stacks_experts
 from tuneserve.model._text_part import TextPart
 from tuneserve.spec import (
     EMBEDDING,
@@ -30,17 +31,9 @@ from tuneserve.spec import (
     LayerNames,
     LayerSpec,
     ModelSpec,
-    is_unused,
     layer_names,
     tensor_shapes,
 )
-
-_FLOATS = ("F32", "F16", "BF16")
-# Written by old versions of Transformers; the decoder computes them.
-_COMPUTED = ".rotary_emb.inv_freq"
-_STACKED = ".experts.gate_up_proj"
-_LISTED = 8
-_LINEARS = ("qkv", "output", "gate_up", "down")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,14 +93,14 @@ class Weights:
 
     def stored_as(self) -> Counter[str]:
         """Return how many deferred weights are stored in few bits, by how they are."""
-        linears = [self.head, *(getattr(layer, name) for layer in self.layers for name in _LINEARS)]
+        linears = [self.head, *(getattr(layer, name) for layer in self.layers for name in LINEARS)]
         return Counter(how for linear in linears if isinstance(linear, DeferredLinear) for how in linear.stored_as)
 
     def loaded(self) -> "Weights":
         """Return the same with what was deferred read, dequantised; raises what :func:`load_weights` does."""
         layers = []
         for layer in self.layers:
-            linears: dict[str, Any] = {name: _loaded(getattr(layer, name)) for name in _LINEARS}
+            linears: dict[str, Any] = {name: _loaded(getattr(layer, name)) for name in LINEARS}
             layers.append(replace(layer, **linears))
         head = _loaded(self.head)
         assert head is not None
@@ -162,11 +155,10 @@ class _Loader:
         return DeferredLinear((name,), load, self.codes, lambda: None, self.stored_as(name))
 
     def codes(self, name: str) -> StoredCodes | None:
-        return self.reader.codes(name) if isinstance(self.reader, CodeReader) else None
+        return codes_of(self.reader, name)
 
     def stored_as(self, *names: str) -> tuple[str, ...]:
-        reader = self.reader
-        return tuple(how for name in names if isinstance(reader, CodeReader) and (how := reader.storage(name)))
+        return tuple(how for name in names if (how := storage_of(self.reader, name)))
 
     def layer(self, names: LayerNames, own: LayerSpec) -> LayerWeights:
         spec = self.spec
@@ -278,38 +270,3 @@ class _Loader:
         for name, part in zip(names, torch.split(weight, rows), strict=True):
             part.copy_(self.reader.read(name))
         return weight
-
-
-def stacks_experts(reader: WeightReader) -> bool:
-    """Say whether a checkpoint has all experts of a layer in one tensor."""
-    return any(name.endswith(_STACKED) for name in reader.tensors)
-
-
-def check_tensors(spec: ModelSpec, reader: WeightReader, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raise the :class:`CheckpointError` of :func:`load_weights` unless a reader has just what a model needs."""
-    problems = []
-    for name, shape in shapes.items():
-        header = reader.tensors.get(name)
-        if header is None:
-            problems.append(f"{name} is missing")
-        elif header.shape != shape:
-            problems.append(f"{name} is {list(header.shape)}, not {list(shape)}")
-        elif header.dtype not in _FLOATS:
-            problems.append(f"{name} is {header.dtype}, not a 16- or 32-bit float")
-    tied_head = {HEAD} if spec.tied else set()
-    expected = shapes.keys() | tied_head
-    left_over = [
-        n for n in reader.tensors if n not in expected and not n.endswith(_COMPUTED) and not is_unused(spec, n)
-    ]
-    problems += [f"{name} is not part of such a model" for name in left_over]
-    if problems:
-        more = f" and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-        raise CheckpointError(
-            f"the weights in {reader.files[0].parent} do not fit its config.json: "
-            f"{'; '.join(problems[:_LISTED])}{more}; download or save the model again."
-        )
-    if tied_head & reader.tensors.keys() and not torch.equal(reader.read(HEAD), reader.read(EMBEDDING)):
-        raise CheckpointError(
-            f"{HEAD} in {reader.files[0].parent} differs from the embedding that config.json ties it to; "
-            "set tie_word_embeddings to false there."
-        )

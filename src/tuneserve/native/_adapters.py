@@ -13,7 +13,6 @@ from tuneserve.model import load_deltas
 from tuneserve.native._decoders import AdaptedDecoder, LoadedDecoder
 from tuneserve.native._load import EngineConfig
 from tuneserve.native._transformers import TransformersDecoder
-from tuneserve.sources import open_files
 
 # An adapter is in memory as it is read, in float32, and as it is packed.
 _BYTES = 12
@@ -51,9 +50,7 @@ class Adapters:
                 f"the adapter {config.adapter_dir} is folded into the weights, and others need their base as it was; "
                 "serve the base, and load each adapter over it."
             )
-        base, model_config = open_files(
-            Path(config.model_dir), None if config.weights_file is None else Path(config.weights_file)
-        )
+        base, model_config = config.open_weights()
         assert not isinstance(self._decoder, TransformersDecoder)
         deltas = read_deltas(path, base, model_config, self._decoder.spec)
         needed, free = _BYTES * sum(delta.elements for delta in deltas), available_memory()

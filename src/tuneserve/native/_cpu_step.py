@@ -32,12 +32,13 @@ def prepare_step(
         raise InputError(f"the CPU step {step!r} is not known; choose {', '.join(CPU_STEPS)}.")
     if bits not in WEIGHTS:
         raise InputError(f"the weights {bits!r} are not known; choose {', '.join(WEIGHTS)}.")
-    must = step == "compiled" or _BITS.get(bits) is not None
+    quantised = _BITS.get(bits)
+    must = step == "compiled" or quantised is not None
     if step == "eager":
-        if _BITS.get(bits) is not None:
+        if quantised is not None:
             raise InputError(f"{bits} weights need the compiled step; leave cpu_step at auto, or the weights.")
         return _eager(spec, weights, context_length)
-    if reasons := reasons_against(spec, weights, _BITS.get(bits)):
+    if reasons := reasons_against(spec, weights, quantised):
         if must:
             raise InputError(
                 f"the compiled step cannot run this model ({'; '.join(reasons)}); leave cpu_step and weights at auto."
@@ -52,9 +53,9 @@ def prepare_step(
         _logger.warning("steps are not compiled, which is slower: %s", error)
         return _eager(spec, weights, context_length)
     keep = bits == "auto"
-    decoder = CompiledDecoder(spec, weights, context_length, bits=_BITS.get(bits), keep=keep, library=library)
+    decoder = CompiledDecoder(spec, weights, context_length, bits=quantised, keep=keep, library=library)
     _logger.info("steps are compiled, on %d threads", decoder.threads)
-    if _BITS.get(bits) is not None:
+    if quantised is not None:
         _logger.info("weights are quantised to %s", bits)
         return decoder
     if decoder.kept:

@@ -41,6 +41,9 @@ class AheadDecoder(PagedDecoder, Protocol):
     ) -> torch.Tensor:
         """Return the same of the steps after them, whose blocks are in new tables, int32 (sequences, blocks)."""
 
+    def sample(self, hidden: torch.Tensor, rows: SampledRows) -> Chosen:
+        """Return what was chosen after hidden states (rows, hidden), one random number for each."""
+
     def decode_sampled(self, batch: Batch, keys: torch.Tensor, values: torch.Tensor, rows: SampledRows) -> Chosen:
         """Return what was chosen in as many steps as there are random numbers for each sequence."""
 

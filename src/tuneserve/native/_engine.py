@@ -9,6 +9,7 @@ import msgspec
 
 from tuneserve._version import __version__
 from tuneserve.engines.contract import EngineInfo, EngineStats, FinishReason, GenerationRequest, TokenLogprob
+from tuneserve.engines.requests import check_request
 from tuneserve.errors import InputError, RequestError
 from tuneserve.native._adapters import Adapters
 from tuneserve.native._blocks import BlockPool
@@ -17,19 +18,12 @@ from tuneserve.native._draft import Drafter
 from tuneserve.native._flight import Flight
 from tuneserve.native._grammar import Grammars, GrammarState
 from tuneserve.native._lead import LeadingRunner, lead
-from tuneserve.native._load import (
-    MOST_SPECULATION,
-    EngineConfig,
-    cache_blocks,
-    give_memory_back,
-    load_decoder,
-    reuses_prefixes,
-    running_limit,
-)
+from tuneserve.native._load import MOST_SPECULATION, EngineConfig, give_memory_back, load_decoder, reuses_prefixes
 from tuneserve.native._pooling import Pool, Pooling
 from tuneserve.native._runner import Runner
 from tuneserve.native._scheduler import Scheduler, Segment, Step
 from tuneserve.native._sequence import Sequence
+from tuneserve.native._sizes import cache_blocks, running_limit
 from tuneserve.native._transformers import TransformersDecoder
 from tuneserve.native._transformers_runner import TransformersRunner
 
@@ -284,37 +278,15 @@ class NativeCore:
                 self._pool.forget(name)
 
     def _check(self, request: GenerationRequest) -> None:
-        ids, params = request.prompt_ids, request.params
         if request.id in self._sequences:
             raise RequestError(f"a request with the id {request.id!r} is running already; use another id.")
-        if request.adapter is not None and request.adapter not in self._adapters.slots:
-            raise RequestError(f"the adapter {request.adapter!r} is not being served; leave it out.", "adapter")
-        if not ids:
-            raise RequestError("the prompt has no tokens; send at least one.", "prompt")
-        if len(ids) >= self.info.context_length:
+        check_request(request, self.info)
+        count = len(request.prompt_ids)
+        if not 0 <= request.resumed < count:
             raise RequestError(
-                f"the prompt has {len(ids)} tokens, which leaves no room in the context of "
-                f"{self.info.context_length}; shorten it.",
-                "prompt",
+                f"{request.resumed} of {count} tokens cannot be resumed ones; leave one for the prompt.", "resumed"
             )
-        if not 0 <= request.resumed < len(ids):
-            raise RequestError(
-                f"{request.resumed} of {len(ids)} tokens cannot be resumed ones; leave one for the prompt.", "resumed"
-            )
-        if request.resumed and params.prompt_logprobs is not None:
+        if request.resumed and request.params.prompt_logprobs is not None:
             raise RequestError(
                 "prompt_logprobs come with the first token; leave them out to resume.", "prompt_logprobs"
             )
-        if min(ids) < 0 or max(ids) >= self.info.vocab_size:
-            raise RequestError(
-                f"the prompt has token ids outside 0 to {self.info.vocab_size - 1}; correct them.", "prompt"
-            )
-        named = {
-            "stop_token_ids": params.stop_token_ids,
-            "logit_bias": params.logit_bias,
-            "bad_words": [token for word in params.bad_words for token in word],
-        }
-        for name, tokens in named.items():
-            if any(not 0 <= token < self.info.vocab_size for token in tokens):
-                raise RequestError(f"{name} has ids outside 0 to {self.info.vocab_size - 1}; correct them.", name)
-        params.check()

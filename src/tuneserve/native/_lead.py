@@ -1,12 +1,14 @@
 """The first rank of a model that several devices share: whatever it runs, the others run too."""
 
+from collections.abc import Collection
+
 import torch
 import torch.distributed as dist
 
 from tuneserve.errors import EngineError, InputError
 from tuneserve.native._batch import Batch, to_device
 from tuneserve.native._decoders import AnyDecoder, LoadedDecoder
-from tuneserve.native._load import EngineConfig, free_memory, load_decoder
+from tuneserve.native._load import EngineConfig, load_decoder
 from tuneserve.native._rank_wire import (
     Array,
     DecodeGreedily,
@@ -19,7 +21,8 @@ from tuneserve.native._rank_wire import (
 )
 from tuneserve.native._ranks import Ranks
 from tuneserve.native._runner import Runner
-from tuneserve.native._scheduler import Step
+from tuneserve.native._sequence import Sequence
+from tuneserve.native._sizes import free_memory
 from tuneserve.spec import Share
 
 _MOST_RANKS = 64
@@ -77,9 +80,9 @@ class LeadingRunner(Runner):
         """The CPU, from where batches go to all ranks."""
         return torch.device("cpu")
 
-    def runs_ahead(self, step: Step) -> bool:
+    def chooses_for(self, sequences: Collection[Sequence]) -> bool:
         """Whether the ranks can choose for each sequence by themselves, which is to take the likeliest."""
-        return super().runs_ahead(step) and all(segment.sequence.simply_greedy for segment in step.segments)
+        return super().chooses_for(sequences) and all(sequence.simply_greedy for sequence in sequences)
 
     def wipe(self, blocks: tuple[int, ...]) -> None:
         """Overwrite blocks of the cache with zeros."""

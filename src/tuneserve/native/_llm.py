@@ -46,7 +46,7 @@ class LLM:
         base: the base to use instead of the one that an adapter names.
         dtype: auto, float32, bfloat16 or float16.
         context_length: tokens per sequence, prompt included; None takes the model's, up to 8192.
-        max_running: sequences computed together; None is 64.
+        max_running: sequences computed together; None is 64, on a GPU 256.
         cache_tokens: tokens that the cache holds; None takes what fits in memory, up to ``max_running`` full contexts.
         prefix_cache: whether a prompt uses what was computed for an equal beginning of another one.
         speculation: tokens guessed at most from what a sequence repeats; the output is the same.
@@ -75,7 +75,7 @@ class LLM:
     ) -> None:
         self.source = source if isinstance(source, ResolvedSource) else resolve(source, base=base)
         self.tokenizer = open_tokenizer(self.source.tokenizer_dir, self.source.model_dir)
-        self.template = open_chat_template(self.source.tokenizer_dir) or open_chat_template(self.source.model_dir)
+        self.template = open_chat_template(self.source.tokenizer_dir, self.source.model_dir)
         settings = EngineConfig.of(
             self.source,
             dtype=dtype,

@@ -1,24 +1,21 @@
-"""From directories to a decoder, and how many sequences its cache has room for."""
+"""From directories to a decoder."""
 
 import contextlib
 import ctypes
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import torch
 
 from tuneserve.adapters import MergedModel, WeightedAdapter, merge_model, open_adapter
+from tuneserve.checkpoint import WeightReader
 from tuneserve.errors import InputError
-from tuneserve.hardware import available_memory
 from tuneserve.model import Decoder, Weights, join, load_shard, load_weights
-from tuneserve.native._blocks import BLOCK_SIZE, blocks_for
-from tuneserve.native._cache import bytes_per_block
 from tuneserve.native._cpu_step import prepare_step
 from tuneserve.native._decoders import AnyDecoder, LoadedDecoder
 from tuneserve.native._gpu_step import prepare_gpu_step
-from tuneserve.native._states import bytes_per_slot
 from tuneserve.native._transformers import TransformersDecoder, context_limit
 from tuneserve.sources import ResolvedSource, open_files
 from tuneserve.spec import ModelSpec, Share, computation_of, reasons_against_split
@@ -30,8 +27,6 @@ _DEFAULT_CONTEXT = 8192
 _DEFAULT_RUNNING = 64
 _DEFAULT_GPU_RUNNING = 256
 MOST_SPECULATION = 15
-# The rest is for activations, and for whatever else runs on the machine.
-_CACHE_SHARE = 0.6
 # Where a model does not say.
 _MOST_CONTEXT = 1 << 20
 _logger = logging.getLogger("tuneserve.native")
@@ -100,6 +95,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             weights=weights,
         )
 
+    def open_weights(self) -> tuple[WeightReader, dict[str, Any]]:
+        """Open the weights, without the adapter, as :func:`tuneserve.sources.open_files` does."""
+        return open_files(Path(self.model_dir), None if self.weights_file is None else Path(self.weights_file))
+
 
 def load_decoder(config: EngineConfig, share: Share | None = None) -> LoadedDecoder:
     """Load the model, its adapter folded in; what the native decoder does not compute runs through Transformers.
@@ -113,8 +112,7 @@ def load_decoder(config: EngineConfig, share: Share | None = None) -> LoadedDeco
     device = _device(share)
     dtype = _dtype(config.dtype, device)
     adapters = [WeightedAdapter(open_adapter(Path(config.adapter_dir)))] if config.adapter_dir else []
-    weights_file = None if config.weights_file is None else Path(config.weights_file)
-    reader, model_config = open_files(Path(config.model_dir), weights_file)
+    reader, model_config = config.open_weights()
     model = merge_model(reader, model_config, adapters, dtype)
     computation = computation_of(model.config)
     if (spec := computation.spec) is None:
@@ -210,49 +208,6 @@ def give_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def free_memory(device: torch.device) -> int:
-    """Return the bytes of a device's memory that nobody uses."""
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else available_memory()
-
-
-def cache_blocks(config: EngineConfig, decoder: LoadedDecoder, free: int | None = None) -> int:
-    """Return how many blocks the cache has, the one included that is never used.
-
-    ``free`` bytes of memory are left on each device of several, None is those of the only one.
-
-    Raises:
-        InputError: what was asked for does not fit in memory, or does not hold one sequence of full length.
-    """
-    each, state = _block_and_state_bytes(decoder)
-    running, context = _meant_to_run(config, decoder), decoder.context_length
-    states = running * state
-    usable = _usable_bytes(decoder.device) if free is None else int(free * _CACHE_SHARE)
-    if states > usable:
-        raise InputError(
-            f"the states of {running} sequences take {states / 1e9:.1f} GB and {usable / 1e9:.1f} GB can be used; "
-            "choose a smaller max_running."
-        )
-    usable -= states
-    fitting = usable // each - 1
-    wanted = min(fitting, running * blocks_for(context))
-    if config.cache_tokens is not None:
-        wanted = config.cache_tokens // BLOCK_SIZE
-    if wanted > fitting:
-        raise InputError(
-            f"a cache of {wanted * BLOCK_SIZE} tokens takes {wanted * each / 1e9:.1f} GB and {usable / 1e9:.1f} GB can "
-            "be used; choose fewer cache_tokens."
-        )
-    if wanted < blocks_for(context):
-        limit = (
-            f"the memory that can be used ({usable / 1e9:.1f} GB)" if config.cache_tokens is None else "cache_tokens"
-        )
-        raise InputError(
-            f"{limit} has room for {max(0, wanted * BLOCK_SIZE)} tokens, and one sequence of the context takes "
-            f"{blocks_for(context) * BLOCK_SIZE}; choose a shorter context or a larger cache."
-        )
-    return wanted + 1
-
-
 def reuses_prefixes(config: EngineConfig, spec: ModelSpec) -> bool:
     """Say whether a prompt uses what was computed for an equal beginning of another one."""
     if config.prefix_cache and spec.has_state:
@@ -263,42 +218,6 @@ def reuses_prefixes(config: EngineConfig, spec: ModelSpec) -> bool:
 def default_running(device: torch.device) -> int:
     """Return how many sequences are computed together unless something else is asked for."""
     return _DEFAULT_GPU_RUNNING if device.type == "cuda" else _DEFAULT_RUNNING
-
-
-def running_limit(config: EngineConfig, decoder: LoadedDecoder, blocks: int) -> int:
-    """Return how many sequences are computed together.
-
-    Raises:
-        InputError: it is none, or more than the cache has blocks for.
-    """
-    usable = blocks - 1
-    wanted = min(_meant_to_run(config, decoder), usable) if config.max_running is None else config.max_running
-    if not 1 <= wanted <= usable:
-        raise InputError(
-            f"max_running is {wanted} and the cache has {usable} blocks, of which each sequence takes one or more; "
-            f"choose from 1 to {usable}."
-        )
-    return wanted
-
-
-def _meant_to_run(config: EngineConfig, decoder: LoadedDecoder) -> int:
-    """Return how many sequences run if the cache holds them; as many as usual if half the memory has their states."""
-    if config.max_running:
-        return config.max_running
-    each = _block_and_state_bytes(decoder)[1]
-    usual = default_running(decoder.device)
-    return min(usual, max(1, _usable_bytes(decoder.device) // (2 * each))) if each else usual
-
-
-def _block_and_state_bytes(decoder: LoadedDecoder) -> tuple[int, int]:
-    """Return what a block of the cache takes, and what a sequence keeps beside it."""
-    if isinstance(decoder, TransformersDecoder):
-        return max(1, BLOCK_SIZE * decoder.token_bytes), decoder.state_bytes
-    return max(1, bytes_per_block(decoder.spec, decoder.dtype)), bytes_per_slot(decoder.spec, decoder.dtype)
-
-
-def _usable_bytes(device: torch.device) -> int:
-    return int(free_memory(device) * _CACHE_SHARE)
 
 
 def _dtype(name: str, device: torch.device) -> DtypeName:

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import torch
 
-from tuneserve.engines._native_wire import HEADER
+from tuneserve.engines._native_wire import HEADER, NotStarted
 from tuneserve.native._batch import Batch
 
 _READ_BYTES = 1 << 20
@@ -99,23 +99,9 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     free: int
 
 
-class NotLoaded(msgspec.Struct, frozen=True, tag=True):
-    """The share cannot be loaded; ``is_input`` tells the user's mistakes from the engine's."""
-
-    message: str
-    is_input: bool
-
-
 ToRank = UseCache | Wipe | Forward | Logits | DecodeGreedily | GoOnGreedily
-FromRank = Loaded | NotLoaded
-_encoder = msgspec.msgpack.Encoder()
+FromRank = Loaded | NotStarted
 _decoder = msgspec.msgpack.Decoder(ToRank | FromRank)
-
-
-def encode(message: ToRank | FromRank) -> bytes:
-    """Return a message with its length before it."""
-    body = _encoder.encode(message)
-    return HEADER.pack(len(body)) + body
 
 
 class GoneError(Exception):

@@ -16,10 +16,12 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store, TCPStore
 
-from tuneserve.errors import EngineError, InputError
+from tuneserve.engines._native_wire import NotStarted, frame
+from tuneserve.engines.child import how_it_ended
+from tuneserve.errors import EngineError
 from tuneserve.model._parallel import add_up
 from tuneserve.native._load import EngineConfig
-from tuneserve.native._rank_wire import GoneError, Loaded, NotLoaded, ToRank, encode, receive
+from tuneserve.native._rank_wire import GoneError, Loaded, ToRank, receive
 from tuneserve.spec import Share
 
 # The ranks load at the same time and as much; compiling kernels at the first step takes some of them longer.
@@ -81,8 +83,8 @@ class Ranks:
                     "see the lines above."
                 ) from None
             connection.settimeout(None)
-            if isinstance(message, NotLoaded):
-                raise InputError(message.message) if message.is_input else EngineError(message.message)
+            if isinstance(message, NotStarted):
+                raise message.error()
             assert isinstance(message, Loaded)
             self.weight_bytes += message.weight_bytes
             free.append(message.free)
@@ -99,7 +101,7 @@ class Ranks:
         Raises:
             EngineError: one has ended.
         """
-        data = encode(message)
+        data = frame(message)
         for rank, (process, connection) in enumerate(zip(self._processes, self._connections, strict=True), 1):
             try:
                 connection.sendall(data)
@@ -148,9 +150,7 @@ def _ending(rank: int, process: subprocess.Popen[bytes]) -> str:
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_CLOSE_SECONDS)
     code = process.returncode
-    if code is None:
-        return f"rank {rank} closed its connection"
-    return f"rank {rank} was ended by signal {-code}" if code < 0 else f"rank {rank} ended with exit code {code}"
+    return f"rank {rank} {'closed its connection' if code is None else how_it_ended(code)}"
 
 
 def _close(

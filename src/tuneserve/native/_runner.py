@@ -1,6 +1,7 @@
 """Runs a step: tokens to the device, through the decoder, to chosen tokens."""
 
 import math
+from collections.abc import Collection
 
 import torch
 
@@ -42,9 +43,11 @@ class Runner:
 
     def runs_ahead(self, step: Step) -> bool:
         """Whether :meth:`launch` can be used: all sequences decode, and the device can choose for each."""
-        if not isinstance(self.decoder, AheadDecoder) or step.decodes < len(step.segments):
-            return False
-        return all(segment.sequence.steps_alone for segment in step.segments)
+        return step.decodes == len(step.segments) and self.chooses_for([segment.sequence for segment in step.segments])
+
+    def chooses_for(self, sequences: Collection[Sequence]) -> bool:
+        """Whether the device can choose the next token of each of these by itself."""
+        return isinstance(self.decoder, AheadDecoder) and all(sequence.steps_alone for sequence in sequences)
 
     @torch.inference_mode()
     def launch(self, step: Step, steps: int, changes: int) -> Flight:
@@ -79,8 +82,20 @@ class Runner:
         hidden = self.forward(batch)
         results = _broken(step, hidden)
         rows = hidden if len(batch.scored_rows) == len(hidden) else hidden[batch.scored_rows]
-        results.update(choose(self.logits, rows, step.segments))
+        sequences = [segment.sequence for segment in step.segments]
+        if self.chooses_for(sequences) and not all(sequence.simply_greedy for sequence in sequences):
+            results.update(self._sampled(rows, [segment.sequence for segment in step.segments if segment.samples]))
+        else:
+            results.update(choose(self.logits, rows, step.segments))
         return results
+
+    def _sampled(self, hidden: torch.Tensor, sequences: list[Sequence]) -> dict[Sequence, list[Choice] | str]:
+        """Return what the device chooses for sequences that end in these hidden states."""
+        if not sequences:
+            return {}
+        assert isinstance(self.decoder, AheadDecoder)
+        chosen = self.decoder.sample(hidden, sampled_rows(sequences, 1))
+        return dict(zip(sequences, Flight.of(tuple(sequences), 0, chosen, 0).choices(), strict=True))
 
     @property
     def host(self) -> torch.device:

@@ -13,6 +13,8 @@ from tuneserve.native._sequence import Sequence
 # After so many steps what a device has counted is taken from the host again.
 ROOM = 256
 _ALWAYS = np.iinfo(np.int32).max
+# To find out that a sequence has none takes as long as to find some.
+_NO_EDITS: tuple[NDArray[Any], ...] = (np.empty(0),) * 4
 
 
 def uniforms(sequences: Collection[Sequence], after: int, steps: int) -> torch.Tensor:
@@ -29,7 +31,7 @@ def uniforms(sequences: Collection[Sequence], after: int, steps: int) -> torch.T
 def sampled_rows(sequences: Collection[Sequence], steps: int) -> SampledRows:
     """Return what sequences that :attr:`~tuneserve.native._sequence.Sequence.steps_alone` ask for, on the CPU."""
     params = [sequence.request.params for sequence in sequences]
-    edits = [_edits(sequence) for sequence in sequences]
+    edits = [_edits(sequence) if sequence.edited else _NO_EDITS for sequence in sequences]
     penalised = [sequence.seen is not None or sequence.new is not None for sequence in sequences]
     rooms = [len(each[0]) + (ROOM if counts else 0) for each, counts in zip(edits, penalised, strict=True)]
     ends = np.cumsum([0, *rooms])
@@ -63,7 +65,6 @@ def sampled_rows(sequences: Collection[Sequence], steps: int) -> SampledRows:
         counts=counts,
         produced=_integers([sequence.generated for sequence in sequences]),
         uniforms=uniforms(sequences, 0, steps),
-        filters=any(each.temperature > 0 and (each.top_k or each.top_p < 1 or each.min_p) for each in params),
     )
 
 

@@ -6,14 +6,12 @@ from dataclasses import dataclass, field
 from random import Random
 
 from tuneserve.engines.contract import FinishReason, GenerationRequest, TokenLogprob
+from tuneserve.kernels.sampled_rows import MOST_LOGPROBS
 from tuneserve.native._bad_words import BadWords
 from tuneserve.native._counts import TokenCounts
 from tuneserve.native._draft import Drafter
 from tuneserve.native._grammar import GrammarState
 from tuneserve.native._pooling import Pooling
-
-# Of how many tokens a device gives log-probabilities by itself, beside the chosen.
-MOST_LOGPROBS = 20
 
 
 @dataclass(eq=False)

@@ -12,13 +12,13 @@ from huggingface_hub.errors import StrictDataclassError
 
 from tuneserve.checkpoint import WeightReader
 from tuneserve.errors import CheckpointError, SpecError
+from tuneserve.model import misfit
 
 # What the library's own code raises over a configuration or weights that it cannot use.
 FAILURES = (
     OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError, ArithmeticError,
     AssertionError, StrictDataclassError,
 )  # fmt: skip
-_LISTED = 8
 # They say how weights were stored, or name code that came with the model.
 _NOT_PASSED = ("quantization_config", "compression_config", "auto_map", "model_type", "dtype", "torch_dtype")
 
@@ -49,11 +49,7 @@ def load_transformers_model(
     problems = [f"{name} is missing" for name in sorted(report["missing_keys"])]
     problems += [f"{name} is not part of such a model" for name in sorted(report["unexpected_keys"])]
     if problems:
-        more = f" and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-        raise CheckpointError(
-            f"the weights in {reader.files[0].parent} do not fit its config.json: "
-            f"{'; '.join(problems[:_LISTED])}{more}; download or save the model again."
-        )
+        raise misfit(reader, problems)
     return model.eval().requires_grad_(False).to(device)
 
 

@@ -17,10 +17,10 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
-from tuneserve.errors import TuneserveError
+from tuneserve.engines._native_wire import NotStarted, frame
 from tuneserve.native._batch import to_device
 from tuneserve.native._decoders import LoadedDecoder
-from tuneserve.native._load import EngineConfig, free_memory, give_memory_back, load_decoder
+from tuneserve.native._load import EngineConfig, give_memory_back, load_decoder
 from tuneserve.native._rank_wire import (
     DecodeGreedily,
     Forward,
@@ -28,14 +28,14 @@ from tuneserve.native._rank_wire import (
     GoOnGreedily,
     Loaded,
     Logits,
-    NotLoaded,
     UseCache,
     Wipe,
-    encode,
     receive,
 )
 from tuneserve.native._ranks import join_group
 from tuneserve.native._runner import Runner
+from tuneserve.native._sizes import free_memory
+from tuneserve.native._start import load_or_say
 from tuneserve.native._transformers import TransformersDecoder
 from tuneserve.spec import Share
 
@@ -71,18 +71,14 @@ def _leave_with_the_first() -> None:
 
 
 def _load(connection: socket.socket, config: EngineConfig, share: Share) -> LoadedDecoder | None:
-    try:
-        decoder = load_decoder(config, share)
-        give_memory_back()
-    except TuneserveError as error:
-        connection.sendall(encode(NotLoaded(str(error), is_input=True)))
+    decoder = load_or_say(
+        lambda: load_decoder(config, share), f"rank {share.rank} could not load its share of the model"
+    )
+    if isinstance(decoder, NotStarted):
+        connection.sendall(frame(decoder))
         return None
-    except (MemoryError, RuntimeError, OSError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
-        message = f"rank {share.rank} could not load its share of the model ({reason}); see the lines above."
-        connection.sendall(encode(NotLoaded(message, is_input=False)))
-        return None
-    connection.sendall(encode(Loaded(decoder.weight_bytes, free_memory(decoder.device))))
+    give_memory_back()
+    connection.sendall(frame(Loaded(decoder.weight_bytes, free_memory(decoder.device))))
     return decoder
 
 

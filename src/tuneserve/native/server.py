@@ -41,6 +41,7 @@ from tuneserve.engines.contract import GenerationRequest, Pooling, SamplingParam
 from tuneserve.errors import InputError, RequestError, TuneserveError
 from tuneserve.native._engine import NativeCore, Output
 from tuneserve.native._load import EngineConfig
+from tuneserve.native._start import FAILURES, first_line, load_or_say
 
 _READ_BYTES = 1 << 20
 # How soon an adapter that has been read is noticed where there is nothing else to do.
@@ -88,21 +89,6 @@ class _Connection:
         return messages
 
 
-def _start(config: EngineConfig) -> NativeCore | NotStarted:
-    try:
-        return NativeCore(config)
-    except TuneserveError as error:
-        return NotStarted(str(error), is_input=True)
-    except (MemoryError, RuntimeError, OSError) as error:
-        return NotStarted(
-            f"the native engine could not load the model ({_first_line(error)}); see the lines above.", is_input=False
-        )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
-
-
 class _AdapterChanges:
     """Adapters on their way in, each read in a thread of its own, and out, each until its last sequence has ended."""
 
@@ -138,8 +124,8 @@ class _AdapterChanges:
                 self._core.put_adapter(message.name, future.result())
             except TuneserveError as error:
                 problem = str(error)
-            except (MemoryError, RuntimeError, OSError) as error:
-                problem = f"the adapter {message.name} cannot be loaded ({_first_line(error)}); free some memory."
+            except FAILURES as error:
+                problem = f"the adapter {message.name} cannot be loaded ({first_line(error)}); free some memory."
             answers.append(self._answer(message.number, problem))
         gone = [message for message in self._leaving if not self._core.is_unloading(message.name)]
         self._leaving = [message for message in self._leaving if message not in gone]
@@ -199,7 +185,7 @@ def _tokens(output: Output) -> Tokens:
 
 def serve(connection: _Connection, config: EngineConfig) -> None:
     """Load, then answer until the other end goes away."""
-    core = _start(config)
+    core = load_or_say(lambda: NativeCore(config), "the native engine could not load the model")
     if isinstance(core, NotStarted):
         connection.send([core])
         return

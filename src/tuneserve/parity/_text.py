@@ -36,7 +36,7 @@ def check_text(
     """
     try:
         tokenizer = open_tokenizer(ours.tokenizer_dir, ours.model_dir)
-        template = open_chat_template(ours.tokenizer_dir) or open_chat_template(ours.model_dir)
+        template = open_chat_template(ours.tokenizer_dir, ours.model_dir)
     except TextError as error:
         if (ours.tokenizer_dir / "tokenizer.json").is_file():
             return (TextCheck("tokenizer", TOKENS, False, str(error).rstrip(".")),), ()

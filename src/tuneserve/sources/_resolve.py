@@ -9,6 +9,7 @@ from tuneserve.errors import SourceError
 from tuneserve.sources import _demo, _hub
 from tuneserve.sources._gguf import describe_gguf
 from tuneserve.sources._precision import BasePrecision, check_precision, choose, sixteen_bit_by_name
+from tuneserve.sources._text_files import adapter_text
 
 ADAPTER_CONFIG = "adapter_config.json"
 MODEL_CONFIG = "config.json"
@@ -21,10 +22,10 @@ class ResolvedSource:
     """A source with all its files on this machine.
 
     ``model_dir`` holds the weights: the base's when ``adapter_dir`` is set, else the whole model's. ``tokenizer_dir``
-    is the adapter's directory where that has a tokenizer of its own (training may have changed it), else the model's.
-    ``base_name`` is what the base was called by whoever named it, None without an adapter. ``weights_file`` is the GGUF
-    file with the weights, where there is one; ``model_dir`` then has only what describes them. ``base_precision`` says
-    which weights stand in for quantised ones, and ``reason`` why, in one sentence to show; None where none do.
+    has the tokenizer and the chat template: of each the adapter's own where it has one, else the model's. ``base_name``
+    is what the base was called by whoever named it, None without an adapter. ``weights_file`` is the GGUF file with the
+    weights, where there is one; ``model_dir`` then has only what describes them. ``base_precision`` says which weights
+    stand in for quantised ones, and ``reason`` why, in one sentence to show; None where none do.
     """
 
     source: str
@@ -84,13 +85,12 @@ def resolve(
     if chosen is None:
         model_dir, weights_file = _base_files(source, named, explicit=base is not None)
         chosen = choose(named, model_dir, base_precision, _locate_directory, trained_on=True)
-    own_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     return ResolvedSource(
         source=source,
         name=_name(source, directory),
         model_dir=chosen.model_dir,
         adapter_dir=directory,
-        tokenizer_dir=directory if own_tokenizer else chosen.model_dir,
+        tokenizer_dir=adapter_text(directory, chosen.model_dir),
         base_name=named,
         weights_file=weights_file,
         base_precision=chosen.precision,

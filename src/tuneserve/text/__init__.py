@@ -5,7 +5,7 @@ from tuneserve.text._files import special_tokens
 from tuneserve.text._meter import UnfinishedError
 from tuneserve.text._stops import StopStrings
 from tuneserve.text._template import ChatTemplate, open_chat_template
-from tuneserve.text._token_bytes import TokenBytes
+from tuneserve.text._token_bytes import TokenBytes, byte_alphabet
 from tuneserve.text._tokenizer import Tokenizer, open_tokenizer
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "TokenBytes",
     "Tokenizer",
     "UnfinishedError",
+    "byte_alphabet",
     "open_chat_template",
     "open_tokenizer",
     "special_tokens",

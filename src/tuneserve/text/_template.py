@@ -98,15 +98,15 @@ class ChatTemplate:
         return text if ending is None else _cut_at_mark(text, ending)
 
 
-def open_chat_template(directory: Path) -> ChatTemplate | None:
-    """Open the chat template of a model directory; None where it has none.
+def open_chat_template(directory: Path, model_dir: Path | None = None) -> ChatTemplate | None:
+    """Open the chat template in ``directory``, else that in ``model_dir``; None where there is none.
 
     Raises:
         TextError: it is malformed or huge.
     """
     sources = _sources(directory)
     if not sources:
-        return None
+        return None if model_dir is None else open_chat_template(model_dir)
     default = sources["default"]
     tool_source = sources.get("tool_use")
     tool_template = _compile(tool_source, directory) if tool_source else None

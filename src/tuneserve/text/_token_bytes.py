@@ -32,10 +32,10 @@ class TokenBytes:
     def _alphabet(self) -> dict[str, int] | None:
         decoder = self._tokenizer.backend.decoder
         is_byte_level = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
-        return _byte_alphabet() if is_byte_level else None
+        return byte_alphabet() if is_byte_level else None
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """Return the byte that each character of byte-level BPE stands for, as GPT-2 assigned them."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in printable]

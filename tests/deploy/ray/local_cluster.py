@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tuneserve.errors import TuneserveError
 
@@ -22,7 +22,6 @@ CPUS = 8
 OBJECT_STORE_BYTES = 80 << 20
 READY_SECONDS = 150.0
 END_SECONDS = 60.0
-GONE_SECONDS = 10.0
 POLL_SECONDS = 0.1
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -31,6 +30,8 @@ _ENVIRONMENT = {
 }
 
 _REFUSALS = "refusals.json"
+# Ray's processes of this name sometimes do not notice that the cluster is gone (AGENT_PROCESS_LIST in its constants).
+RAY_AGENTS = frozenset({"ray::DashboardAgent", "ray::RuntimeEnvAgent"})
 
 
 class LocalCluster:
@@ -68,50 +69,71 @@ class LocalCluster:
 
     def processes(self, command: str) -> list[int]:
         """Return its descendants whose command line has ``command`` in it."""
-        return [pid for pid in _descendants(self._process.pid) if command in _command(pid)]
+        return [each.pid for each in _descendants(self._process.pid) if command in each.command]
 
     def end(self) -> list[str]:
-        """End it as Ctrl-C does; return the commands of what was left behind of ours.
+        """End it as Ctrl-C does; return the commands of what was left behind, other than :data:`RAY_AGENTS`.
 
-        All that is left is killed: Ray's own agents sometimes do not notice that it is gone.
+        All that it started and left is killed.
         """
-        started = {pid: _command(pid) for pid in _descendants(self._process.pid)}
+        started = [*_look(self._process.pid), *_descendants(self._process.pid)]
         self._process.send_signal(signal.SIGINT)
         try:
             self._process.wait(END_SECONDS)
-            deadline = time.monotonic() + GONE_SECONDS
-            while any(map(_lives, started)) and time.monotonic() < deadline:
+            deadline = time.monotonic() + END_SECONDS
+            while any(each.lives for each in started if each.command not in RAY_AGENTS) and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
         finally:
-            left = [pid for pid in [self._process.pid, *started] if _lives(pid)]
-            for pid in left:
-                os.kill(pid, signal.SIGKILL)
+            left = [each for each in started if each.lives]
+            for each in left:
+                os.kill(each.pid, signal.SIGKILL)
             self._process.wait()
             self._log.close()
-        commands = [started.get(pid, "the program") for pid in left]
-        return [command for command in commands if "/ray/" not in command and "Agent" not in command]
+        return [each.command for each in left if each.command not in RAY_AGENTS]
 
 
-def _descendants(pid: int) -> list[int]:
-    found = []
+class Process(NamedTuple):
+    """One process: its number, which another may get later, when it was started, in clock ticks, and its command."""
+
+    pid: int
+    started: int
+    command: str
+
+    @property
+    def lives(self) -> bool:
+        """Whether this very process is still there, and more than its parent's memory of it."""
+        state, started = _stat(self.pid)
+        return started == self.started and state != "Z"
+
+
+def _look(pid: int) -> list[Process]:
+    """Return the process if it is there."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+    except OSError:
+        return []
+    return [Process(pid, _stat(pid)[1], command)]
+
+
+def _stat(pid: int) -> tuple[str, int]:
+    """Return state and start of a process (proc_pid_stat(5)); of one that is not there, no state."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "", -1
+    return fields[0], int(fields[19])
+
+
+def _descendants(pid: int) -> list[Process]:
+    found: list[Process] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, task.read_text().split()):
-            found += [child, *_descendants(child)]
+        try:
+            children = task.read_text().split()
+        except OSError:
+            continue
+        for child in map(int, children):
+            found += [*_look(child), *_descendants(child)]
     return found
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except OSError:
-        return ""
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def _write_status(path: Path) -> None:

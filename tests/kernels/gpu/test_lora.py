@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tuneserve.kernels.gpu import lora_join as join
 from tuneserve.kernels.gpu.lora import (
     lora_expand,
     lora_gate,
@@ -13,7 +14,15 @@ from tuneserve.kernels.gpu.lora import (
     lora_reference,
     lora_shrink,
 )
-from tuneserve.kernels.gpu.lora_join import joined_columns, lora_join, lora_join_reference, put_joined
+from tuneserve.kernels.gpu.lora_join import (
+    joined_columns,
+    lora_join,
+    lora_join_gate,
+    lora_join_gate_reference,
+    lora_join_norm_reference,
+    lora_join_reference,
+    put_joined,
+)
 from tuneserve.kernels.gpu.lora_rows import LoraRows, LoraWeights, lora_tiles
 from tuneserve.kernels.gpu.matvec import LoraCall, matvec, matvec_reference
 from tuneserve.kernels.gpu.skinny import skinny, skinny_reference
@@ -27,20 +36,20 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def weights(columns: int, ends: tuple[int, ...]) -> LoraWeights:
-    """Return adapters of ranks 12, 4, 1, 7 and 12; what A has beyond them must not be read."""
+def weights(columns: int, ends: tuple[int, ...], slots: int = SLOTS, beyond: float = torch.nan) -> LoraWeights:
+    """Return adapters of ranks 12, 4, 1, 7 and 12; what A has beyond them must not be read unless it is zero."""
     ranks = [RANK, 4, 1, 7, RANK]
     a = torch.randn(SLOTS, len(ends), RANK, columns) / columns**0.5
     b = torch.randn(SLOTS, ends[-1], RANK)
     for slot, rank in enumerate(ranks):
-        a[slot, :, rank:] = torch.nan
+        a[slot, :, rank:] = beyond
         b[slot, :, rank:] = 0
-    return LoraWeights(a.view(SLOTS, -1, columns), b, torch.tensor(ranks, dtype=torch.int32), ends)
+    a = a.view(SLOTS, -1, columns)
+    return LoraWeights(a[:slots], b[:slots], torch.tensor(ranks, dtype=torch.int32)[:slots], ends)
 
 
 def rows_of(adapters: LoraWeights, slots: list[int], room: int | None = None) -> LoraRows:
-    _, shrunk, columns = adapters.a.shape
-    rows = LoraRows.of(room or len(slots), shrunk, columns, torch.float32, torch.device("cpu"))
+    rows = LoraRows.of(room or len(slots), [adapters])
     rows.shares.fill_(torch.nan)
     rows.shrunk.fill_(torch.nan)
     rows.put(slots)
@@ -112,20 +121,39 @@ def test_gate(slots: list[int]) -> None:
     torch.testing.assert_close(out, lora_gate_reference(adapters, x, rows.slots, gate_up), **CLOSE)
 
 
-@pytest.mark.parametrize("slots", [[-1] * 3, [0] * 40, [0, -1, 3, 3, 2, 1, 4] * 6])
-def test_one_product_of_rows_beside_their_shrinks_is_that_of_base_and_delta(slots: list[int]) -> None:
-    adapters, x, weight = weights(700, (64, 70, 150)), torch.randn(len(slots), 700), torch.randn(150, 700)
-    rows = rows_of(adapters, slots)
-    joined = torch.zeros(150, 700 + joined_columns(adapters))
-    joined[:, :700] = weight
-    for slot in range(SLOTS):
+@pytest.fixture(params=["one share, few rows", "several shares, many rows"])
+def _divided(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "several shares, many rows":
+        for name, value in {"_FEW": 2, "_SHARE": 300, "_TAIL": 1000, "_BLOCK": 128}.items():
+            monkeypatch.setattr(join, name, value)
+
+
+@pytest.mark.usefixtures("_divided")
+@pytest.mark.parametrize("slots", [[-1] * 3, [0] * 40, [-1] * 9 + [0] * 3, [0, -1, 3, 3, 2, 1, 4] * 6])
+@pytest.mark.parametrize("made_by", ["norm", "gate", "nothing"])
+def test_what_a_norm_or_a_gate_makes_comes_beside_its_shrinks(slots: list[int], made_by: str) -> None:
+    adapters = weights(1100, (64, 150), SLOTS if max(slots) > 0 else 1, beyond=0.0)
+    x, halves = torch.randn(len(slots), 1100), torch.randn(len(slots), 2200)
+    rows, norm, weight = rows_of(adapters, slots), torch.rand(1100), torch.randn(150, 1100)
+    joined = torch.zeros(150, 1100 + joined_columns(adapters))
+    joined[:, :1100] = weight
+    for slot in range(len(adapters.ranks)):
         put_joined(joined, adapters, slot)
-    expected = x @ weight.T + lora_reference(x, adapters, rows.slots)
-    for _ in range(2):
-        # The second finds what programs tell each other as the first has left it.
-        found = lora_join(x, adapters, rows, torch.full((len(x), joined.shape[1]), torch.nan))
-        torch.testing.assert_close(found, lora_join_reference(x, adapters, rows.slots), **CLOSE)
-        torch.testing.assert_close(found @ joined.T, expected, **CLOSE)
+    out = torch.full((len(slots), joined.shape[1]), torch.nan)
+    if made_by == "gate":
+        lora_join_gate(halves, adapters, rows, out)
+        expected = lora_join_gate_reference(halves, adapters, rows.slots)
+    elif made_by == "norm":
+        lora_join(x, adapters, rows, out, norm=norm, eps=1e-5)
+        expected = lora_join_norm_reference(x, norm, 1e-5, adapters, rows.slots)
+    else:
+        lora_join(x, adapters, rows, out)
+        expected = lora_join_reference(x, adapters, rows.slots)
+    torch.testing.assert_close(out, expected, **CLOSE)
+    made = expected[:, :1100]
+    torch.testing.assert_close(
+        out @ joined.T, made @ weight.T + lora_reference(made, adapters, rows.slots), rtol=2e-3, atol=1e-2
+    )
 
 
 def test_rows_beyond_a_batch_have_none() -> None:

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from tuneserve.checkpoint import StoredCodes
+from tuneserve.checkpoint import NF4, StoredCodes
 from tuneserve.kernels.gpu.dequantise import dequantise
-from tuneserve.kernels.gpu.packed import NF4, PackedKind, PackedWeight, pack, unpacked
+from tuneserve.kernels.gpu.packed import PackedKind, PackedWeight, pack, unpacked
 from tuneserve.kernels.gpu.packed_skinny import packed_skinny, packed_skinny_reference
 from tuneserve.kernels.gpu.packed_wide import WideScratch, packed_wide, packed_wide_reference
 

@@ -122,7 +122,7 @@ def _encode_json(tokenizer: Tokenizer, render: _Render, line: str) -> list[int]:
 
 
 def _renderer(source: ResolvedSource) -> _Render:
-    template = open_chat_template(source.tokenizer_dir) or open_chat_template(source.model_dir)
+    template = open_chat_template(source.tokenizer_dir, source.model_dir)
 
     def render(messages: Any) -> str:
         if template is None:

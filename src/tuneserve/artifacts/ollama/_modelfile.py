@@ -49,7 +49,7 @@ def ollama_modelfile(
         TextError: the chat template cannot be written for Ollama, or a text cannot be quoted in a Modelfile.
         SourceError: ``generation_config.json`` is malformed.
     """
-    template = open_chat_template(tokenizer_dir) or open_chat_template(model_dir)
+    template = open_chat_template(tokenizer_dir, model_dir)
     tokenizer = open_tokenizer(tokenizer_dir, model_dir)
     translated = translate(template, adds_bos=adds_bos) if template else None
     lines = [f"# {note}" for note in translated.notes] if translated else []

@@ -4,6 +4,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tuneserve.checkpoint._codes import NF4
 from tuneserve.checkpoint._tensor import DTYPE_BITS, TensorSpec
 from tuneserve.checkpoint.quantised._dequantising import DTYPE_NAMES
 from tuneserve.errors import CheckpointError
@@ -62,7 +63,7 @@ class Bnb4bitEncoder:
             return (tensor.contiguous(),)
         import torch
 
-        from tuneserve.checkpoint.quantised._codes4 import NF4, dynamic_code
+        from tuneserve.checkpoint.quantised._codes4 import dynamic_code
         from tuneserve.checkpoint.quantised._nf4 import mean, quantise_blocks, quantise_scales
 
         values = (tensor.t() if spec.name in self._transposed else tensor).contiguous().flatten()

@@ -1,17 +1,13 @@
 """The two 4-bit codes of bitsandbytes, and how a byte of two becomes two values.
 
-NF4: Dettmers et al., QLoRA, https://arxiv.org/abs/2305.14314, appendix E. FP4: one sign, two exponent and one mantissa
-bit, scaled to [-1, 1]. The 8-bit code for scales: Dettmers et al., https://arxiv.org/abs/1511.04561, section 2.
+NF4 is :data:`~tuneserve.checkpoint.NF4`. FP4: one sign, two exponent and one mantissa bit, scaled to [-1, 1]. The 8-bit
+code for scales: Dettmers et al., https://arxiv.org/abs/1511.04561, section 2.
 """
 
 import torch
 
-NF4 = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
-    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
-    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-)  # fmt: skip
+from tuneserve.checkpoint._codes import NF4
+
 _FP4_TWELFTHS = (0, 0.0625, 8, 12, 4, 6, 2, 3)
 FP4 = tuple(sign * value / 12 for sign in (1.0, -1.0) for value in _FP4_TWELFTHS)
 CODES = {"nf4": NF4, "fp4": FP4}

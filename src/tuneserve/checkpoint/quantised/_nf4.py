@@ -5,7 +5,8 @@ Its GPU kernels look the scales' codes up more finely and so round a few of them
 
 import torch
 
-from tuneserve.checkpoint.quantised._codes4 import NF4, dynamic_code
+from tuneserve.checkpoint._codes import NF4
+from tuneserve.checkpoint.quantised._codes4 import dynamic_code
 from tuneserve.checkpoint.quantised._dequantising import SLAB
 
 # bitsandbytes bounds what it divides by, so that a block of zeros stays one.

@@ -11,7 +11,7 @@ from tuneserve.deploy.ray._sources import resolve_all
 from tuneserve.engines.contract import Engine
 from tuneserve.errors import EngineError
 from tuneserve.gateway import ServedModel, Settings, create_app, read_sampling_defaults, without_lacking
-from tuneserve.sources import ResolvedSource, resolve
+from tuneserve.sources import ResolvedSource
 from tuneserve.text import open_chat_template, open_tokenizer
 
 # Before Serve gives an engine replica up, it tries twice.
@@ -55,10 +55,7 @@ def serve_model(options: RayOptions, engine: Engine) -> ServedModel:
     """
     source, adapters = resolve_all(options)
     name = options.name or source.name
-    base = source.weights_file or source.model_dir
-    of_adapters = tuple(
-        _model(resolve(adapter.directory, base=base), engine, adapter.name, adapter.name) for adapter in adapters
-    )
+    of_adapters = tuple(_model(adapter, engine, called, called) for called, adapter in adapters.items())
     return _model(source, engine, name, None, of_adapters)
 
 
@@ -68,7 +65,7 @@ def _model(
     return ServedModel(
         name=name,
         tokenizer=open_tokenizer(source.tokenizer_dir, source.model_dir),
-        template=open_chat_template(source.tokenizer_dir) or open_chat_template(source.model_dir),
+        template=open_chat_template(source.tokenizer_dir, source.model_dir),
         engine=engine,
         defaults=without_lacking(read_sampling_defaults(source.model_dir), engine.info.lacks),
         adapter=adapter,

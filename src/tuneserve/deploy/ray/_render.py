@@ -14,7 +14,6 @@ from tuneserve.errors import InputError
 # Machines of a cluster mount the same paths, and Ray on this machine is a cluster of one.
 LOCAL = True
 CONFIG = "serve.yaml"
-_OF_OTHERS = ("image", "volume", "model_image", "nodes")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -66,6 +65,7 @@ def plan_options(deployment: Deployment) -> RayOptions:
             "context": plan.wish.context,
             "max_running": plan.max_running,
             "tensor_parallel": plan.taken.tensor,
+            "verify": deployment.verify,
             "gpus": plan.taken.tensor if plan.machine.gpus else 0,
             "cpus": 1 if plan.machine.gpus else max(1, cores),
             "max_replicas": replicas,
@@ -78,16 +78,12 @@ def plan_options(deployment: Deployment) -> RayOptions:
 
 def _check(deployment: Deployment) -> None:
     plan = deployment.plan
-    if plan.machine.kind == "mac":
-        raise InputError("a cluster of Macs is not served by Ray; run 'tuneserve plan' for the commands on one.")
     if plan.taken.pipeline > 1:
         raise InputError(
             f"the plan spreads a replica over {plan.taken.pipeline} machines, and here each is on one; use --target "
             "kubernetes, or --hardware with more GPUs per machine."
         )
-    for option in _OF_OTHERS:
-        if getattr(deployment, option) is not None:
-            raise InputError(f"--{option.replace('_', '-')} is not for Ray; leave it out.")
+    deployment.refuse("image", "volume", "model_image", "nodes")
 
 
 def _is_one(deployment: Deployment) -> bool:

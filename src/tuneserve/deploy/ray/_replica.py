@@ -13,7 +13,7 @@ import msgspec
 from tuneserve.deploy.ray._options import RayOptions
 from tuneserve.deploy.ray._sources import resolve_all
 from tuneserve.engines.contract import Engine, EngineInfo, EngineStats, GenerationRequest, TokenChunk
-from tuneserve.engines.kind import ServeOptions
+from tuneserve.engines.kind import NamedAdapter, ServeOptions
 from tuneserve.engines.probes import verify_engine
 from tuneserve.engines.registry import find_engine
 from tuneserve.errors import EngineError, InputError, RequestError
@@ -98,12 +98,13 @@ class Replica:
 
 
 async def start_engine(options: RayOptions) -> Engine:
-    """Start the engine that ``options`` describe, and compare it with its source.
+    """Start the engine that ``options`` describe, and compare it and each of its adapters with their sources.
 
     Raises:
         TuneserveError: it cannot be served, did not start, or is another model.
     """
-    source, adapters = await asyncio.to_thread(resolve_all, options)
+    source, sources = await asyncio.to_thread(resolve_all, options)
+    adapters = [NamedAdapter(name, each.adapter_dir) for name, each in sources.items() if each.adapter_dir]
     kind = find_engine(options.engine)
     serve = ServeOptions(
         context_length=options.context,
@@ -119,8 +120,9 @@ async def start_engine(options: RayOptions) -> Engine:
     engine = await kind.start(source, adapters, serve, options.name or source.name)
     try:
         if options.verify and "logprobs" not in engine.info.lacks:
-            verdict = await verify_engine(engine, source, None, None)
-            _logger.info("%s is the model that was trained: KL %.1e nats", source.name, verdict.mean_kl)
+            for name, each, method in [(None, source, None), *((name, each, "lora") for name, each in sources.items())]:
+                verdict = await verify_engine(engine, each, method, name)
+                _logger.info("%s is the model that was trained: KL %.1e nats", name or source.name, verdict.mean_kl)
     except BaseException:
         await engine.close()
         raise

@@ -4,7 +4,6 @@ import socket
 from pathlib import Path
 
 from tuneserve.deploy.ray._options import RayOptions
-from tuneserve.engines.kind import NamedAdapter
 from tuneserve.errors import SourceError
 from tuneserve.sources import ResolvedSource, resolve
 
@@ -20,20 +19,21 @@ def missing(paths: tuple[str, ...]) -> list[str]:
     return [path for path in paths if not Path(path).expanduser().exists()]
 
 
-def resolve_all(options: RayOptions) -> tuple[ResolvedSource, list[NamedAdapter]]:
-    """Resolve the source and its adapters on this machine.
+def resolve_all(options: RayOptions) -> tuple[ResolvedSource, dict[str, ResolvedSource]]:
+    """Resolve on this machine the source, and its adapters by the names that requests give.
 
     Raises:
         SourceError: this machine does not see them.
     """
     require(missing(local_paths(options)), socket.gethostname())
     source = resolve(options.source, base=options.base)
-    adapters = []
-    for name, path in options.adapters.items():
-        directory = resolve(path, base=source.weights_file or source.model_dir).adapter_dir
-        if directory is None:
-            raise SourceError(f"{path} is a whole model, not an adapter; name the directory that training wrote.")
-        adapters.append(NamedAdapter(name, directory))
+    base = source.weights_file or source.model_dir
+    adapters = {name: resolve(path, base=base) for name, path in options.adapters.items()}
+    for name, adapter in adapters.items():
+        if adapter.adapter_dir is None:
+            raise SourceError(
+                f"{options.adapters[name]} is a whole model, not an adapter; name the directory that training wrote."
+            )
     return source, adapters
 
 

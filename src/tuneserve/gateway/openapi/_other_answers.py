@@ -135,8 +135,8 @@ class Status(Answer):
 
 
 class Version(Answer):
-    """What runs."""
+    """What runs: tuneserve, and the engine of each model by the model's name."""
 
     name: str
     version: str
-    engine: _Json | None
+    engines: dict[str, _Json]

@@ -70,7 +70,8 @@ class Linear(ctypes.Structure):
 class Delta(ctypes.Structure):
     """What an adapter adds to one linear layer; see ``lora.h``. All zero where it adds nothing."""
 
-    _fields_ = (("rank", _I32), ("rows", _I32), ("a", _POINTER), ("b", _POINTER), ("parts", _POINTER))
+    _fields_ = (("rank", _I32), ("rows", _I32), ("cols", _I32), ("unused", _I32),
+                ("a", _POINTER), ("b", _POINTER), ("parts", _POINTER))  # fmt: skip
 
 
 class Layer(ctypes.Structure):

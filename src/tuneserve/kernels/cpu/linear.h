@@ -10,7 +10,7 @@ template <int ROWS>
 static inline void tile_bf16(const uint8_t* panel, const uint8_t* x, size_t stride, int cols, float* out) {
     vf acc[ROWS][VECTORS] = {};
     for (int k = 0; k < cols / 2; ++k, panel += PANEL * 4) {
-        if (ROWS <= 4) __builtin_prefetch(panel + 4096), __builtin_prefetch(panel + 4096 + 64);
+        __builtin_prefetch(panel + 4096), __builtin_prefetch(panel + 4096 + 64);
         vu w[VECTORS];
 #pragma GCC unroll 8
         for (int j = 0; j < VECTORS; ++j) w[j] = load_as<vu>(panel + j * 4 * LANES);
@@ -204,17 +204,17 @@ static inline void tile_of(int rows, int kind, const uint8_t* panel, const uint8
     tile<ROWS>(kind, panel, x, stride, cols, out);
 }
 
-// Multiply all rows by one panel, in tiles of equal size as far as possible; done(first row, rows, results).
-template <class Done>
-static inline void multiply(const Linear& w, int panel, const uint8_t* x, size_t stride, int rows, Done&& done) {
+// Rows whose results are held until all of them are there.
+constexpr int BLOCK_ROWS = 8 * MAX_ROWS;
+
+// Multiply `rows` rows, BLOCK_ROWS at most, by one panel, in tiles of equal size as far as possible; results (rows, 32).
+static inline void multiply(const Linear& w, int panel, const uint8_t* x, size_t stride, int rows, float* results) {
     const int kind = w.kinds ? w.kinds[panel] : w.kind, most = kind >= NF4 ? MAX_ROWS_INT : MAX_ROWS;
     const uint8_t* weights = w.panels + (w.kinds ? w.offsets[panel] : panel * panel_bytes(kind, w.cols));
-    alignas(64) float results[MAX_ROWS * PANEL];
     int tiles = (rows + most - 1) / most;
     for (int first = 0; tiles > 0; --tiles) {
         int count = (rows - first + tiles - 1) / tiles;
-        tile_of<MAX_ROWS>(count, kind, weights, x + first * stride, stride, w.cols, results);
-        done(first, count, results);
+        tile_of<MAX_ROWS>(count, kind, weights, x + first * stride, stride, w.cols, results + first * PANEL);
         first += count;
     }
 }

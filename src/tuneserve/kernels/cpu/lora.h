@@ -2,10 +2,11 @@
 //
 // A and B are packed like weights, in panels of 16 rows instead of 32: so the parts of a fused weight, whose sizes are
 // multiples of 16, have panels of their own also where gate and up alternate. A's rows are the parts' ranks one after the
-// other; a panel of B has the rank's columns of its part alone. Sums are in column order, and a row's result does not
-// depend on its batch.
+// other; a panel of B has the rank's columns of its part alone. Sums have an order of their own, whatever the number of
+// rows, so a row's result does not depend on its batch.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 #include <vector>
 
@@ -25,14 +26,15 @@ struct Part {
 struct Delta {
     int32_t rank;  // columns of B's panels, a multiple of 8; 0: the linear layer has no delta
     int32_t rows;  // of A, a multiple of 16
+    int32_t cols;  // of A
+    int32_t unused;
     const uint8_t *a, *b;
     const Part* parts;
 };
 }
 
-// A sum over the columns of A is one of four quarters, each in column order: four chains of additions and four streams
-// of memory where a few rows would wait for one.
-constexpr int QUARTERS = 4;
+// Rows of A or B that are multiplied at once.
+constexpr int HALF_ROWS = MAX_ROWS > 1 ? MAX_ROWS / 2 : 1;
 
 template <class T>
 struct Columns {
@@ -46,63 +48,37 @@ struct Columns {
     }
 };
 
-// ROWS operands at x, times one panel of A, (rows, 16).
-template <int ROWS, class T>
-static inline void half_tile(const uint8_t* panel, const uint8_t* const* x, int cols, float* out) {
+// Add ROWS operands at x, times one panel, to 16 floats each. A sum is CHAINS chains of additions, each of every CHAINS-th
+// step in column order, so that a few rows need not wait for every addition. `cols` is a multiple of 8.
+template <int CHAINS, int ROWS, class T>
+static inline void half_tile(const uint8_t* panel, const uint8_t* const* x, int cols, float* const* to) {
     using C = Columns<T>;
-    constexpr int TOGETHER = ROWS <= 3 ? QUARTERS : 1;
-    const int steps = cols / C::EACH, most = (steps + QUARTERS - 1) / QUARTERS;
-    vf total[ROWS][HALVES_VECTORS] = {};
-    for (int quarter = 0; quarter < QUARTERS; quarter += TOGETHER) {
-        vf acc[TOGETHER][ROWS][HALVES_VECTORS] = {};
-        const int common = std::max(0, std::min(most, steps - (quarter + TOGETHER - 1) * most));
-        auto step = [&](int q, int k) {
-            const uint8_t* w = panel + (size_t)k * C::BYTES;
-            if (TOGETHER > 1) __builtin_prefetch(w + 1024);
-#pragma GCC unroll 12
+    vf acc[CHAINS][ROWS][HALVES_VECTORS] = {};
+    for (int k = 0; k < cols / C::EACH; k += CHAINS)
+#pragma GCC unroll 4
+        for (int i = 0; i < CHAINS; ++i) {
+            const uint8_t* w = panel + (k + i) * C::BYTES;
+            if (ROWS <= 4) __builtin_prefetch(w + 4096);
+#pragma GCC unroll 6
             for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 4
-                for (int j = 0; j < HALVES_VECTORS; ++j) acc[q][m][j] = C::times(w, j, x[m] + k * C::OPERAND, acc[q][m][j]);
-        };
-        for (int k = 0; k < common; ++k)
-#pragma GCC unroll 4
-            for (int q = 0; q < TOGETHER; ++q) step(q, (quarter + q) * most + k);
-#pragma GCC unroll 4
-        for (int q = 0; q < TOGETHER; ++q)
-            for (int k = (quarter + q) * most + common; k < std::min(steps, (quarter + q + 1) * most); ++k) step(q, k);
-        for (int q = 0; q < TOGETHER; ++q)
-            for (int m = 0; m < ROWS; ++m)
-                for (int j = 0; j < HALVES_VECTORS; ++j) total[m][j] += acc[q][m][j];
-    }
+                for (int j = 0; j < HALVES_VECTORS; ++j)
+                    acc[i][m][j] = C::times(w, j, x[m] + (k + i) * C::OPERAND, acc[i][m][j]);
+        }
     for (int m = 0; m < ROWS; ++m)
-        for (int j = 0; j < HALVES_VECTORS; ++j) store(out + m * HALF + j * LANES, total[m][j]);
+        for (int j = 0; j < HALVES_VECTORS; ++j) {
+            vf sum = acc[0][m][j];
+            for (int i = 1; i < CHAINS; ++i) sum += acc[i][m][j];
+            store(to[m] + j * LANES, load(to[m] + j * LANES) + sum);
+        }
 }
 
-// Add an operand times one panel of B to 16 results; `cols` is a multiple of 8, in four chains of additions.
-template <class T>
-static inline void half_add(const uint8_t* panel, const uint8_t* x, int cols, float* results) {
-    using C = Columns<T>;
-    vf acc[4][HALVES_VECTORS] = {};
-    for (int k = 0; k < cols / C::EACH; k += 4, panel += 4 * C::BYTES, x += 4 * C::OPERAND)
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i)
-#pragma GCC unroll 4
-            for (int j = 0; j < HALVES_VECTORS; ++j)
-                acc[i][j] = C::times(panel + i * C::BYTES, j, x + i * C::OPERAND, acc[i][j]);
-    for (int j = 0; j < HALVES_VECTORS; ++j) {
-        const vf added = (acc[0][j] + acc[1][j]) + (acc[2][j] + acc[3][j]);
-        store(results + j * LANES, load(results + j * LANES) + added);
+template <int CHAINS, int ROWS, class T>
+static inline void half_of(int rows, const uint8_t* panel, const uint8_t* const* x, int cols, float* const* to) {
+    if constexpr (ROWS < HALF_ROWS) {
+        if (rows > ROWS) return half_of<CHAINS, ROWS + 1, T>(rows, panel, x, cols, to);
     }
-}
-
-template <int ROWS>
-static inline void half_of(int rows, int kind, const uint8_t* panel, const uint8_t* const* x, int cols, float* out) {
-    if constexpr (ROWS > 1) {
-        if (rows < ROWS) return half_of<ROWS - 1>(rows, kind, panel, x, cols, out);
-    }
-    if (kind == BF16) half_tile<ROWS, bf16>(panel, x, cols, out);
-    else if (kind == F16) half_tile<ROWS, f16>(panel, x, cols, out);
-    else half_tile<ROWS, float>(panel, x, cols, out);
+    half_tile<CHAINS, ROWS, T>(panel, x, cols, to);
 }
 
 static inline size_t half_bytes(int kind, int cols) { return (size_t)HALF * cols * (kind == F32 ? 4 : 2); }
@@ -128,7 +104,7 @@ class Adapted {
    public:
     // Rows in order of their slots, so that those of an adapter are together. `deltas` are (slots, linears).
     void begin(int kind, const int32_t* slots, int rows, const Delta* deltas, int linears) {
-        kind_ = kind, slots_ = slots, deltas_ = deltas, linears_ = linears;
+        kind_ = kind, deltas_ = deltas, linears_ = linears;
         groups_.clear(), order_.clear();
         if (!slots) return;
         int most = -1;
@@ -160,7 +136,7 @@ class Adapted {
         return count;
     }
 
-    void shrink(int linear, int piece, const uint8_t* x, size_t stride, int cols) {
+    void shrink(int linear, int piece, const uint8_t* x, size_t stride) {
         for (const Rows& rows : groups_) {
             const Delta& d = delta(rows.slot, linear);
             const int panels = d.rows / HALF, here = panels * blocks(rows.count);
@@ -168,39 +144,19 @@ class Adapted {
                 piece -= here;
                 continue;
             }
-            const int panel = piece % panels, first = piece / panels * BLOCK_ROWS;
-            const int last = std::min(first + BLOCK_ROWS, rows.count);
-            alignas(64) float results[MAX_ROWS * HALF];
-            const uint8_t* operands[MAX_ROWS];
-            for (int at = first, count; at < last; at += count) {
-                const int tiles = (last - at + MAX_ROWS - 1) / MAX_ROWS;
-                count = (last - at + tiles - 1) / tiles;
-                const int* row = order_.data() + rows.first + at;
-                for (int m = 0; m < count; ++m) operands[m] = x + row[m] * stride;
-                half_of<MAX_ROWS>(count, kind_, d.a + panel * half_bytes(kind_, cols), operands, cols, results);
-                for (int m = 0; m < count; ++m) prepare(kind_, results + m * HALF, inner(row[m]), panel * HALF, HALF);
-            }
+            const int first = piece / panels * SHRINK_ROWS;
+            const int* from = order_.data() + rows.first + first;
+            dispatch([&](auto tag) {
+                const int* end = from + std::min(SHRINK_ROWS, rows.count - first);
+                shrink_as<decltype(tag)>(d, piece % panels, from, end, x, stride);
+            });
             return;
         }
     }
 
-    // Fetch what `expand` will read, while the product itself is computed.
-    void fetch(int linear, int panel) const {
-        for (const Rows& rows : groups_) {
-            const Delta& d = delta(rows.slot, linear);
-            if (!d.rank) continue;
-            const size_t bytes = half_bytes(kind_, d.rank);
-            for (int half = 0; half < 2; ++half)
-                if (const int at = d.parts[2 * panel + half].panel; at >= 0)
-                    for (size_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(d.b + at * bytes + byte);
-        }
-    }
-
-    // Add B (A x) to results (rows, 32) of a panel.
+    // Add B (A x) to results (count, 32) of a panel, of rows from `first` on.
     void expand(int linear, int panel, int first, int count, float* results) const {
-        if (kind_ == BF16) expand_as<bf16>(linear, panel, first, count, results);
-        else if (kind_ == F16) expand_as<f16>(linear, panel, first, count, results);
-        else expand_as<float>(linear, panel, first, count, results);
+        dispatch([&](auto tag) { expand_as<decltype(tag)>(linear, panel, first, count, results); });
     }
 
    private:
@@ -208,21 +164,60 @@ class Adapted {
         int slot, first, count;
     };
     // Rows of one adapter that are worth sharing out.
-    static constexpr int BLOCK_ROWS = 4 * MAX_ROWS;
-    static int blocks(int rows) { return (rows + BLOCK_ROWS - 1) / BLOCK_ROWS; }
+    static constexpr int SHRINK_ROWS = 4 * MAX_ROWS;
+    static int blocks(int rows) { return (rows + SHRINK_ROWS - 1) / SHRINK_ROWS; }
+
+    template <class F>
+    void dispatch(F&& f) const {
+        if (kind_ == BF16) f(bf16{});
+        else if (kind_ == F16) f(f16{});
+        else f(float{});
+    }
+
+    // Call f(rows, their number, HALF_ROWS at most) for those in [from, end), in tiles of equal size as far as possible.
+    template <class F>
+    static void each_tile(const int* from, const int* end, F&& f) {
+        if (from == end) return;
+        if (end - from <= HALF_ROWS) return f(from, (int)(end - from));
+        for (int tiles = (end - from + HALF_ROWS - 1) / HALF_ROWS; tiles > 0; --tiles) {
+            const int count = (end - from + tiles - 1) / tiles;
+            f(from, count);
+            from += count;
+        }
+    }
+
+    template <class T>
+    void shrink_as(const Delta& d, int panel, const int* from, const int* end, const uint8_t* x, size_t stride) {
+        each_tile(from, end, [&](const int* rows, int count) {
+            alignas(64) float results[HALF_ROWS * HALF] = {};
+            const uint8_t* operands[HALF_ROWS];
+            float* to[HALF_ROWS];
+            for (int m = 0; m < count; ++m) operands[m] = x + rows[m] * stride, to[m] = results + m * HALF;
+            half_of<4, 1, T>(count, d.a + panel * half_bytes(kind_, d.cols), operands, d.cols, to);
+            for (int m = 0; m < count; ++m) prepare(kind_, to[m], inner(rows[m]), panel * HALF, HALF);
+        });
+    }
 
     template <class T>
     void expand_as(int linear, int panel, int first, int count, float* results) const {
-        const size_t each = std::is_same_v<T, bf16> ? 2 : 4;
-        for (int r = 0; r < count; ++r, results += PANEL) {
-            const int slot = slots_[first + r];
-            if (slot < 0) continue;
-            const Delta& d = delta(slot, linear);
+        for (const Rows& of : groups_) {
+            const Delta& d = delta(of.slot, linear);
             if (!d.rank) continue;
-            for (int half = 0; half < 2; ++half)
-                if (const Part part = d.parts[2 * panel + half]; part.panel >= 0)
-                    half_add<T>(d.b + part.panel * half_bytes(kind_, d.rank), inner(first + r) + part.inner * each, d.rank,
-                                results + half * HALF);
+            const int *all = order_.data() + of.first, *from = std::lower_bound(all, all + of.count, first);
+            const int* end = std::lower_bound(from, all + of.count, first + count);
+            for (int half = 0; half < 2; ++half) {
+                const Part part = d.parts[2 * panel + half];
+                if (part.panel < 0) continue;
+                each_tile(from, end, [&](const int* rows, int here) {
+                    const uint8_t* operands[HALF_ROWS];
+                    float* to[HALF_ROWS];
+                    for (int m = 0; m < here; ++m) {
+                        operands[m] = inner(rows[m]) + part.inner * (std::is_same_v<T, bf16> ? 2 : 4);
+                        to[m] = results + (rows[m] - first) * PANEL + half * HALF;
+                    }
+                    half_of<2, 1, T>(here, d.b + part.panel * half_bytes(kind_, d.rank), operands, d.rank, to);
+                });
+            }
         }
     }
 
@@ -230,7 +225,6 @@ class Adapted {
     uint8_t* inner(int row) const { return (uint8_t*)inner_.data() + row * stride_; }
 
     int kind_ = 0, linears_ = 0;
-    const int32_t* slots_ = nullptr;
     const Delta* deltas_ = nullptr;
     size_t stride_ = 0;
     std::vector<Rows> groups_;

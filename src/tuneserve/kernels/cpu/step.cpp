@@ -82,7 +82,7 @@ struct Worker {
     int id, phase;
 };
 
-constexpr int64_t PIECE = 2048;  // columns times rows of a panel that are worth sharing out
+constexpr int64_t PIECE = 8192;  // columns times rows of a panel that are worth sharing out
 
 // Rows are cheap: as many at a time as leave some for everyone.
 template <class F>
@@ -119,28 +119,32 @@ void multiply_all(Session& s, Worker& w, const Linear& l, int linear, const uint
             prepare(s.adapted.kind(), wide, s.plain.data + row * plain_stride, 0, l.cols);
         });
     }
-    // Large enough to be worth sharing out, small enough to end together.
+    // Large enough to be worth sharing out, small enough to end together; what all wait for is taken piece by piece.
     const int enough = (int)std::min<int64_t>(PIECE / ((int64_t)l.cols * rows) + 1, panels / (2 * s.pool.size()));
-    const int phase = w.phase++;
-    s.pool.share(phase, inner + panels, std::max(1, enough), [&](int piece) {
-        if (piece < inner) {
-            s.adapted.shrink(linear, piece, plain, plain_stride, l.cols);
+    const int chunk = std::max(1, enough), phase = w.phase++;
+    s.pool.share(phase, inner * chunk + panels, chunk, [&](int piece) {
+        if (piece < inner * chunk) {
+            if (piece % chunk) return;
+            s.adapted.shrink(linear, piece / chunk, plain, plain_stride);
             s.pool.note(phase);
             return;
         }
-        const int panel = piece - inner;
-        if (inner) s.adapted.fetch(linear, panel);
-        multiply(l, panel, x, stride, rows, [&](int first, int count, float* results) {
+        const int panel = piece - inner * chunk;
+        alignas(64) float results[BLOCK_ROWS * PANEL];
+        for (int first = 0, blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS; blocks > 0; --blocks) {
+            const int count = (rows - first + blocks - 1) / blocks;
+            multiply(l, panel, x + first * stride, stride, count, results);
             if (inner) {
                 s.pool.await_noted(phase, inner);
                 s.adapted.expand(linear, panel, first, count, results);
             }
             done(first, count, panel * PANEL, results);
-        });
+            first += count;
+        }
     });
 }
 
-// Write a tile into rows of `width` floats, its bias added; the last panel may be cut off.
+// Write results into rows of `width` floats, the bias added; the last panel may be cut off.
 void place(const Linear& w, float* to, size_t width, int first, int count, int column, const float* results) {
     const int columns = std::min(PANEL, w.rows - column);
     for (int r = 0; r < count; ++r, results += PANEL) {
@@ -388,7 +392,7 @@ void head(Session& s, const Model& m, const float* hidden, int rows, float* logi
             prepare(m.head.kind, hidden + (size_t)row * m.hidden, s.operand.data + row * stride, 0, m.hidden);
         });
         multiply_all(s, w, m.head, NO_DELTAS, s.operand.data, rows, [&](int first, int count, int column, const float* results) {
-            alignas(64) float scaled[MAX_ROWS * PANEL];
+            alignas(64) float scaled[BLOCK_ROWS * PANEL];
             for (int i = 0; i < count * PANEL; i += LANES) {
                 vf x = load(results + i) * m.logit_scale;
                 if (m.logit_softcap > 0) x = tanh_of(x * (1.0f / m.logit_softcap)) * m.logit_softcap;

@@ -1,5 +1,6 @@
 """The adapters of a linear layer on a GPU, and which row of a batch takes which; see :mod:`.lora`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,20 +61,22 @@ class LoraRows:
     done: torch.Tensor
 
     @classmethod
-    def of(cls, rows: int, most: int, columns: int, dtype: torch.dtype, device: torch.device) -> "LoraRows":
-        """Return room for ``rows`` that have no adapter yet, shrunk to ``most`` numbers from so many ``columns``."""
+    def of(cls, rows: int, layers: Sequence[LoraWeights]) -> "LoraRows":
+        """Return room for ``rows`` that have no adapter yet, with any of these layers."""
+        device, dtype = layers[0].a.device, layers[0].a.dtype
         whole = torch.zeros(rows * 6 + 2, dtype=torch.int32, device=device)
         whole[:rows] = -1
         slots, tile_of, order, tiles, counts = whole.split((rows, rows, rows, rows * 3, 2))
-        shares = max(int(triton.cdiv(columns, SPAN)), _MOST_SHARES * rows) * most
+        shapes = [layer.a.shape[1:] for layer in layers]
+        shares = max(shrunk * int(triton.cdiv(columns, SPAN)) for shrunk, columns in shapes)
         return cls(
             slots,
             tile_of,
             order,
             tiles.view(rows, 3),
             counts,
-            torch.empty(shares, device=device),
-            torch.empty(rows * most, dtype=dtype, device=device),
+            torch.empty(rows * shares, device=device),
+            torch.empty(rows * max(shrunk for shrunk, _ in shapes), dtype=dtype, device=device),
             torch.zeros(rows, dtype=torch.int32, device=device),
         )
 

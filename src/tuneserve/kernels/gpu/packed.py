@@ -10,18 +10,11 @@ from typing import Literal
 
 import torch
 
-from tuneserve.checkpoint import StoredCodes
+from tuneserve.checkpoint import NF4, StoredCodes
 
 PackedKind = Literal["int8", "int4", "nf4", "fp8"]
 ROWS = 16
 WORDS = 128
-# bitsandbytes' table, Dettmers et al., https://arxiv.org/abs/2305.14314, appendix E.
-NF4 = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
-    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
-    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-)  # fmt: skip
 # With it the table is nearer to numbers of bfloat16 than with others, by at most 1.6e-3 of each; scales undo it.
 NF4_FACTOR = 1.18878173828125
 

@@ -4,7 +4,7 @@ A row is cut into chunks, which programs summarise and search at once; a last on
 drawn where a random number falls in the running sum of the weights in the order of the vocabulary.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,8 +13,7 @@ from tuneserve.kernels.gpu.draw import draw_kernel
 from tuneserve.kernels.gpu.filters import gather_kernel, narrow_kernel
 from tuneserve.kernels.gpu.launch import dependent, power_of_two
 from tuneserve.kernels.gpu.survey import CHUNK, edit_kernel, likeliest_kernel, scratch_size, survey_kernel
-
-MOST_LOGPROBS = 20
+from tuneserve.kernels.sampled_rows import MOST_LOGPROBS, SampledRows
 
 
 class Asks(NamedTuple):
@@ -29,43 +28,16 @@ ALL = Asks()
 
 
 @dataclass(frozen=True)
-class SamplingRows:
-    """What rows ask for, and what is known of them.
+class SamplingRows(SampledRows):
+    """Those on the device, of which some change.
 
     Attributes:
-        numbers: float64 (rows, 6): temperature (0 is greedy), top-p, min-p, and the penalties of repetition, presence
-            and frequency.
-        top_k: int32 (rows), 0 for all.
-        asked: int32 (rows), of how many of the likeliest tokens to give log-probabilities, -1 for not even the chosen.
-        penalised: int32 (rows), whether the tokens that it produces are counted among its edits.
-        edits: int32 (rows + 1), where the room for its edits begins and ends.
-        used: int32 (rows), how many there are.
-        tokens, bias, until, counts: int32, float32, int32, int32: a token, distinct within its row; what is added to
-            its logit; how many tokens the row must have produced before it may come; for penalties, twice how often it
-            was produced, plus one if it was seen at all.
-        raw: float32, room for as many.
-        uniforms: float64 (rows, steps), random numbers in [0, 1).
-        step, produced: int32 (rows), how many of them were used, and how many tokens were produced.
+        raw: float32 (room), what the logits of the edited tokens were.
+        step: int32 (rows), how many of the random numbers were used.
     """
 
-    numbers: torch.Tensor
-    top_k: torch.Tensor
-    asked: torch.Tensor
-    penalised: torch.Tensor
-    edits: torch.Tensor
-    used: torch.Tensor
-    tokens: torch.Tensor
-    bias: torch.Tensor
-    until: torch.Tensor
-    counts: torch.Tensor
     raw: torch.Tensor
-    uniforms: torch.Tensor
     step: torch.Tensor
-    produced: torch.Tensor
-
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """Return all in order."""
-        return tuple(getattr(self, field.name) for field in fields(self))
 
 
 @dataclass(frozen=True)

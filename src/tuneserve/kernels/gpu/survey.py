@@ -9,7 +9,7 @@ CHUNK = tl.constexpr(4096)
 PART = tl.constexpr(64)
 PARTS = tl.constexpr(CHUNK.value // PART.value)
 # How many ways an interval is cut at once, and how many tokens of a chunk can be listed.
-WAYS = tl.constexpr(32)
+WAYS = tl.constexpr(16)
 SLOTS = tl.constexpr(128)
 _LAST = tl.constexpr(0x7FFFFFFF)
 
