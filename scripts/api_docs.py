@@ -20,6 +20,9 @@ OpenAPI document at `/openapi.json`.
 - Each field is honoured, or answered with a 400 whose `param` names it. So is a field that nobody knows, unless the
   server runs with `--lenient`. What an engine or a model cannot do is refused in the same way.
 - `null` means absent. What is absent is as the model was published (`generation_config.json`), else OpenAI's default.
+- Fields of vLLM mean what they mean there, and what they ask for is where vLLM's clients look for it. An answer has at
+  most 1,000,000 log-probabilities of prompts. Their `rank` is told for the likeliest that were asked for, and is null
+  for a token of the prompt that is none of them.
 - Errors are `{"error": {"message", "type", "param", "code"}}`; under `/v1/messages` they have Anthropic's form.
 - Tool calls are found in the output by the model's own way of writing them, which its chat template shows. With
   `tool_choice` `required` or a named function, a grammar enforces them; with `auto`, what is no call is text.

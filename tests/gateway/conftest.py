@@ -68,6 +68,7 @@ class FakeEngine:
     cancelled: list[str] = field(default_factory=list)
     closed: bool = False
     lacks: tuple[str, ...] = ()
+    prioritises: bool = True
 
     def __post_init__(self) -> None:
         self.holding = threading.Semaphore(0)
@@ -79,7 +80,7 @@ class FakeEngine:
     def info(self) -> EngineInfo:
         return EngineInfo(
             engine="fake", version="1", context_length=self.context_length, vocab_size=258, dtype="float32",
-            device="cpu", weight_bytes=1, max_running=8, lacks=self.lacks,
+            device="cpu", weight_bytes=1, max_running=8, lacks=self.lacks, prioritises=self.prioritises,
         )  # fmt: skip
 
     @property

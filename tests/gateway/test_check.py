@@ -57,9 +57,10 @@ async def _silent(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def test_a_call_that_is_not_streamed_fails(served: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_streamed_fails(served: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.gateway.conftest.create_app", lambda *_: _silent)
-    assert _check(served)["tools streaming"].outcome == "fail"
+    results = _check(served)
+    assert {results[name].outcome for name in ("tools streaming", "continuous_usage_stats")} == {"fail"}
 
 
 class _Emptied:
@@ -95,10 +96,16 @@ def _empty(value: Any) -> Any:
         ("/v1/messages", {"messages", "count_tokens"}),
         ("/tokenize", {"tokenize"}),
         ("/openapi.json", {"openapi"}),
-        ("/v1/completions", {"echo", "completion logprobs", "several prompts", "token prompts"}),
+        (
+            "/v1/completions",
+            {
+                "echo", "completion logprobs", "several prompts", "token prompts", "prompt_logprobs",
+                "return_token_ids",
+            },
+        ),
         ("/v1/chat/completions", {"developer role", "content parts", "continue_final_message"}),
     ],
-)
+)  # fmt: skip
 def test_an_answer_without_content_fails(
     served: ServedModel, monkeypatch: pytest.MonkeyPatch, path: str, names: set[str]
 ) -> None:

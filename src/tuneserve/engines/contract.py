@@ -150,7 +150,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     ``lacks`` names the fields of :class:`SamplingParams` that it cannot honour, for a grammar with its kind
     (``grammar:lark``); a request that sets one is refused. ``adapters`` are the names that requests may give.
-    ``resumes`` says whether it honours :attr:`GenerationRequest.resumed`.
+    ``resumes`` says whether it honours :attr:`GenerationRequest.resumed`, and ``prioritises`` whether it honours
+    :attr:`GenerationRequest.priority`; to others it is a hint.
     """
 
     engine: str
@@ -164,6 +165,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     lacks: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
     resumes: bool = False
+    prioritises: bool = False
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -64,7 +65,7 @@ class Answer(Response):
     def __init__(self, work: Work) -> None:
         super().__init__()
         self._work = work
-        self._samples = [Sample(work.make_reader()) for _ in work.jobs]
+        self._samples = [Sample(work.make_reader(), job.prompt_ids) for job in work.jobs]
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,7 +78,10 @@ class Answer(Response):
             self._samples[index].take(piece)
 
         await self._generate(keep)
-        answer = json_response(self._work.shape.whole(self._samples, self._usage()))
+        whole = partial(self._work.shape.whole, self._samples, self._usage())
+        # A scored prompt can take seconds, in which others are to be answered.
+        content = await asyncio.to_thread(whole) if any(sample.prompt for sample in self._samples) else whole()
+        answer = json_response(content)
         await answer(scope, receive, send)
 
     async def _stream(self, send: Send) -> None:

@@ -7,6 +7,8 @@ import msgspec
 
 from tuneserve.engines.contract import EngineInfo, Grammar
 from tuneserve.gateway._errors import ApiError
+from tuneserve.gateway._prompts import check_ids
+from tuneserve.gateway._served import ServedModel
 from tuneserve.gateway.schemas import Generation, JsonSchemaResponse
 
 _BYTES = 200_000
@@ -20,7 +22,7 @@ class Constraint:
     grammar: Grammar
 
 
-def constraint(body: Generation) -> Constraint | None:
+def constraint(served: ServedModel, body: Generation) -> Constraint | None:
     """Return what the request says about the form of its output.
 
     Raises:
@@ -34,7 +36,14 @@ def constraint(body: Generation) -> Constraint | None:
         message = f"'{second}' and '{first}' both say what the output looks like; send one of them."
         raise ApiError(400, message, param=second, code="invalid_value")
     ((field, value),) = found.items()
-    return Constraint(field, _grammar(field, value))
+    return Constraint(field, _allowed(served, value) if field == "allowed_token_ids" else _grammar(field, value))
+
+
+def _allowed(served: ServedModel, ids: list[int]) -> Grammar:
+    """Return the grammar of any output that has only these tokens; it never lets an output end on its own."""
+    check_ids(served, ids, "allowed_token_ids")
+    tokens = ",".join(map(str, sorted(set(ids))))
+    return Grammar(kind="lark", text=f"start: <[{tokens}]>{{{served.context_length}}}")
 
 
 def _grammar(field: str, value: Any) -> Grammar:

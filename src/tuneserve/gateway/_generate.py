@@ -15,13 +15,17 @@ from tuneserve.text import Detokenizer, StopStrings, Tokenizer
 
 @dataclass(frozen=True)
 class Job:
-    """One sequence to generate; ``visible`` are special tokens that have a text in it."""
+    """One sequence to generate; ``visible`` are special tokens that have a text in it.
+
+    With ``shows_end``, the stop string or the end token that ends it has one, too.
+    """
 
     prompt_ids: list[int]
     params: SamplingParams
     stop: tuple[str, ...]
     priority: int = 0
     visible: frozenset[int] = frozenset()
+    shows_end: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class ScoredToken:
 
 @dataclass(frozen=True)
 class Piece:
-    """Text that is ready to be sent, the number of tokens that came with it, and why it is the last, if it is.
+    """Text that is ready to be sent, the tokens that came with it, and why it is the last, if it is.
 
     ``stop`` is the stop string that ended it. ``scored`` are the tokens of which the text so far consists and that were
     not in an earlier piece. ``prompt`` comes once, where it was asked for, and so does ``cached``, the number of tokens
@@ -42,7 +46,7 @@ class Piece:
     """
 
     text: str
-    tokens: int
+    ids: list[int]
     finish_reason: FinishReason | None
     stop: str | None = None
     scored: tuple[ScoredToken, ...] = ()
@@ -94,7 +98,8 @@ class _Text:
     """The text of one sequence. Stop strings are looked for in what comes after the first ``min_tokens`` tokens."""
 
     def __init__(self, tokenizer: Tokenizer, job: Job) -> None:
-        self._end_ids = tokenizer.end_token_ids
+        self._end_ids = frozenset() if job.shows_end else tokenizer.end_token_ids
+        self._shows_end = job.shows_end
         self._detokenizer = Detokenizer(tokenizer, job.visible)
         self._stops = StopStrings(job.stop)
         self._unstoppable = job.params.min_tokens
@@ -118,16 +123,24 @@ class _Text:
             new, stop = self._stops.push(new)
             text += new
             if stop is not None:
-                return self._piece(text, count, "stop", stop, chunk)
+                return self._stopped(text, chunk.token_ids[:count], stop, chunk)
         if reason is not None:
             new, stop = self._stops.push(self._detokenizer.finish())
-            text += new + (self._stops.finish() if stop is None else "")
-        return self._piece(text, len(chunk.token_ids), "stop" if stop is not None else reason, stop, chunk)
+            text += new
+            if stop is not None:
+                return self._stopped(text, chunk.token_ids, stop, chunk)
+            text += self._stops.finish()
+        return self._piece(text, chunk.token_ids, reason, None, chunk)
 
-    def _piece(self, text: str, tokens: int, reason: FinishReason | None, stop: str | None, chunk: TokenChunk) -> Piece:
+    def _stopped(self, text: str, ids: list[int], stop: str, chunk: TokenChunk) -> Piece:
+        return self._piece(text + (stop if self._shows_end else ""), ids, "stop", stop, chunk)
+
+    def _piece(
+        self, text: str, ids: list[int], reason: FinishReason | None, stop: str | None, chunk: TokenChunk
+    ) -> Piece:
         self._shown += len(text)
         whole = reason is not None and stop is None
         ready = tuple(each for each in self._scored if whole or each.offset < self._shown)
         del self._scored[: len(ready)]
         prompt = None if chunk.prompt_logprobs is None else tuple(chunk.prompt_logprobs)
-        return Piece(text, tokens, reason, stop, ready, prompt, chunk.cached_tokens)
+        return Piece(text, ids, reason, stop, ready, prompt, chunk.cached_tokens)

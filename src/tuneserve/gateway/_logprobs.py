@@ -20,7 +20,11 @@ class TokenNames:
 
     def name(self, token: int) -> str:
         """Return what a token is called; bytes that are no whole character show as replacement characters."""
-        return f"token_id:{token}" if self._as_ids else self.bytes(token).decode(errors="replace")
+        return f"token_id:{token}" if self._as_ids else self.text(token)
+
+    def text(self, token: int) -> str:
+        """Return the text of a token."""
+        return self.bytes(token).decode(errors="replace")
 
     def bytes(self, token: int) -> bytes:
         """Return the bytes of a token, none outside the vocabulary."""
@@ -71,4 +75,21 @@ def _alternatives(names: TokenNames, logprob: TokenLogprob, count: int) -> dict[
     # Several tokens can have the same text; the likeliest is kept.
     for token, value in (*logprob.top[:count], (logprob.token_id, logprob.logprob)):
         found.setdefault(names.name(token), max(value, _LEAST))
+    return found
+
+
+def prompt_logprobs(names: TokenNames, prompt: Sequence[TokenLogprob], count: int) -> list[dict[str, Any] | None]:
+    """Return vLLM's ``prompt_logprobs``: of each token but the first, and of ``count`` of the likeliest at its place.
+
+    ``rank`` is 1 for the likeliest; it is null for a token that is none of them, of which the engine does not tell it.
+    """
+    return [None, *(_ranked(names, each, count) for each in prompt)]
+
+
+def _ranked(names: TokenNames, logprob: TokenLogprob, count: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    ranked = [(*each, rank) for rank, each in enumerate(logprob.top[:count], 1)]
+    for token, value, rank in (*ranked, (logprob.token_id, logprob.logprob, None)):
+        entry = {"logprob": max(value, _LEAST), "rank": rank, "decoded_token": names.text(token)}
+        found.setdefault(str(token), entry)
     return found

@@ -65,9 +65,13 @@ class Call:
 
 @dataclass
 class Sample:
-    """What has come of one sample; ``reason`` says why it ended, ``stop`` is the stop string that ended it."""
+    """What has come of one sample; ``reason`` says why it ended, ``stop`` is the stop string that ended it.
+
+    ``prompt`` are the log-probabilities of the tokens of its prompt but the first.
+    """
 
     reader: Reader
+    prompt_ids: list[int]
     text: str = ""
     reasoning: str = ""
     calls: list[Call] = field(default_factory=list)
@@ -76,8 +80,13 @@ class Sample:
     cached: int | None = None
     reason: str | None = None
     stop: str | None = None
-    tokens: int = 0
+    ids: list[int] = field(default_factory=list)
     reasoning_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were generated."""
+        return len(self.ids)
 
     def take(self, piece: Piece) -> list[Part]:
         """Note a piece and return the parts that it brings."""
@@ -86,7 +95,7 @@ class Sample:
             parts += self.reader.finish()
         for part in parts:
             self._add(part)
-        self.tokens += piece.tokens
+        self.ids += piece.ids
         if self.reasoning and not self.text and not self.calls:
             self.reasoning_tokens = self.tokens
         self.scored += piece.scored

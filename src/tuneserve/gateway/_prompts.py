@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from tuneserve.gateway._errors import ApiError, context_exceeded, quoted
 from tuneserve.gateway._served import ServedModel
-from tuneserve.gateway.schemas import ChatPrompt, ChatRequest, CompletionRequest, Message
+from tuneserve.gateway.schemas import ChatPrompt, ChatRequest, CompletionRequest, Generation, Message
 from tuneserve.text import ChatTemplate, UnfinishedError
 from tuneserve.text.tools import ToolDefinition, template_messages
 
@@ -92,10 +92,27 @@ async def chat_prompt(
         text = render(is_trial=True)
     except UnfinishedError:
         text = await workers.run(render)
-    ids = await workers.run(lambda: served.tokenizer.encode(text, add_special_tokens=False), len(text))
+    special = bool(body.add_special_tokens)
+    ids = await workers.run(lambda: served.tokenizer.encode(text, add_special_tokens=special), len(text))
     if fits:
         check_fits(served, ids, "messages")
     return Prompt(text, ids)
+
+
+def truncated(served: ServedModel, body: Generation, answer: int, ids: list[int]) -> list[int]:
+    """Return what ``truncate_prompt_tokens`` leaves of a prompt that is to have an ``answer`` of so many tokens.
+
+    Raises:
+        ApiError: it would leave more than there is room for.
+    """
+    asked, most = body.truncate_prompt_tokens, max(1, served.context_length - answer)
+    if asked is None:
+        return ids
+    if asked > most:
+        message = f"'truncate_prompt_tokens' is {asked} and the context has {most} for a prompt; lower it."
+        raise ApiError(400, message, param="truncate_prompt_tokens", code="invalid_value")
+    kept = most if asked == -1 else asked
+    return ids[:kept] if body.truncation_side == "right" else ids[-kept:]
 
 
 def the_template(served: ServedModel) -> ChatTemplate:
@@ -132,9 +149,18 @@ def _for_template(template: ChatTemplate, message: Message) -> dict[str, Any]:
 
 
 async def token_ids(
-    served: ServedModel, prompts: Sequence[str | list[int]], workers: TextWorkers, param: str, room: int = 1
+    served: ServedModel,
+    prompts: Sequence[str | list[int]],
+    workers: TextWorkers,
+    param: str,
+    room: int = 1,
+    *,
+    add_special_tokens: bool = True,
+    cut: Callable[[list[int]], list[int]] = list,
 ) -> list[list[int]]:
     """Return the token ids of each prompt, a text or token ids, which the request gives as ``param``.
+
+    ``cut`` is done to each.
 
     Raises:
         ApiError: one does not leave ``room`` for so many tokens more, is empty, or has ids that do not exist.
@@ -143,11 +169,11 @@ async def token_ids(
     def encode() -> list[list[int]]:
         tokenizer = served.tokenizer
         return [
-            tokenizer.encode(prompt, add_special_tokens=True) if isinstance(prompt, str) else prompt
+            tokenizer.encode(prompt, add_special_tokens=add_special_tokens) if isinstance(prompt, str) else prompt
             for prompt in prompts
         ]
 
-    found = await workers.run(encode, sum(map(len, prompts)))
+    found = [cut(ids) for ids in await workers.run(encode, sum(map(len, prompts)))]
     for ids in found:
         check_fits(served, ids, param, room)
         check_ids(served, ids, param)
@@ -193,10 +219,16 @@ def completion_max_tokens(served: ServedModel, body: CompletionRequest, prompt_t
         ApiError: more was asked for than is left.
     """
     left = served.context_length - prompt_tokens
+    wanted = wanted_tokens(body)
+    return min(wanted, left) if body.max_tokens is None else _asked(wanted, left, "max_tokens")
+
+
+def wanted_tokens(body: CompletionRequest) -> int:
+    """Return how many tokens are to follow a prompt, however much room there is."""
     if body.max_tokens is None:
-        return min(_COMPLETION_TOKENS, left)
+        return _COMPLETION_TOKENS
     # None at all cannot be asked of an engine; the one is dropped.
-    return _asked(body.max_tokens or 1, left, "max_tokens")
+    return body.max_tokens or 1
 
 
 def _asked(tokens: int, left: int, param: str) -> int:

@@ -9,7 +9,7 @@ from tuneserve.engines.contract import SamplingParams
 from tuneserve.gateway._constraint import Constraint, refuse_lacking_grammar
 from tuneserve.gateway._errors import ApiError
 from tuneserve.gateway._served import ServedModel
-from tuneserve.gateway.schemas import Generation, Sampling
+from tuneserve.gateway.schemas import Generation
 from tuneserve.text import Tokenizer
 
 _NEUTRAL = SamplingParams()
@@ -33,7 +33,7 @@ _SEEDS = 2**63
 
 def sampling(
     served: ServedModel,
-    body: Sampling,
+    body: Generation,
     max_tokens: int,
     form: Constraint | None = None,
     logprobs: int | None = None,
@@ -59,7 +59,7 @@ def sampling(
         given["logprobs"] = logprobs
     if prompt_logprobs is not None:
         given["prompt_logprobs"] = prompt_logprobs
-    _refuse_lacking(served, given)
+    _refuse_lacking(served, given, "echo" if body.prompt_logprobs is None else "prompt_logprobs")
     if form is not None:
         refuse_lacking_grammar(served.engine.info, form)
         given["grammar"] = form.grammar
@@ -85,9 +85,23 @@ def tier(asked: str | None) -> str:
     return _TIERS.get(asked or "", "default")
 
 
-def priority(body: Generation) -> int:
-    """Return the place in the queue that the service tier gives."""
-    return _PRIORITIES[tier(body.service_tier)]
+def priority(served: ServedModel, body: Generation) -> int:
+    """Return the place in the queue that ``priority`` or the service tier gives.
+
+    Raises:
+        ApiError: both do, or the engine takes requests in the order in which they come.
+    """
+    place = _PRIORITIES[tier(body.service_tier)]
+    if not body.priority:
+        return place
+    if place:
+        message = "'priority' and 'service_tier' both say who goes first; send one of them."
+        raise ApiError(400, message, param="priority", code="invalid_value")
+    info = served.engine.info
+    if not info.prioritises:
+        message = f"'priority' is not something that the engine {info.engine} can do; leave it out."
+        raise ApiError(400, message, param="priority", code="unsupported_parameter")
+    return body.priority
 
 
 def _biases(served: ServedModel, biases: Mapping[str, float]) -> dict[int, float]:
@@ -111,11 +125,12 @@ def _bad_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[tuple[int, .
     return tuple(word for word in found if word)
 
 
-def _refuse_lacking(served: ServedModel, given: Mapping[str, object]) -> None:
+def _refuse_lacking(served: ServedModel, given: Mapping[str, object], scoring: str) -> None:
+    """Raise ApiError where the engine cannot do what is asked; ``scoring`` is the field that has the prompt scored."""
     info = served.engine.info
     for name, value in given.items():
         if name in info.lacks and value != getattr(_NEUTRAL, name):
-            field = "echo" if name == "prompt_logprobs" else name
+            field = scoring if name == "prompt_logprobs" else name
             message = f"'{field}' is not something that the engine {info.engine} can do; leave it out."
             raise ApiError(400, message, param=field, code="unsupported_parameter")
 

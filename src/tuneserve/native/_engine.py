@@ -99,6 +99,7 @@ class NativeCore:
             weight_bytes=decoder.weight_bytes + (0 if ranks is None else ranks.weight_bytes),
             max_running=max_running,
             resumes=True,
+            prioritises=True,
         )
 
     @property

@@ -6,7 +6,7 @@ from functools import partial
 
 from tuneserve.client import ApiError, OpenAIClient, ProtocolError, TransportError
 from tuneserve.client._errors import quoted
-from tuneserve.client.checks import _apis, _errors, _fields, _generation, _optional
+from tuneserve.client.checks import _apis, _errors, _fields, _generation, _optional, _vllm
 from tuneserve.client.checks._result import Check, CheckResult, Finding, Outcome, Target, expect
 
 REACHABLE = "server reachable"
@@ -45,6 +45,9 @@ _FURTHER: dict[str, Check] = {
     "token prompts": _fields.token_prompts,
     "echo": _fields.echo,
     "completion logprobs": _fields.completion_logprobs,
+    "prompt_logprobs": _vllm.prompt_logprobs,
+    "return_token_ids": _vllm.token_ids,
+    "continuous_usage_stats": _vllm.running_usage,
     "logit_bias": _fields.logit_bias,
     "bad_words": _fields.bad_words,
     "min_tokens": _fields.min_tokens,

@@ -10,7 +10,7 @@ from tuneserve.gateway._generate import Piece, ScoredToken
 from tuneserve.gateway._logprobs import TokenNames, completion_logprobs
 from tuneserve.gateway._parts import Part, Sample, joined
 from tuneserve.gateway._shapes import Event, Json, Shape, Usage
-from tuneserve.gateway.chat._usage import usage_of
+from tuneserve.gateway.chat._extras import Extras, usage_of
 from tuneserve.text.tools import Content
 
 
@@ -33,8 +33,8 @@ class CompletionShape(Shape):
 
     model: str
     names: TokenNames
+    extras: Extras
     logprobs: int | None = None
-    include_usage: bool = False
     echoes: list[Echo] | None = None
     continues: bool = True
     id: str = field(default_factory=lambda: f"cmpl-{uuid4().hex}")
@@ -45,19 +45,24 @@ class CompletionShape(Shape):
     def events(self, index: int, sample: Sample, piece: Piece, parts: Sequence[Part]) -> Sequence[Event]:
         """Return the chunks with what is new, first the echo."""
         text, scored, reason = joined(parts, Content), piece.scored, sample.reason
-        events = []
+        ids = piece.ids if self.continues else []
+        forms = []
         if self.echoes is not None and index not in self._opened:
-            self._opened.add(index)
-            events.append(self._chunk(index, self.echoes[index].text, self._echoed(index, sample), None))
-        if self.continues and (text or scored):
-            events.append(self._chunk(index, text, self._scored(index, scored), None))
+            forms.append(self._form(index, self.echoes[index].text, self._echoed(index, sample), None))
+        if self.continues and (text or scored or (ids and self.extras.token_ids and reason is None)):
+            forms.append(self._form(index, text, self._scored(index, scored), None, ids))
+            ids = []
         if reason is not None:
-            events.append(self._chunk(index, "", None, reason))
-        return events
+            forms.append(self._form(index, "", None, reason, ids))
+        if forms and index not in self._opened:
+            self._opened.add(index)
+            forms[0] |= self.extras.prompt_ids(sample)
+        usage = self.extras.usage_so_far(sample)
+        return [Event(self._object([form], usage)) for form in forms]
 
     def end(self, samples: Sequence[Sample], usage: Usage) -> Sequence[Event]:  # noqa: ARG002
         """Return the chunk with the usage, where it was asked for."""
-        return [Event(self._object([], usage_of(self._counted(usage))))] if self.include_usage else []
+        return [Event(self._object([], usage_of(self._counted(usage))))] if self.extras.usage else []
 
     def whole(self, samples: Sequence[Sample], usage: Usage) -> Json:
         """Return the completion."""
@@ -73,7 +78,8 @@ class CompletionShape(Shape):
             text, scored = self.echoes[index].text, self._echoed(index, sample)
         if self.continues:
             text, scored = text + sample.text, scored + self._scored(index, sample.scored)
-        return self._form(index, text, scored, sample.reason)
+        form = self._form(index, text, scored, sample.reason, sample.ids if self.continues else [])
+        return {**form, **self.extras.prompt_ids(sample), **self.extras.scores(self.names, sample)}
 
     def _echoed(self, index: int, sample: Sample) -> list[tuple[TokenLogprob | None, int, int]]:
         if self.echoes is None or self.logprobs is None:
@@ -85,17 +91,18 @@ class CompletionShape(Shape):
         before = len(self.echoes[index].text) if self.echoes is not None else 0
         return [(each.logprob, each.logprob.token_id, before + each.offset) for each in scored]
 
-    def _chunk(
-        self, index: int, text: str, scored: list[tuple[TokenLogprob | None, int, int]] | None, reason: str | None
-    ) -> Event:
-        return Event(self._object([self._form(index, text, scored, reason)], None))
-
     def _form(
-        self, index: int, text: str, scored: list[tuple[TokenLogprob | None, int, int]] | None, reason: str | None
+        self,
+        index: int,
+        text: str,
+        scored: list[tuple[TokenLogprob | None, int, int]] | None,
+        reason: str | None,
+        ids: Sequence[int] = (),
     ) -> Json:
         wanted = self.logprobs is not None and scored is not None
         logprobs = completion_logprobs(self.names, scored or [], self.logprobs or 0) if wanted else None
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+        told = self.extras.ids(ids)
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason, **told}
 
     def _object(self, choices: list[Json], usage: Json | None) -> Json:
         return {

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
+from tuneserve.engines.contract import SamplingParams
 from tuneserve.errors import InputError
 from tuneserve.gateway._answer import Work
 from tuneserve.gateway._constraint import Constraint, constraint
@@ -17,6 +19,8 @@ from tuneserve.gateway._prompts import (
     completion_max_tokens,
     the_template,
     token_ids,
+    truncated,
+    wanted_tokens,
 )
 from tuneserve.gateway._sampling import priority, samples, sampling, tier
 from tuneserve.gateway._served import ServedModel
@@ -25,9 +29,12 @@ from tuneserve.gateway._state import Gateway
 from tuneserve.gateway.chat._calls import call_constraint, offered, reading
 from tuneserve.gateway.chat._chat_shape import ChatShape
 from tuneserve.gateway.chat._completion_shape import CompletionShape, Echo
-from tuneserve.gateway.schemas import ChatRequest, CompletionRequest
+from tuneserve.gateway.chat._extras import Extras
+from tuneserve.gateway.schemas import ChatRequest, CompletionRequest, Generation
 from tuneserve.text import Detokenizer, Tokenizer
 from tuneserve.text.tools import ToolDefinition
+
+_MAX_SCORES = 1_000_000  # about 3 seconds of one core and 65 MB of JSON
 
 
 async def chat_work(gateway: Gateway, served: ServedModel, body: ChatRequest, arrived: float) -> Work:
@@ -37,13 +44,14 @@ async def chat_work(gateway: Gateway, served: ServedModel, body: ChatRequest, ar
         ApiError: the engine or the model cannot do what is asked.
         RequestError: a value is out of its range, or the template does not take this conversation.
     """
-    options = body.stream_options
+    _check_hidden(served, body)
     shape = ChatShape(
         model=served.name,
         names=TokenNames(served.tokenizer, bool(body.return_tokens_as_token_ids)),
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        include_usage=options is not None and bool(options.include_usage),
+        extras=Extras.of(body),
         service_tier=None if body.service_tier is None else tier(body.service_tier),
+        thoughts=body.include_reasoning is not False,
     )
     return await conversation_work(gateway, served, body, shape, arrived)
 
@@ -85,7 +93,12 @@ async def conversation_prompt(
         RequestError: the template does not take this conversation.
     """
     variables = effort_variables(the_template(served), body.reasoning_effort)
-    return await chat_prompt(served, body, gateway.workers, variables, tools=tools, fits=fits)
+    fits = fits and body.truncate_prompt_tokens is None
+    prompt = await chat_prompt(served, body, gateway.workers, variables, tools=tools, fits=fits)
+    ids = truncated(served, body, body.max_completion_tokens or body.max_tokens or 1, prompt.ids)
+    if len(ids) == len(prompt.ids):
+        return prompt
+    return Prompt(served.tokenizer.decode(ids, skip_special_tokens=False), ids)
 
 
 async def _conversation(
@@ -96,7 +109,7 @@ async def _conversation(
     arrived: float,
     renamed: Mapping[str, str],
 ) -> Work:
-    form = constraint(body)
+    form = constraint(served, body)
     tools = offered(served, body.offered_tools)
     if form is not None and tools:
         message = f"'{form.field}' and 'tools' cannot both say what the output is; send 'tool_choice': 'none'."
@@ -106,12 +119,14 @@ async def _conversation(
     make_reader, visible = reading(served, tools, prompt.text, thinks=form is None)
     form = form or call_constraint(served, body, tools, prompt.text)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    params = sampling(served, body, chat_max_tokens(served, body, len(prompt.ids)), form, logprobs)
-    stop, place = tuple(body.stop or ()), priority(body)
+    tokens = chat_max_tokens(served, body, len(prompt.ids))
+    params = sampling(served, body, tokens, form, logprobs, body.prompt_logprobs)
+    jobs = _jobs(served, body, prompt.ids, params, visible)
+    _check_scores(body, jobs)
     return Work(
         served=served,
         shape=shape,
-        jobs=[Job(prompt.ids, each, stop, place, visible) for each in samples(params, body.n or 1)],
+        jobs=jobs,
         stream=bool(body.stream),
         metrics=gateway.metrics,
         arrived=arrived,
@@ -128,25 +143,28 @@ async def completion_work(gateway: Gateway, served: ServedModel, body: Completio
         ApiError: the engine or the model cannot do what is asked.
         RequestError: a value is out of its range.
     """
-    form = constraint(body)
-    prompts = await token_ids(served, body.prompt, gateway.workers, "prompt")
+    form = constraint(served, body)
+    cut = partial(truncated, served, body, wanted_tokens(body))
+    special = body.add_special_tokens is not False
+    prompts = await token_ids(served, body.prompt, gateway.workers, "prompt", add_special_tokens=special, cut=cut)
     count = body.n or 1
-    stop, place = tuple(body.stop or ()), priority(body)
-    prompt_logprobs = body.logprobs if body.echo else None
+    asked = [each for each in (body.logprobs if body.echo else None, body.prompt_logprobs) if each is not None]
+    prompt_logprobs = max(asked, default=None)
     given: Sequence[str | list[int]] = body.prompt
     jobs, echoes = [], []
     for prompt, ids in zip(given, prompts, strict=True):
         tokens = completion_max_tokens(served, body, len(ids))
         params = sampling(served, body, tokens, form, body.logprobs, prompt_logprobs)
-        jobs += [Job(ids, each, stop, place) for each in samples(params, count)]
+        jobs += _jobs(served, body, ids, params)
         if body.echo:
-            echoes += [_echo(served.tokenizer, prompt, ids)] * count
-    options = body.stream_options
+            whole = body.truncate_prompt_tokens is None
+            echoes += [_echo(served.tokenizer, prompt if whole else ids, ids)] * count
+    _check_scores(body, jobs)
     shape = CompletionShape(
         model=served.name,
         names=TokenNames(served.tokenizer, bool(body.return_tokens_as_token_ids)),
         logprobs=body.logprobs,
-        include_usage=options is not None and bool(options.include_usage),
+        extras=Extras.of(body),
         echoes=echoes if body.echo else None,
         continues=body.max_tokens != 0,
     )
@@ -160,6 +178,43 @@ async def completion_work(gateway: Gateway, served: ServedModel, body: Completio
         count=count,
         renamed=_grammar_names(form, {}),
     )
+
+
+def _jobs(
+    served: ServedModel,
+    body: Generation,
+    prompt_ids: list[int],
+    params: SamplingParams,
+    visible: frozenset[int] = frozenset(),
+) -> list[Job]:
+    """Return the samples of one prompt; ``visible`` are special tokens that their reader must see."""
+    if body.skip_special_tokens is False:
+        visible |= served.tokenizer.special_ids
+    stop, place, shows_end = tuple(body.stop or ()), priority(served, body), bool(body.include_stop_str_in_output)
+    return [Job(prompt_ids, each, stop, place, visible, shows_end) for each in samples(params, body.n or 1)]
+
+
+def _check_scores(body: Generation, jobs: list[Job]) -> None:
+    """Raise ApiError where prompts would have more log-probabilities than one answer should hold."""
+    scored = [(len(job.prompt_ids), job.params.prompt_logprobs) for job in jobs]
+    total = sum(tokens * (count + 1) for tokens, count in scored if count is not None)
+    if total > _MAX_SCORES:
+        field = "echo" if body.prompt_logprobs is None else "prompt_logprobs"
+        message = (
+            f"'{field}' asks for {total} log-probabilities of prompts, more than {_MAX_SCORES}; send fewer prompts, or "
+            "ask for fewer samples or alternatives."
+        )
+        raise ApiError(400, message, param=field, code="invalid_value")
+
+
+def _check_hidden(served: ServedModel, body: ChatRequest) -> None:
+    """Raise ApiError where thoughts are not to be told, and their tokens are."""
+    if body.include_reasoning is not False or served.reasoning_format is None:
+        return
+    for field in ("logprobs", "return_token_ids"):
+        if getattr(body, field):
+            message = f"'{field}' would tell the thoughts that 'include_reasoning' hides; leave one of them out."
+            raise ApiError(400, message, param=field, code="invalid_value")
 
 
 def _grammar_names(form: Constraint | None, renamed: Mapping[str, str]) -> dict[str, str]:

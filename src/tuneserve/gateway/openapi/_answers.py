@@ -112,6 +112,17 @@ class AnswerMessage(Answer):
 Reason = Literal["stop", "length", "tool_calls"]
 
 
+class PromptLogprob(Answer):
+    """A token at its place in a prompt."""
+
+    logprob: float
+    rank: int | None = Field(description="1 for the likeliest; null for a token that is none of those asked for.")
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+
+
 class ChatChoice(Answer):
     """One sample."""
 
@@ -119,6 +130,7 @@ class ChatChoice(Answer):
     message: AnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: Reason
+    token_ids: list[int] | None = Field(default=None, description="Only with return_token_ids.")
 
 
 class ChatCompletion(Answer):
@@ -131,6 +143,10 @@ class ChatCompletion(Answer):
     choices: list[ChatChoice]
     service_tier: str | None = None
     usage: Usage
+    prompt_token_ids: list[int] | None = Field(default=None, description="Only with return_token_ids.")
+    prompt_logprobs: PromptLogprobs | None = Field(
+        default=None, description="By token id, for each token of the prompt; null for the first."
+    )
 
 
 class DeltaFunction(Answer):
@@ -165,6 +181,7 @@ class ChunkChoice(Answer):
     delta: Delta
     logprobs: ChatLogprobs | None
     finish_reason: Reason | None
+    token_ids: list[int] | None = Field(default=None, description="Only with return_token_ids.")
 
 
 class ChatChunk(Answer):
@@ -177,6 +194,9 @@ class ChatChunk(Answer):
     choices: list[ChunkChoice]
     service_tier: str | None = None
     usage: Usage | None
+    prompt_token_ids: list[int] | None = Field(
+        default=None, description="Only with return_token_ids, in the first event of a sample."
+    )
 
 
 class CompletionLogprobs(Answer):
@@ -195,6 +215,13 @@ class CompletionChoice(Answer):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length"] | None
+    token_ids: list[int] | None = Field(default=None, description="Only with return_token_ids.")
+    prompt_token_ids: list[int] | None = Field(
+        default=None, description="Only with return_token_ids, in the first event of a sample."
+    )
+    prompt_logprobs: PromptLogprobs | None = Field(
+        default=None, description="By token id, for each token of the prompt; null for the first."
+    )
 
 
 class Completion(Answer):

@@ -21,7 +21,7 @@ from tuneserve.gateway.schemas._base import (
     parse,
     shallow,
 )
-from tuneserve.gateway.schemas._generation import MAX_TOP_LOGPROBS, Generation
+from tuneserve.gateway.schemas._generation import MAX_TOP_LOGPROBS, Generation, check_generation
 
 _MAX_TOOLS = 128
 _MAX_CALLS = 256
@@ -143,6 +143,9 @@ class ChatPrompt(Schema):
     continue_final_message: bool | None = Field(
         default=None, description="Continue the last message instead of answering it."
     )
+    add_special_tokens: bool | None = Field(
+        default=None, description="Add what begins a text, like BOS, to what the chat template writes; false."
+    )
     chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(shallow)] | None = Field(
         default=None, description="Variables of the chat template; only those that it reads."
     )
@@ -164,6 +167,9 @@ class ChatRequest(Generation, ChatPrompt):
     )
     reasoning_effort: Effort | None = Field(
         default=None, description="How much to think, where the chat template knows of it."
+    )
+    include_reasoning: bool | None = Field(
+        default=None, description="Whether the answer tells what the model thought; true. It thinks either way."
     )
     metadata: Metadata | None = Field(default=None, description="No effect.")
     prompt_cache_key: Hint | None = Field(
@@ -200,7 +206,7 @@ def check_chat(request: ChatRequest) -> None:
     if tokens is not None and other is not None and tokens != other:
         message = "'max_tokens' and 'max_completion_tokens' differ; send one of them."
         raise ApiError(400, message, param="max_tokens", code="invalid_value")
-    check_stream_options(request)
+    check_generation(request)
     check_messages(request)
     if request.top_logprobs and not request.logprobs:
         message = "'top_logprobs' is only allowed with 'logprobs': true; send both or neither."
@@ -222,13 +228,6 @@ def neutral_messages(body: dict[str, Any], lenient: bool) -> dict[str, Any]:
             for index, message in enumerate(messages)
         ]
     }
-
-
-def check_stream_options(request: Generation) -> None:
-    """Raise ApiError where there are options of a stream and no stream."""
-    if request.stream_options is not None and not request.stream:
-        message = "'stream_options' is only allowed with 'stream': true; send both or neither."
-        raise ApiError(400, message, param="stream_options", code="invalid_value")
 
 
 def check_messages(request: ChatPrompt) -> None:

@@ -7,8 +7,7 @@ from pydantic import BeforeValidator, Field
 from tuneserve.gateway._errors import ApiError
 from tuneserve.gateway.schemas import _neutral
 from tuneserve.gateway.schemas._base import MAX_COUNT, Count, TokenIds, parse
-from tuneserve.gateway.schemas._chat import check_stream_options
-from tuneserve.gateway.schemas._generation import MAX_SAMPLES, MAX_TOP_LOGPROBS, Generation
+from tuneserve.gateway.schemas._generation import MAX_SAMPLES, MAX_TOP_LOGPROBS, Generation, check_generation
 
 
 def _prompts(value: object) -> object:
@@ -34,6 +33,9 @@ class CompletionRequest(Generation):
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(
         default=None, description="Tell the log-probability of each token, and of so many of the likeliest."
     )
+    add_special_tokens: bool | None = Field(
+        default=None, description="Add what begins a text, like BOS, to prompts that are texts; true."
+    )
     best_of: Count | None = Field(default=None, description="Only as many as n: all that are made are returned.")
 
 
@@ -44,7 +46,7 @@ def parse_completion(body: dict[str, Any], lenient: bool = False) -> CompletionR
         ApiError: a field is wrong, named by ``param``.
     """
     request = parse(CompletionRequest, body, _neutral.COMPLETION, lenient)
-    check_stream_options(request)
+    check_generation(request)
     if len(request.prompt) * (request.n or 1) > MAX_SAMPLES:
         message = f"'n' times the prompts are more than {MAX_SAMPLES} samples; ask for fewer at once."
         raise ApiError(400, message, param="n", code="invalid_value")

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from tuneserve.gateway._errors import ApiError
 from tuneserve.gateway.schemas._base import (
     MAX_COUNT,
     TIERS,
@@ -15,6 +16,7 @@ from tuneserve.gateway.schemas._base import (
     ServiceTier,
     StopString,
     TokenId,
+    TokenIds,
     one_or_many,
 )
 
@@ -22,6 +24,7 @@ MAX_SAMPLES = 128
 MAX_TOP_LOGPROBS = 20
 _MAX_CHOICES = 10_000
 _MAX_BIASES = 1024
+_MAX_ALLOWED = 20_000
 _MAX_ID_DIGITS = 10
 
 
@@ -29,6 +32,9 @@ class StreamOptions(Schema):
     """What a stream carries beside its text."""
 
     include_usage: bool | None = Field(default=None, description="End the stream with a chunk that has the usage.")
+    continuous_usage_stats: bool | None = Field(
+        default=None, description="Tell a sample's usage so far in each of its chunks; only with include_usage."
+    )
     include_obfuscation: Literal[False] | None = Field(
         default=None, description="Padding against eavesdroppers is not made."
     )
@@ -143,7 +149,41 @@ class Sampling(Schema):
     ignore_eos: bool | None = Field(default=None, description="Go on where the model would end.")
 
 
-class Generation(Sampling):
+class VllmFields(Schema):
+    """What vLLM takes beside OpenAI's fields, with its meaning."""
+
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(
+        default=None,
+        description="Tell the log-probability of each token of the prompt, and of so many of the likeliest at its "
+        "place; not with stream.",
+    )
+    return_token_ids: bool | None = Field(default=None, description="Tell the token ids of prompt and output.")
+    return_tokens_as_token_ids: bool | None = Field(default=None, description="Name tokens as token_id:N in logprobs.")
+    truncate_prompt_tokens: Count | Literal[-1] | None = Field(
+        default=None, description="Keep so many tokens of a longer prompt; -1 what the context has beside max_tokens."
+    )
+    truncation_side: Literal["left", "right"] | None = Field(
+        default=None, description="Where truncate_prompt_tokens cuts; left, which keeps the last tokens."
+    )
+    allowed_token_ids: Annotated[TokenIds, Field(min_length=1, max_length=_MAX_ALLOWED)] | None = Field(
+        default=None,
+        description="The only tokens that the output has; it ends early only with one of them. A form of the output "
+        "like response_format, so not with another.",
+    )
+    skip_special_tokens: bool | None = Field(
+        default=None, description="Whether special tokens in the output have no text; true."
+    )
+    include_stop_str_in_output: bool | None = Field(
+        default=None, description="Whether what ends the output, a text or a token, is part of its text; false."
+    )
+    priority: Seed | None = Field(
+        default=None,
+        description="Of the requests that wait, the lowest goes first; 0. On this scale the tier priority is -1 and "
+        "flex is 1; not with them.",
+    )
+
+
+class Generation(VllmFields, Sampling):
     """What chat and plain completions share."""
 
     model: str = Field(description="The model, or one of its adapters, as /v1/models lists them.")
@@ -166,16 +206,13 @@ class Generation(Sampling):
     guided_grammar: Pattern | None = Field(default=None, description="A grammar in llguidance's Lark form.")
     user: Hint | None = Field(default=None, description="Who asks; no effect on the output.")
     service_tier: ServiceTier | None = Field(default=None, description=TIERS)
-    return_tokens_as_token_ids: bool | None = Field(
-        default=None, description="Name tokens as token_id:N in logprobs, as in vLLM."
-    )
 
     def constraints(self) -> dict[str, Any]:
         """Return what the request says about the form of its output, by the field's name."""
         found: dict[str, Any] = {}
         if self.response_format is not None and self.response_format.type != "text":
             found["response_format"] = self.response_format
-        for name in ("guided_json", "guided_regex", "guided_choice", "guided_grammar"):
+        for name in ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "allowed_token_ids"):
             if (value := getattr(self, name)) is not None:
                 found[name] = value
         if self.structured_outputs is not None:
@@ -183,3 +220,18 @@ class Generation(Sampling):
                 if (value := getattr(self.structured_outputs, name)) not in (None, False):
                     found[f"structured_outputs.{name.rstrip('_')}"] = value
         return found
+
+
+def check_generation(request: Generation) -> None:
+    """Raise ApiError where fields contradict each other."""
+    if request.stream_options is not None:
+        if not request.stream:
+            message = "'stream_options' is only allowed with 'stream': true; send both or neither."
+            raise ApiError(400, message, param="stream_options", code="invalid_value")
+        if request.stream_options.continuous_usage_stats and not request.stream_options.include_usage:
+            field = "stream_options.continuous_usage_stats"
+            message = f"'{field}' is only allowed with 'include_usage': true; send both or neither."
+            raise ApiError(400, message, param=field, code="invalid_value")
+    if request.prompt_logprobs is not None and request.stream:
+        message = "'prompt_logprobs' are not streamed; leave them or 'stream' out."
+        raise ApiError(400, message, param="prompt_logprobs", code="invalid_value")

@@ -1,4 +1,4 @@
-"""OpenAI fields that this server does not implement, and the values of theirs that ask for nothing."""
+"""Fields of OpenAI and vLLM that this server does not implement, and the values of theirs that ask for nothing."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -8,10 +8,39 @@ from tuneserve.gateway._errors import ApiError, quoted
 # A field is refused unless its value is null or one of these.
 Neutral = Mapping[str, tuple[object, ...]]
 
+_VLLM: Neutral = {
+    "cache_salt": (),
+    "detokenize": (True,),
+    "early_stopping": (False,),
+    "ec_transfer_params": (),
+    "guided_decoding_backend": (),
+    "guided_whitespace_pattern": (),
+    "kv_transfer_params": (),
+    "length_penalty": (1.0, 1),
+    "logits_processors": ([],),
+    "logprob_token_ids": (),
+    "repetition_detection": (),
+    "request_id": (),
+    "session_id": (),
+    "spaces_between_special_tokens": (True,),
+    "stream_interval": (1,),
+    "structural_tag": (),
+    "thinking_token_budget": (-1,),
+    "use_beam_search": (False,),
+    "vllm_xargs": ({},),
+    "watermarking": (False,),
+}
 CHAT: Neutral = {
+    **_VLLM,
     "audio": (),
+    "best_of": (1,),
+    "chat_template": (),
+    "documents": ([],),
+    "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
+    "media_io_kwargs": (),
+    "mm_processor_kwargs": (),
     "modalities": (["text"],),
     "moderation": (),
     "prediction": (),
@@ -20,6 +49,8 @@ CHAT: Neutral = {
     "web_search_options": (),
 }
 COMPLETION: Neutral = {
+    **_VLLM,
+    "prompt_embeds": (),
     "suffix": ("",),
 }
 EMBEDDING: Neutral = {

@@ -41,7 +41,6 @@ class TokenizeChatRequest(ChatPrompt):
     """The body of ``/tokenize`` for a conversation."""
 
     model: str | None = Field(default=None, description="The model, or one of its adapters; the model.")
-    add_special_tokens: Literal[False] | None = Field(default=None, description="The chat template adds them.")
     return_token_strs: bool | None = Field(default=None, description="Return the tokens as texts too.")
 
 
