@@ -105,6 +105,13 @@ def test_stop_strings_do_not_depend_on_the_pieces(text: str, stops: list[str], d
     assert not any(s in shown for s in stops)
 
 
+def test_an_end_that_no_vocabulary_has_is_left_out(demo_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((demo_base / "tokenizer.json").read_bytes())
+    for ends in ([2, 2**31], 2**64, [2, -1, True, "2"]):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        assert open_tokenizer(tmp_path).end_token_ids <= {2}
+
+
 def test_lone_surrogates_are_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(RequestError, match="surrogates"):
         tokenizer.encode("a\ud800", add_special_tokens=False)

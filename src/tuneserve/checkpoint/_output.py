@@ -13,6 +13,8 @@ from typing import Self
 from tuneserve.errors import OutputError
 
 _LOCK = ".lock"
+# Letters of the target in the temporary name, which in UTF-8 stays below the 255 bytes that a name may have.
+_NAMED = 50
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -33,9 +35,9 @@ class AtomicDirectory:
 
     def __enter__(self) -> Self:
         self.target = self.target.absolute()
-        if os.path.lexists(self.target):
-            raise OutputError(f"{self.target} exists already; choose another output directory or remove it first.")
         try:
+            if _exists(self.target):
+                raise OutputError(f"{self.target} exists already; choose another output directory or remove it first.")
             self.target.parent.mkdir(parents=True, exist_ok=True)
             leftover = self._take_leftover()
             if leftover is None:
@@ -72,7 +74,7 @@ class AtomicDirectory:
         _sync(self.target.parent)
 
     def _make(self) -> None:
-        prefix = f".{self.target.name[:100]}.partial-"
+        prefix = f".{self.target.name[:_NAMED]}.partial-"
         self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=self.target.parent))
         self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -84,7 +86,7 @@ class AtomicDirectory:
     def _take_leftover(self) -> tuple[Path, int] | None:
         """Remove what killed runs left behind; to resume, return the newest of it and its lock instead."""
         taken = None
-        leftovers = self.target.parent.glob(f".{_escape(self.target.name[:100])}.partial-*")
+        leftovers = self.target.parent.glob(f".{_escape(self.target.name[:_NAMED])}.partial-*")
         for leftover in sorted(leftovers, key=lambda path: path.lstat().st_mtime, reverse=True):
             try:
                 lock = os.open(leftover / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
@@ -106,6 +108,17 @@ class AtomicDirectory:
 def write_json(path: Path, value: object) -> None:
     """Write ``value`` as indented JSON with a final newline."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _exists(path: Path) -> bool:
+    """Say whether there is something; unlike ``lexists``, a name that there cannot be is an error at once."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        raise OutputError(f"{str(path)!r} has a NUL character in it; choose another output directory.") from None
+    return True
 
 
 def _escape(name: str) -> str:

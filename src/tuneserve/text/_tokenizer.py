@@ -13,6 +13,8 @@ from tuneserve.text._files import read_bytes, read_object, special_tokens
 
 TOKENIZER_FILE = "tokenizer.json"
 _MAX_BYTES = 100_000_000
+# Ids of the library are 32-bit numbers; no vocabulary comes near.
+_MAX_ID = 1 << 31
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 _T = TypeVar("_T")
@@ -144,7 +146,7 @@ def _end_ids(directory: Path) -> Iterator[int]:
     for name in ("generation_config.json", "config.json"):
         value: Any = read_object(directory / name).get("eos_token_id")
         for index in value if isinstance(value, list) else [value]:
-            if isinstance(index, int) and not isinstance(index, bool) and index >= 0:
+            if isinstance(index, int) and not isinstance(index, bool) and 0 <= index < _MAX_ID:
                 yield index
 
 
