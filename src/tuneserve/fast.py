@@ -1,6 +1,5 @@
 """``FastLanguageModel``: what Unsloth users call, over the native engine and the exporter."""
 
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -216,7 +215,8 @@ def _transformers_tokenizer(source: ResolvedSource) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(source.tokenizer_dir, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
+    # The tokenizers library raises plain Exception.
+    except Exception as error:
         reason = str(error).partition("\n")[0][:300].rstrip(".")
         raise InputError(
             f"Transformers cannot load the tokenizer in {source.tokenizer_dir} ({reason}); save it there again."

@@ -47,11 +47,12 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_an_end_that_the_model_does_not_have_stops_no_request(served: ServedModel, engine: FakeEngine) -> None:
-    ends = frozenset({2, served.engine.info.vocab_size})
-    served = replace(served, tokenizer=replace(served.tokenizer, end_token_ids=ends))
+    ends = served.tokenizer.end_token_ids
+    beyond = ends | {served.engine.info.vocab_size}
+    served = replace(served, tokenizer=replace(served.tokenizer, end_token_ids=beyond))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(served)), base_url="http://x") as client:
         assert (await client.post("/v1/chat/completions", json=chat_body())).status_code == 200
-    assert engine.requests[0].params.stop_token_ids == (2,)
+    assert engine.requests[0].params.stop_token_ids == tuple(sorted(ends))
 
 
 @pytest.mark.anyio

@@ -55,7 +55,7 @@ def test_without_a_place_for_it_the_reason_is_said(tmp_path: Path, monkeypatch: 
     (tmp_path / "file").touch()
     for cache in (tmp_path / "file" / "cache", "~nobody-at-all"):
         monkeypatch.setenv("TUNESERVE_CACHE", str(cache))
-        with pytest.raises(EngineError, match="cannot be kept: .*set TUNESERVE_CACHE"):
+        with pytest.raises(EngineError, match=r"cannot be kept: .*set TUNESERVE_CACHE"):
             cpu.build()
 
 

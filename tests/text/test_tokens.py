@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuneserve.errors import RequestError, TextError
@@ -48,6 +48,7 @@ def test_streamed_text_is_the_whole_text(text: str, tokenizer: Tokenizer) -> Non
     assert not any("�" in piece for piece in pieces)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 49151), max_size=12), st.data())
 def test_any_ids_in_any_pieces_make_the_whole_text(ids: list[int], data: st.DataObject) -> None:
     detokenizer = Detokenizer(_shared(Path.home()))

@@ -56,7 +56,7 @@ def attach(model: Any, directory: Path, name: str, *, empty: bool) -> tuple[Any,
             tuned = PeftModel.from_pretrained(
                 model, str(directory), adapter_name=_NAME, low_cpu_mem_usage=empty, torch_device="cpu"
             )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except Exception as error:
         raise unloadable(name, error) from error
     for parameter in tuned.parameters():
         parameter.requires_grad_(False)

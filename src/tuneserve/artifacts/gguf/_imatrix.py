@@ -16,6 +16,7 @@ from tuneserve.artifacts.gguf._metadata import read_model
 from tuneserve.errors import InputError, SourceError
 from tuneserve.parity import quiet
 from tuneserve.sources import ResolvedSource, read_config
+from tuneserve.spec import check_buildable
 from tuneserve.text import Tokenizer, open_tokenizer
 
 CONTEXT = 512
@@ -86,6 +87,7 @@ def _read(path: Path) -> str:
 def _load(source: ResolvedSource, config: Mapping[str, Any]) -> torch.nn.Module:
     from transformers import AutoModelForCausalLM
 
+    check_buildable(config)
     named = config.get("dtype", config.get("torch_dtype"))
     with quiet():
         try:
