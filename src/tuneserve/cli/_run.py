@@ -30,7 +30,8 @@ class _Explanations(TextIOBase):
             sys.stderr.flush()
 
     def isatty(self) -> bool:
-        return sys.stderr.isatty()
+        # Asked before streams that are closed have been replaced.
+        return sys.stderr is not None and sys.stderr.isatty()
 
     def fileno(self) -> int:
         return sys.stderr.fileno()
@@ -50,7 +51,8 @@ class _Output(Console):
 console = Console(file=cast(IO[str], _Explanations()), highlight=False)
 output = _Output(highlight=False)
 
-_INTERRUPTED = 130
+# What shells give a program that a signal has ended, here SIGINT and SIGPIPE.
+_INTERRUPTED, _READER_LEFT = 130, 141
 
 
 def run(program: Callable[[], None]) -> None:
@@ -67,14 +69,17 @@ def run(program: Callable[[], None]) -> None:
     except TuneserveError as error:
         _leave(str(error), error.exit_code)
     except (KeyboardInterrupt, SystemExit) as left:
-        # Typer turns Ctrl-C into this code without a word.
+        # Typer turns a reader that has left into the code of a check that failed.
+        if isinstance(left.__context__, BrokenPipeError):
+            _give_stdout_up()
+            sys.exit(_READER_LEFT)
+        # And Ctrl-C into this one, without a word.
         if isinstance(left, SystemExit) and left.code != _INTERRUPTED:
             raise
         _leave("interrupted; nothing was left half-written.", _INTERRUPTED)
     except BrokenPipeError:
-        # The reader of a pipe has left.
         _give_stdout_up()
-        sys.exit(141)
+        sys.exit(_READER_LEFT)
     except MemoryError:
         _leave("this machine ran out of memory; close other programs or use a larger one.", 2)
     except OSError as error:
