@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from tuneserve.adapters import open_adapter
+from tuneserve.adapters import check_patterns_end, open_adapter
 from tuneserve.adapters._match import Matcher, PatternValues
 from tuneserve.errors import AdapterError
 
@@ -238,6 +238,37 @@ def test_patterns_that_explode_end(lab: Lab, base: Path, adapter: Path, monkeypa
     lab.change(adapter, alpha_pattern={f"(q{index})+": 3 for index in range(1000)})
     with pytest.raises(AdapterError, match="1000 kinds of patterns"):
         lab.merge(base, adapter)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"alpha_pattern": {"(.|.)*!": 3}},
+        {"rank_pattern": {"(.|.)*!": 3}},
+        {"target_modules": "(.|.)*!"},
+        {"exclude_modules": "(.|.)*!"},
+        {"modules_to_save": ["(.|.)*!"]},
+        {"layers_pattern": ["(.|.)*!"]},
+    ],
+    ids=str,
+)
+def test_patterns_that_peft_would_not_come_to_the_end_of(
+    adapter: Path, lab: Lab, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tuneserve.adapters import _ends
+
+    monkeypatch.setattr(_ends, "_SECONDS", 1.0)
+    modules = [f"model.layers.{layer}.self_attn.q_proj" for layer in range(2)]
+    with pytest.raises(AdapterError, match="take too long to match"):
+        check_patterns_end(lab.change(adapter, **fields), modules)
+
+
+def test_patterns_that_are_none_or_end(adapter: Path, lab: Lab) -> None:
+    modules = [f"model.layers.{layer}.self_attn.q_proj" for layer in range(100)]
+    check_patterns_end(adapter, modules)
+    check_patterns_end(lab.change(adapter, target_modules=r"(?:.*?(?:self_attn|mlp).*?(?:q_proj|v_proj).*?)"), modules)
+    with pytest.raises(AdapterError, match="are no regular expressions"):
+        check_patterns_end(lab.change(adapter, rank_pattern={"(": 3}), modules)
 
 
 def test_all_mismatches_are_listed_and_shortened(lab: Lab, base: Path, adapter: Path) -> None:

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tuneserve.adapters import check_patterns_end
 from tuneserve.artifacts._plan import Blend, ExportPlan
+from tuneserve.errors import InputError
 from tuneserve.parity import quiet, unloadable
 from tuneserve.sources import ResolvedSource
 from tuneserve.spec import check_buildable
@@ -32,6 +34,8 @@ def reference(plan: ExportPlan) -> Iterator[ResolvedSource]:
         try:
             with quiet():
                 _combine(plan, plan.blend, Path(scratch))
+        except InputError:
+            raise
         # Of what makes no sense to them, each class of the two libraries complains in its own way.
         except Exception as error:
             raise unloadable(plan.source.name, error) from error
@@ -49,6 +53,8 @@ def _combine(plan: ExportPlan, blend: Blend, directory: Path) -> None:
         base: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     # Memory that is asked for and never touched takes none.
     base.to_empty(device="cpu")
+    for adapter in plan.adapter_dirs:
+        check_patterns_end(adapter, (module for module, _ in base.named_modules()))
     names = [f"adapter{index}" for index in range(len(plan.adapter_dirs))]
     model = PeftModel.from_pretrained(base, str(plan.adapter_dirs[0]), adapter_name=names[0])
     for name, adapter in zip(names[1:], plan.adapter_dirs[1:], strict=True):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tuneserve.adapters import check_patterns_end
 from tuneserve.artifacts.gguf._activations import Activations
 from tuneserve.artifacts.gguf._metadata import read_model
 from tuneserve.errors import InputError, SourceError
@@ -101,7 +102,10 @@ def _load(source: ResolvedSource, config: Mapping[str, Any]) -> torch.nn.Module:
             if source.adapter_dir is not None:
                 from peft import PeftModel
 
+                check_patterns_end(source.adapter_dir, (module for module, _ in model.named_modules()))
                 model = PeftModel.from_pretrained(model, str(source.adapter_dir))
+        except InputError:
+            raise
         # Each library that has a hand in loading raises errors of its own.
         except Exception as error:
             reason = str(error).partition("\n")[0][:300].rstrip(".")
