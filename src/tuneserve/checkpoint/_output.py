@@ -35,9 +35,8 @@ class AtomicDirectory:
 
     def __enter__(self) -> Self:
         self.target = self.target.absolute()
+        check_absent(self.target)
         try:
-            if _exists(self.target):
-                raise OutputError(f"{self.target} exists already; choose another output directory or remove it first.")
             self.target.parent.mkdir(parents=True, exist_ok=True)
             leftover = self._take_leftover()
             if leftover is None:
@@ -110,15 +109,21 @@ def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _exists(path: Path) -> bool:
-    """Say whether there is something; unlike ``lexists``, a name that there cannot be is an error at once."""
+def check_absent(target: Path) -> None:
+    """Check, before long work, that an output could be there later.
+
+    Raises:
+        OutputError: there is something already, or cannot be anything of that name.
+    """
     try:
-        path.lstat()
+        target.lstat()
     except FileNotFoundError:
-        return False
+        return
+    except OSError as error:
+        raise _output_error(target, error) from None
     except ValueError:
-        raise OutputError(f"{str(path)!r} has a NUL character in it; choose another output directory.") from None
-    return True
+        raise OutputError(f"{str(target)!r} has a NUL character in it; choose another output directory.") from None
+    raise OutputError(f"{target} exists already; choose another output directory or remove it first.")
 
 
 def _escape(name: str) -> str:
