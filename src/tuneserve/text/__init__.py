@@ -3,7 +3,7 @@
 from tuneserve.text._detokenizer import Detokenizer
 from tuneserve.text._files import special_tokens
 from tuneserve.text._stops import StopStrings
-from tuneserve.text._template import ChatTemplate, open_chat_template
+from tuneserve.text._template import ChatTemplate, compile_chat_template, open_chat_template
 from tuneserve.text._token_bytes import TokenBytes
 from tuneserve.text._tokenizer import Tokenizer, open_tokenizer
 
@@ -13,6 +13,7 @@ __all__ = [
     "StopStrings",
     "TokenBytes",
     "Tokenizer",
+    "compile_chat_template",
     "open_chat_template",
     "open_tokenizer",
     "special_tokens",
