@@ -91,6 +91,11 @@ def test_a_tokenizer_without_tokens_for_a_text_is_named(broken: Callable[..., An
         make_probes(broken(model=model, pre_tokenizer=None), 300)
 
 
+def test_a_tokenizer_that_the_library_panics_over_is_named(broken: Callable[..., Any]) -> None:
+    with pytest.raises(TextError, match="not one that Transformers loads"):
+        broken(normalizer={"type": "Precompiled", "precompiled_charsmap": ""})
+
+
 def test_a_tokenizer_of_another_model_is_named(broken: Callable[..., Any]) -> None:
     tokenizer = broken()
     assert not make_probes(tokenizer, 300).random

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+from tests.conftest import GGUF_MODELS
 from tuneserve.errors import InputError, SourceError
 from tuneserve.sources import open_model, resolve
 
@@ -154,6 +155,16 @@ def test_a_model_that_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         open_model(resolve(write_gguf_model(tmp_path / "model.gguf", **changes)))
+
+
+@pytest.mark.parametrize(("architecture", "tensor"), [("gpt2", "attn_qkv"), ("gpt-oss", "ffn_gate_exps")])
+def test_a_vector_in_the_place_of_a_matrix_is_refused(
+    tmp_path: Path, write_gguf_model: Write, monkeypatch: pytest.MonkeyPatch, architecture: str, tensor: str
+) -> None:
+    changed = {**GGUF_MODELS[architecture][1], tensor: (64,)}
+    monkeypatch.setitem(GGUF_MODELS, architecture, (GGUF_MODELS[architecture][0], changed))
+    with pytest.raises(InputError, match=r"does not fit|impossible shape"):
+        open_model(resolve(write_gguf_model(tmp_path / "model.gguf", architecture)))
 
 
 def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:

@@ -113,6 +113,13 @@ def test_an_end_that_no_vocabulary_has_is_left_out(demo_base: Path, tmp_path: Pa
         assert open_tokenizer(tmp_path).end_token_ids <= {2}
 
 
+def test_an_id_that_no_model_has_is_refused(tmp_path: Path) -> None:
+    model = {"type": "BPE", "vocab": {"a": 2**32 - 1}, "merges": []}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    with pytest.raises(TextError, match="the id 4294967295, more than any model has"):
+        open_tokenizer(tmp_path)
+
+
 def test_lone_surrogates_are_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(RequestError, match="surrogates"):
         tokenizer.encode("a\ud800", add_special_tokens=False)

@@ -70,7 +70,7 @@ def bench(
     from tuneserve.report import check_new, write_page
 
     workload = Workload(
-        concurrency=_levels("concurrency", concurrency or "1,16,64"),
+        concurrency=_levels("concurrency", "1,16,64" if concurrency is None else concurrency),
         rates=() if rate is None else _rates(concurrency, rate),
         requests=requests,
         prompt_tokens=prompt_tokens,

@@ -9,6 +9,7 @@ import torch
 from tuneserve.errors import TextError
 from tuneserve.parity._reference_text import Messages, encode, render
 from tuneserve.parity._shell import quiet
+from tuneserve.text import BackendError, guarded
 
 # Different subjects, languages and shapes of text, so that no part of the model stays unused.
 _QUESTIONS = (
@@ -97,15 +98,14 @@ def load_tokenizer(directory: Path) -> Any:
 
     if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return None
+    options = {"local_files_only": True, "trust_remote_code": False}
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    # The tokenizers library raises plain Exception.
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0][:200].rstrip(".")
+            return guarded(lambda: AutoTokenizer.from_pretrained(directory, **options))
+    except BackendError as error:
         raise TextError(
-            f"the tokenizer in {directory} is not one that Transformers loads ({reason}); download or save it again."
-        ) from error
+            f"the tokenizer in {directory} is not one that Transformers loads ({error}); download or save it again."
+        ) from None
 
 
 def _padded(rows: list[list[int]]) -> Probes:

@@ -1,12 +1,12 @@
 """The text of a reference, by Transformers' own tokenizer.
 
-That has no limits, so a chat template is rendered within ours first; and the library behind it raises plain Exception.
+That has no limits, so a chat template is rendered within ours first.
 """
 
 from typing import Any
 
 from tuneserve.errors import RequestError, TextError
-from tuneserve.text import compile_chat_template
+from tuneserve.text import BackendError, compile_chat_template, guarded
 
 Messages = list[dict[str, str]]
 
@@ -18,10 +18,10 @@ def encode(tokenizer: Any, text: str, *, add_special_tokens: bool = True) -> lis
         TextError: the tokenizer has none for it.
     """
     try:
-        return list(tokenizer(text, add_special_tokens=add_special_tokens).input_ids)
-    except Exception as error:
+        return guarded(lambda: list(tokenizer(text, add_special_tokens=add_special_tokens).input_ids))
+    except BackendError as error:
         raise TextError(
-            f"the reference's tokenizer cannot encode {text[:20]!r} ({_reason(error)}); download or save it again."
+            f"the reference's tokenizer cannot encode {text[:20]!r} ({error}); download or save it again."
         ) from None
 
 
@@ -34,8 +34,8 @@ def rendered(tokenizer: Any, messages: Messages, *, add_generation_prompt: bool 
     """
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if not isinstance(token, list)}
     try:
-        source = tokenizer.get_chat_template()
-    except Exception as error:
+        source = guarded(tokenizer.get_chat_template)
+    except BackendError as error:
         raise _no_conversation(error) from None
     template = compile_chat_template(source, special, str(tokenizer.name_or_path))
     if "lipsum" in template.variables:
@@ -66,10 +66,5 @@ def render(tokenizer: Any, messages: Messages) -> list[int]:
 
 
 def _no_conversation(error: Exception) -> TextError:
-    return TextError(
-        f"the reference's chat template takes no conversation ({_reason(error)}); repair it, or remove it."
-    )
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).partition("\n")[0][:200] or type(error).__name__).rstrip(".")
+    reason = str(error).rstrip(".")
+    return TextError(f"the reference's chat template takes no conversation ({reason}); repair it, or remove it.")

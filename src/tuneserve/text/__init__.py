@@ -1,5 +1,6 @@
 """Text on both sides of an engine: tokens, chat templates, incremental detokenising, stop strings."""
 
+from tuneserve.text._backend import BackendError, guarded
 from tuneserve.text._detokenizer import Detokenizer
 from tuneserve.text._files import special_tokens
 from tuneserve.text._stops import StopStrings
@@ -8,12 +9,14 @@ from tuneserve.text._token_bytes import TokenBytes
 from tuneserve.text._tokenizer import Tokenizer, open_tokenizer
 
 __all__ = [
+    "BackendError",
     "ChatTemplate",
     "Detokenizer",
     "StopStrings",
     "TokenBytes",
     "Tokenizer",
     "compile_chat_template",
+    "guarded",
     "open_chat_template",
     "open_tokenizer",
     "special_tokens",
