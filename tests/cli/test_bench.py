@@ -73,6 +73,7 @@ def test_open_load_over_adapters_becomes_a_page(model: Path, make_lora: Callable
     ("arguments", "problem"),
     [
         (("--concurrency", "1,x"), "give whole numbers"),
+        (("--concurrency", ""), "give whole numbers"),
         (("--concurrency", "0"), "choose from 1"),
         (("--concurrency", "9" * 30), "choose from 1"),
         (("--new-tokens", "0"), "choose from 1"),
