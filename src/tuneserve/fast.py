@@ -1,6 +1,5 @@
 """``FastLanguageModel``: what Unsloth users call, over the native engine and the exporter."""
 
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from tuneserve.errors import InputError
 from tuneserve.native import EngineConfig, NativeCore, read_generation_settings, search
 from tuneserve.native.rows import StoppingCriterion, Streamer, continue_rows, padded, rows_of
 from tuneserve.sources import ResolvedSource, read_config, resolve
-from tuneserve.text import open_tokenizer
+from tuneserve.text import BackendError, guarded, open_tokenizer
 
 
 class FastLanguageModel:
@@ -214,13 +213,13 @@ def _dtype_name(dtype: torch.dtype | str | None) -> str:
 def _transformers_tokenizer(source: ResolvedSource) -> Any:
     from transformers import AutoTokenizer
 
+    options = {"local_files_only": True, "trust_remote_code": False}
     try:
-        return AutoTokenizer.from_pretrained(source.tokenizer_dir, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
-        reason = str(error).partition("\n")[0][:300].rstrip(".")
+        return guarded(lambda: AutoTokenizer.from_pretrained(source.tokenizer_dir, **options))
+    except BackendError as error:
         raise InputError(
-            f"Transformers cannot load the tokenizer in {source.tokenizer_dir} ({reason}); save it there again."
-        ) from error
+            f"Transformers cannot load the tokenizer in {source.tokenizer_dir} ({error}); save it there again."
+        ) from None
 
 
 def _refuse_unknown(where: str, unknown: dict[str, Any]) -> None:

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from tuneserve.adapters import open_adapter
+from tuneserve.adapters import check_patterns_end, open_adapter
+from tuneserve.adapters._match import Matcher, PatternValues
 from tuneserve.errors import AdapterError
 
 Lab = Any
@@ -186,6 +189,43 @@ def test_many_names_are_looked_up_not_compared(lab: Lab, base: Path, adapter: Pa
     assert time.monotonic() - started < 5
 
 
+def test_a_dot_in_a_pattern_is_any_character_as_in_peft(lab: Lab, base: Path) -> None:
+    from peft import LoraConfig
+
+    patterns = {"q.proj": 40, "layers.1.self.attn.v_proj": 9}
+    adapter = lab.adapter(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], alpha_pattern=patterns))
+    lab.check(base, adapter)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    patterns=st.lists(
+        st.one_of(st.text("q_p.", max_size=5), st.sampled_from([".*", "q|p", "[q_]p", "^q", "p$"])), max_size=4
+    ),
+    module=st.text("q_p.", min_size=1, max_size=7),
+)
+def test_the_pattern_that_counts_is_the_one_that_peft_takes(patterns: list[str], module: str) -> None:
+    from peft.utils.other import get_pattern_key
+
+    values = {pattern: index for index, pattern in enumerate(patterns)}
+    expected = values.get(get_pattern_key(values, module), -1)
+    assert PatternValues(values, Matcher()).get(module, -1) == expected
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("base_model.model.model.", "base_model.model."), ("base_model.model.", "base_model.model.model.")]
+)
+def test_two_deltas_of_one_weight_are_refused(lab: Lab, base: Path, adapter: Path, old: str, new: str) -> None:
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors |= {
+        name.replace(old, new, 1): tensor.clone() for name, tensor in tensors.items() if "layers.0.self" in name
+    }
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(AdapterError, match="one and the same weight of the base"):
+        lab.merge(base, adapter)
+
+
 def test_patterns_that_explode_end(lab: Lab, base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tuneserve.adapters import _match
 
@@ -196,8 +236,39 @@ def test_patterns_that_explode_end(lab: Lab, base: Path, adapter: Path, monkeypa
         lab.merge(base, adapter)
     assert time.monotonic() - started < 5
     lab.change(adapter, alpha_pattern={f"(q{index})+": 3 for index in range(1000)})
-    with pytest.raises(AdapterError, match="1000 patterns"):
+    with pytest.raises(AdapterError, match="1000 kinds of patterns"):
         lab.merge(base, adapter)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"alpha_pattern": {"(.|.)*!": 3}},
+        {"rank_pattern": {"(.|.)*!": 3}},
+        {"target_modules": "(.|.)*!"},
+        {"exclude_modules": "(.|.)*!"},
+        {"modules_to_save": ["(.|.)*!"]},
+        {"layers_pattern": ["(.|.)*!"]},
+    ],
+    ids=str,
+)
+def test_patterns_that_peft_would_not_come_to_the_end_of(
+    adapter: Path, lab: Lab, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tuneserve.adapters import _ends
+
+    monkeypatch.setattr(_ends, "_SECONDS", 1.0)
+    modules = [f"model.layers.{layer}.self_attn.q_proj" for layer in range(2)]
+    with pytest.raises(AdapterError, match="take too long to match"):
+        check_patterns_end(lab.change(adapter, **fields), modules)
+
+
+def test_patterns_that_are_none_or_end(adapter: Path, lab: Lab) -> None:
+    modules = [f"model.layers.{layer}.self_attn.q_proj" for layer in range(100)]
+    check_patterns_end(adapter, modules)
+    check_patterns_end(lab.change(adapter, target_modules=r"(?:.*?(?:self_attn|mlp).*?(?:q_proj|v_proj).*?)"), modules)
+    with pytest.raises(AdapterError, match="are no regular expressions"):
+        check_patterns_end(lab.change(adapter, rank_pattern={"(": 3}), modules)
 
 
 def test_all_mismatches_are_listed_and_shortened(lab: Lab, base: Path, adapter: Path) -> None:

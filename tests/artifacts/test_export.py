@@ -112,6 +112,12 @@ def test_an_output_that_exists_is_left_alone(make_llama: Make, make_lora: Make, 
     assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
 
 
+def test_an_output_that_exists_is_seen_before_anything_is_planned(tmp_path: Path) -> None:
+    for out in (tmp_path, tmp_path / ("a" * 256)):
+        with pytest.raises(OutputError, match="choose another output directory"):
+            artifacts.export(tmp_path / "nowhere", out)
+
+
 def test_a_full_disk_is_seen_before_writing(
     make_llama: Make, make_lora: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize, _dequantize_fp8_weight
 
-from tuneserve.checkpoint import open_checkpoint
+from tuneserve.checkpoint import CodeReader, open_checkpoint
 from tuneserve.checkpoint.quantised import open_weights
 from tuneserve.errors import CheckpointError
 
@@ -55,6 +55,22 @@ def test_weights_are_bitwise_what_transformers_dequantises(
     assert reader.tensors.keys() == {"m.weight", "norm.weight"}
     assert reader.tensors["m.weight"].shape == (256, 384)
     assert torch.equal(reader.read("m.weight"), expected)
+
+
+@pytest.mark.parametrize("changed", ["a value that is NaN", "a scale that is too large", None])
+def test_codes_are_those_that_kernels_compute_with_or_none(write_weights: Writer, changed: str | None) -> None:
+    weight, scales = _float8(64, 96), _scales(64, 1)
+    if changed == "a value that is NaN":
+        weight.view(torch.uint8)[3, 5] = 0x7F
+    elif changed:
+        scales[3] = 1e31
+    reader = open_weights(write_weights({"m.weight": weight, "m.weight_scale": scales}), _config("float32"))
+    assert isinstance(reader, CodeReader)
+    codes = reader.codes("m.weight")
+    assert (codes is None) == (changed is not None)
+    if codes is not None:
+        values = codes.codes.view(torch.float8_e4m3fn).float() * codes.scales.repeat_interleave(codes.group, dim=1)
+        assert torch.equal(values, reader.read("m.weight"))
 
 
 # Neither side is whole blocks, and a weight that is more than one slab.

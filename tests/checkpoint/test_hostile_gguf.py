@@ -121,6 +121,16 @@ def test_a_lie_is_refused_before_memory_is_taken_for_it(tmp_path: Path, name: st
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("count", [key(b"split.count", 6, struct.pack("<f", 2)), key(b"split.count", 8, text(b"2"))])
+@pytest.mark.parametrize("number", [key(b"split.no", 8, text(b"0")), key(b"split.no", 9, array(4, 0))])
+def test_a_part_whose_place_is_no_number_is_refused(tmp_path: Path, count: bytes, number: bytes) -> None:
+    path = tmp_path / "model-00001-of-00002.gguf"
+    for keys in ([count], [key(b"split.count", 4, struct.pack("<I", 2)), number]):
+        path.write_bytes(gguf(*keys, tensor(), keys=len(keys), tensors=1))
+        with pytest.raises(CheckpointError, match="which of how many parts"):
+            open_gguf(path)
+
+
 def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.gguf")
     for path in (tmp_path / "pipe.gguf", Path("/dev/zero"), tmp_path, tmp_path / "absent.gguf"):

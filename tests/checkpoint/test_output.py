@@ -41,6 +41,16 @@ def test_an_existing_output_is_refused_and_untouched(tmp_path: Path) -> None:
         pass
 
 
+def test_a_name_that_there_cannot_be_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name in ("a" * 256, "file/out", "nul\0"):
+        with pytest.raises(OutputError, match="choose another output directory"), AtomicDirectory(tmp_path / name):
+            raise AssertionError("not to be reached")
+    with AtomicDirectory(tmp_path / ("語" * 85)):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "語" * 85]
+
+
 def test_an_output_made_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(OutputError), AtomicDirectory(tmp_path / "out"):
         (tmp_path / "out").mkdir()

@@ -48,6 +48,14 @@ def test_a_source_is_measured_kept_and_compared(model: Path, tmp_path: Path) -> 
     assert sum("tokens/s" in line for line in compared.splitlines()) == 2
 
 
+def test_a_run_that_fails_leaves_no_empty_file(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    for path in (out, tmp_path / "missing" / "out.jsonl"):
+        with pytest.raises(TuneserveError):
+            run(tmp_path / "nowhere", *LOAD, "--out", path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_open_load_over_adapters_becomes_a_page(model: Path, make_lora: Callable[..., Path], tmp_path: Path) -> None:
     page = tmp_path / "load.html"
     adapters = [option for name in "ab" for option in ("--adapter", f"{name}={make_lora(model, name)}")]
@@ -65,6 +73,7 @@ def test_open_load_over_adapters_becomes_a_page(model: Path, make_lora: Callable
     ("arguments", "problem"),
     [
         (("--concurrency", "1,x"), "give whole numbers"),
+        (("--concurrency", ""), "give whole numbers"),
         (("--concurrency", "0"), "choose from 1"),
         (("--concurrency", "9" * 30), "choose from 1"),
         (("--new-tokens", "0"), "choose from 1"),

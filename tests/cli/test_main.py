@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -74,6 +75,40 @@ def test_bad_input_is_exit_code_2_and_one_sentence(arguments: list[str]) -> None
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert result.stderr.strip()
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "said"),
+    [(">&-", 0, ""), (">/dev/full", 2, "No space left"), ("| true", 141, ""), (">&- 2>&- <&-", 0, "")],
+)
+def test_a_stdout_that_takes_nothing_is_no_traceback(redirection: str, code: int, said: str) -> None:
+    command = f"set -o pipefail; (sleep 0.1; exec {shlex.join([*TUNESERVE, '--version'])}) {redirection}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert result.returncode == code
+    assert said in result.stderr and len(result.stderr.splitlines()) == bool(said)
+
+
+def test_what_a_terminal_has_no_characters_for_is_written_in_some_way(make_llama: Make) -> None:
+    model = make_llama()
+    named = model.rename(model.with_name("größe 🙂"))
+    shown = run("inspect", named, PYTHONIOENCODING="ascii")
+    assert shown.returncode == 0 and r"gr\xf6\xdfe \U0001f642" in shown.stdout
+    assert json.loads(run("inspect", named, "--json", PYTHONIOENCODING="ascii").stdout)["name"] == named.name
+
+
+def test_what_is_no_text_on_stdin_is_one_sentence() -> None:
+    command = [*TUNESERVE, "generate", "nowhere", "-"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    result = subprocess.run(command, input=b"\xff\n", capture_output=True, check=False, env=environment)
+    assert result.returncode == 2 and result.stdout == b""
+    assert b"stdin is not utf-8 text; convert it." in result.stderr and b"Traceback" not in result.stderr
+
+
+def test_an_adapter_is_weighted_once(make_llama: Make, make_lora: Make, tmp_path: Path) -> None:
+    adapter = make_lora(make_llama())
+    twice = ["--adapter", f"{adapter}=0.5", "--adapter", f"{adapter}=0.3"]
+    result = run("export", adapter, tmp_path / "out", *twice, "--dry-run")
+    assert result.returncode == 2 and "given twice" in result.stderr
 
 
 def test_inspect_says_what_an_adapter_is(make_llama: Make, make_lora: Make) -> None:

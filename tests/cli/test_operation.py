@@ -9,6 +9,7 @@ import pytest
 
 from tuneserve.cli import _run
 from tuneserve.cli._operation import Operation, operation
+from tuneserve.cli.chat import _read_line
 from tuneserve.errors import InputError
 from tuneserve.gateway import Settings
 
@@ -48,3 +49,9 @@ def test_what_standard_error_cannot_take_is_not_missed(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("sys.stderr", Full())
     _run.console.print("progress")
+
+
+def test_a_line_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
+    with pytest.raises(InputError, match="stdin is not utf-8 text; convert it"):
+        _read_line()

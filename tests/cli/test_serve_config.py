@@ -60,6 +60,11 @@ def test_any_text_survives_the_file(tmp_path: Path) -> None:
     assert read_config(written(tmp_path / "nasty.toml", to_toml(config))) == config
 
 
+def test_what_no_file_can_say_is_refused() -> None:
+    with pytest.raises(InputError, match="not Unicode"):
+        to_toml(ServerConfig(model=[ModelConfig(source="\udcff")]))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -72,6 +77,10 @@ def test_any_text_survives_the_file(tmp_path: Path) -> None:
         ('port = 70000\n[[model]]\nsource = "demo"', "<= 65535"),
         ('[[model]]\nsource = "demo"\nspeculation = 16', "<= 15"),
         ('api_key_file = 3\n[[model]]\nsource = "demo"', "expected a path, got 3"),
+        ('[[model]]\nsource = "demo"\nname = ""', "length >= 1"),
+        ('[[model]]\nsource = "demo"\ncontext = 9999999999', "<= 2147483647"),
+        ('drain_timeout = nan\n[[model]]\nsource = "demo"', ">= 0"),
+        ('drain_timeout = inf\n[[model]]\nsource = "demo"', "<= 86400"),
         ("[[model", "cannot be used"),
         ("a = [" * 5000, "cannot be used"),
     ],

@@ -37,6 +37,14 @@ def test_bad_options_are_refused(describe: Describe, make_llama: Make, options: 
         describe(make_llama(), "cpu-4c-16GB", **options)
 
 
+def test_each_server_compares_itself_with_the_model_unless_told_not_to(describe: Describe, make_llama: Make) -> None:
+    model = make_llama()
+    for verify in (True, False):
+        deployment = describe(model, "cpu-4c-16GB", verify=verify)
+        where = {part.name: "/models/it" for part in deployment.parts}
+        assert ("--no-verify" in deployment.serve(where, key_file="keys.toml")) == (not verify)
+
+
 @pytest.mark.parametrize("text", ["", "= 3", "[alice]\n", "[alice]\nsha256 = 3", "a = 1"])
 def test_a_file_without_keys_is_refused(describe: Describe, make_llama: Make, keys: Path, text: str) -> None:
     keys.write_text(text)

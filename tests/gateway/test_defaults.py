@@ -1,6 +1,7 @@
 """Protects the sampling of requests that do not say: the model's own recommendation, else OpenAI's."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,22 @@ def test_a_malformed_file_is_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE).write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match=r"generation_config.json .*; correct or remove it[.]$"):
         read_sampling_defaults(tmp_path)
+
+
+def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / FILE)
+    with pytest.raises(InputError, match="not a regular file"):
+        read_sampling_defaults(tmp_path)
+
+
+@pytest.mark.anyio
+async def test_an_end_that_the_model_does_not_have_stops_no_request(served: ServedModel, engine: FakeEngine) -> None:
+    ends = served.tokenizer.end_token_ids
+    beyond = ends | {served.engine.info.vocab_size}
+    served = replace(served, tokenizer=replace(served.tokenizer, end_token_ids=beyond))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(served)), base_url="http://x") as client:
+        assert (await client.post("/v1/chat/completions", json=chat_body())).status_code == 200
+    assert engine.requests[0].params.stop_token_ids == tuple(sorted(ends))
 
 
 @pytest.mark.anyio

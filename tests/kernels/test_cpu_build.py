@@ -51,6 +51,14 @@ def test_a_compiler_that_fails_is_reported_and_leaves_nothing(
     assert [path.name for path in own_cache.iterdir()] == [".lock"]
 
 
+def test_without_a_place_for_it_the_reason_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for cache in (tmp_path / "file" / "cache", "~nobody-at-all"):
+        monkeypatch.setenv("TUNESERVE_CACHE", str(cache))
+        with pytest.raises(EngineError, match=r"cannot be kept: .*set TUNESERVE_CACHE"):
+            cpu.build()
+
+
 def test_a_driver_for_c_links_what_cpp_needs(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "gcc")
     assert cpu.load(cpu.build("x86-64")).packed_bytes(cpu.Kind.FLOAT32, 16, 16) > 0

@@ -201,3 +201,29 @@ def test_what_failed_is_not_found_again_and_is_wiped_once_nobody_holds_it() -> N
     added(queue, sequence(1))
     last = queue.schedule()
     assert last and set(last.wiped) >= shared
+
+
+def test_a_block_is_left_for_each_that_runs() -> None:
+    for blocks, fits in ((7, True), (8, False)):
+        queue = scheduler(blocks=10)
+        (stream,) = added(queue, sequence(20))
+        advance(queue)
+        (late,) = added(queue, sequence(blocks * BLOCK_SIZE))
+        # Two of the ten are the stream's.
+        assert (late in shares(advance(queue))) == fits
+        assert queue.running[0] is stream
+
+
+def test_what_is_found_in_the_cache_takes_its_place_there_too() -> None:
+    queue = scheduler(blocks=5)
+    prompt = list(range(2 * BLOCK_SIZE))
+    (first,) = added(queue, sequence([*prompt, 1]))
+    advance(queue)
+    queue.remove(first)
+    (stream,) = added(queue, sequence(1))
+    advance(queue)
+    # Of the four blocks that are not the stream's two are found, and the other two taken: none would be left for it.
+    (urgent,) = added(queue, sequence([*prompt, *range(100, 132)], priority=-1))
+    advance(queue)
+    assert queue.running == [urgent] and queue.waiting == [stream]
+    assert urgent.found == 2 * BLOCK_SIZE

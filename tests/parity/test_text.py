@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 
+from tests.native.conftest import write_byte_tokenizer
 from tuneserve import artifacts, parity
+from tuneserve.errors import TextError
 from tuneserve.parity import TextCheck
-from tuneserve.parity._probes import load_tokenizer
+from tuneserve.parity._probes import load_tokenizer, make_probes
 from tuneserve.parity._text import check_text
 from tuneserve.sources import read_config, resolve
 
 Make = Callable[..., Path]
+EXPLODING = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 
 
@@ -48,6 +51,56 @@ def edit(path: Path, **changes: Any) -> None:
 
 def test_the_same_files_pass(reference: Any, candidate: Path, demo_base: Path) -> None:
     assert failed(reference, candidate, demo_base) == {}
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Callable[..., Any]:
+    """Return what writes a tokenizer of 300 tokens with some of its files changed, and loads it by Transformers."""
+
+    def make(template: str | None = None, **changes: Any) -> Any:
+        directory = tmp_path / "broken"
+        directory.mkdir()
+        write_byte_tokenizer(directory, 300)
+        if template is not None:
+            (directory / "chat_template.jinja").write_text(template)
+        edit(directory / "tokenizer.json", **changes)
+        return load_tokenizer(directory)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        EXPLODING,
+        "{% if lipsum is defined %}" + EXPLODING + "{% endif %}",
+        "{{ 1 / 0 }}",
+        "{{ messages.nothing() }}",
+        "{{ raise_exception('no') }}",
+        "{% for %}",
+    ],
+)
+def test_a_template_that_explodes_or_fails_is_named(template: str, broken: Callable[..., Any]) -> None:
+    with pytest.raises(TextError, match="chat template"):
+        make_probes(broken(template), 300)
+
+
+def test_a_tokenizer_without_tokens_for_a_text_is_named(broken: Callable[..., Any]) -> None:
+    model = {"type": "WordLevel", "vocab": {"<pad>": 0, "<s>": 1, "</s>": 2, "a": 3}, "unk_token": "<unk>"}
+    with pytest.raises(TextError, match="cannot encode 'What is the capital"):
+        make_probes(broken(model=model, pre_tokenizer=None), 300)
+
+
+def test_a_tokenizer_that_the_library_panics_over_is_named(broken: Callable[..., Any]) -> None:
+    with pytest.raises(TextError, match="not one that Transformers loads"):
+        broken(normalizer={"type": "Precompiled", "precompiled_charsmap": ""})
+
+
+def test_a_tokenizer_of_another_model_is_named(broken: Callable[..., Any]) -> None:
+    tokenizer = broken()
+    assert not make_probes(tokenizer, 300).random
+    with pytest.raises(TextError, match="its model 100 of them"):
+        make_probes(tokenizer, 100)
 
 
 def test_a_wrong_template_is_found(reference: Any, candidate: Path, demo_base: Path) -> None:

@@ -167,6 +167,16 @@ def test_an_adapter_and_a_model_are_compared_with_themselves(adapter: Path, merg
     assert (whole.modules.count, whole.modules.delta_share) == (0, None)
 
 
+def test_settings_that_differ_are_named_whatever_their_keys_are() -> None:
+    from transformers import LlamaConfig
+
+    from tuneserve.parity._diagnosis import changed_settings
+
+    given = LlamaConfig(id2label={0: "a", 1: "b"}, rms_norm_eps=1e-5)
+    other = LlamaConfig(id2label={}, rms_norm_eps=1e-6)
+    assert {"id2label.0", "rms_norm_eps"} <= set(changed_settings(given, other))
+
+
 def test_other_vocabularies_are_refused(merged: Path, tmp_path: Path, write_model: Make) -> None:
     other = write_model(tmp_path / "other", vocab_size=128)
     with pytest.raises(SourceError, match="vocabulary of 256 tokens"):

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+from tests.conftest import GGUF_MODELS
 from tuneserve.errors import InputError, SourceError
 from tuneserve.sources import open_model, resolve
 
@@ -91,11 +92,13 @@ def test_scaling_of_rotary_positions_is_found_from_its_factors(
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    with pytest.raises(SourceError, match="not Llama 3's"):
-        _rope_of(tmp_path, [1.0, 2.0] * 32)
+    # The last two would take minutes to compare, and overflow.
+    for theta, rotated in ((500000.0, 128), (500000.0, 1 << 24), (5e-324, 128)):
+        with pytest.raises(SourceError, match="not Llama 3's"):
+            _rope_of(tmp_path, [1.0, 2.0] * 32, theta, rotated)
 
 
-def _rope_of(directory: Path, factors: list[float]) -> dict[str, Any]:
+def _rope_of(directory: Path, factors: list[float], theta: float = 500000.0, rotated: int = 128) -> dict[str, Any]:
     import gguf
     import numpy as np
 
@@ -108,7 +111,7 @@ def _rope_of(directory: Path, factors: list[float]) -> dict[str, Any]:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return _gguf_rope._llama3(open_gguf(directory / "rope.gguf"), 500000.0, 128)
+    return _gguf_rope._llama3(open_gguf(directory / "rope.gguf"), theta, rotated)
 
 
 def test_a_file_is_a_base_for_an_adapter(tmp_path: Path, write_gguf_model: Write, write_adapter: Write) -> None:
@@ -144,6 +147,7 @@ def test_the_description_is_made_once_and_follows_the_file(tmp_path: Path, write
         ({"llama.block_count": "many"}, "should be a whole number"),
         ({"llama.rope.scaling.type": "sorcery"}, "without the factors"),
         ({"tokenizer.ggml.eos_token_id": 100_000}, "malformed token ids"),
+        ({"llama.block_count": 2**24}, "from 1 to 4096"),
     ],
 )
 def test_a_model_that_makes_no_sense_is_refused(
@@ -151,6 +155,16 @@ def test_a_model_that_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         open_model(resolve(write_gguf_model(tmp_path / "model.gguf", **changes)))
+
+
+@pytest.mark.parametrize(("architecture", "tensor"), [("gpt2", "attn_qkv"), ("gpt-oss", "ffn_gate_exps")])
+def test_a_vector_in_the_place_of_a_matrix_is_refused(
+    tmp_path: Path, write_gguf_model: Write, monkeypatch: pytest.MonkeyPatch, architecture: str, tensor: str
+) -> None:
+    changed = {**GGUF_MODELS[architecture][1], tensor: (64,)}
+    monkeypatch.setitem(GGUF_MODELS, architecture, (GGUF_MODELS[architecture][0], changed))
+    with pytest.raises(InputError, match=r"does not fit|impossible shape"):
+        open_model(resolve(write_gguf_model(tmp_path / "model.gguf", architecture)))
 
 
 def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:

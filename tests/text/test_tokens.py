@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuneserve.errors import RequestError, TextError
@@ -48,6 +48,7 @@ def test_streamed_text_is_the_whole_text(text: str, tokenizer: Tokenizer) -> Non
     assert not any("�" in piece for piece in pieces)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 49151), max_size=12), st.data())
 def test_any_ids_in_any_pieces_make_the_whole_text(ids: list[int], data: st.DataObject) -> None:
     detokenizer = Detokenizer(_shared(Path.home()))
@@ -103,6 +104,20 @@ def test_stop_strings_do_not_depend_on_the_pieces(text: str, stops: list[str], d
     assert (stop is None) == (not any(s in text for s in stops))
     assert text.startswith(shown)
     assert not any(s in shown for s in stops)
+
+
+def test_an_end_that_no_vocabulary_has_is_left_out(demo_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((demo_base / "tokenizer.json").read_bytes())
+    for ends in ([2, 2**31], 2**64, [2, -1, True, "2"]):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        assert open_tokenizer(tmp_path).end_token_ids <= {2}
+
+
+def test_an_id_that_no_model_has_is_refused(tmp_path: Path) -> None:
+    model = {"type": "BPE", "vocab": {"a": 2**32 - 1}, "merges": []}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    with pytest.raises(TextError, match="the id 4294967295, more than any model has"):
+        open_tokenizer(tmp_path)
 
 
 def test_lone_surrogates_are_refused(tokenizer: Tokenizer) -> None:

@@ -2,6 +2,7 @@
 
 from tuneserve.adapters._combine import Combination
 from tuneserve.adapters._config import LoraConfig, read_lora_config
+from tuneserve.adapters._ends import check_patterns_end
 from tuneserve.adapters._merge import merge_model
 from tuneserve.adapters._merged import MergedModel
 from tuneserve.adapters._open import Adapter, LoraAdapter, PeftAdapter, WeightedAdapter, open_adapter
@@ -20,6 +21,7 @@ __all__ = [
     "PeftAdapter",
     "Place",
     "WeightedAdapter",
+    "check_patterns_end",
     "linear_shapes",
     "merge_model",
     "open_adapter",

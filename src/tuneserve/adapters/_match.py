@@ -13,8 +13,9 @@ from tuneserve.errors import AdapterError
 _T = TypeVar("_T")
 # Module paths are short: the patterns of an honest adapter match all modules of the largest models in far less.
 _BUDGET_SECONDS = 20.0
-_LITERAL = re.compile(r"[\w.-]*")
+_PLAIN = re.compile(r"[\w.-]*")
 _MAX_PATTERNS = 256
+_MAX_FORMS = 1024
 
 
 class Matcher:
@@ -68,7 +69,8 @@ class Modules:
 class PatternValues(Generic[_T]):
     """``rank_pattern`` and ``alpha_pattern``: the first entry that matches the end of a module from a dot on decides.
 
-    Entries without special characters (adapters can have one for each module) are looked up, not matched.
+    Entries of words and dots (adapters can have one for each module) are looked up, not matched. Their dots stand for
+    any character, as in every expression: they are looked up under where these are, of which modules' names have few.
 
     Raises:
         AdapterError: there are too many regular expressions among them.
@@ -76,29 +78,40 @@ class PatternValues(Generic[_T]):
 
     def __init__(self, patterns: Mapping[str, _T], matcher: Matcher) -> None:
         self._values = tuple(patterns.values())
-        self._literals: dict[str, int] = {}
+        self._plain: dict[tuple[int, ...], dict[str, int]] = {}
         self._expressions: list[tuple[int, str]] = []
         self._matcher = matcher
         for index, pattern in enumerate(patterns):
-            if _LITERAL.fullmatch(pattern):
-                self._literals[pattern] = index
+            if _PLAIN.fullmatch(pattern):
+                dots = (len(pattern), *(place for place, letter in enumerate(pattern) if letter == "."))
+                self._plain.setdefault(dots, {}).setdefault(pattern, index)
             else:
                 self._expressions.append((index, rf"(.*\.)?({pattern})"))
-        if len(self._expressions) > _MAX_PATTERNS:
+        if (count := len(self._expressions)) > _MAX_PATTERNS or (count := len(self._plain)) > _MAX_FORMS:
             raise AdapterError(
-                f"the adapter has {len(self._expressions)} patterns for ranks or alphas, over {_MAX_PATTERNS}; "
+                f"the adapter has {count} kinds of patterns for ranks or alphas, which take too long to match; "
                 "write the module names out instead."
             )
 
     def get(self, module: str, default: _T) -> _T:
         """Return the value for ``module``."""
-        found = min((self._literals[end] for end in endings(module) if end in self._literals), default=None)
+        found = min(self._looked_up(module), default=None)
         for index, expression in self._expressions:
             if found is not None and index > found:
                 break
             if self._matcher.full_match(expression, module):
                 found = index
         return default if found is None else self._values[found]
+
+    def _looked_up(self, module: str) -> Iterator[int]:
+        ends = {len(end): end for end in endings(module)}
+        for (length, *dots), patterns in self._plain.items():
+            if (end := ends.get(length)) is not None:
+                letters = list(end)
+                for place in dots:
+                    letters[place] = "."
+                if (index := patterns.get("".join(letters))) is not None:
+                    yield index
 
 
 def endings(path: str) -> Iterator[str]:

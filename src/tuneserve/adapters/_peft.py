@@ -19,6 +19,7 @@ from tuneserve.adapters._open import PeftAdapter
 from tuneserve.checkpoint import TensorSpec
 from tuneserve.errors import AdapterError
 from tuneserve.hardware import available_memory
+from tuneserve.spec import check_buildable
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +62,7 @@ class PeftMerged:
 
         Raises:
             AdapterError: there is too little memory, PEFT cannot load or merge the adapter, or merges it wrongly.
+            SpecError: the base would have more layers or experts than any model.
         """
         with self._lock:
             if not self._merged:
@@ -71,13 +73,14 @@ class PeftMerged:
         import torch
 
         self._require_memory()
+        check_buildable(self._config)
         with _quiet(), torch.no_grad():
             try:
                 return self._merged_by_peft()
-            except (
-                ArithmeticError, AttributeError, ImportError, LookupError, NotImplementedError, OSError, RuntimeError,
-                TypeError, ValueError,
-            ) as error:  # fmt: skip
+            except AdapterError:
+                raise
+            # Of what makes no sense to them, each class of the two libraries complains in its own way.
+            except Exception as error:
                 reason = str(error).partition("\n")[0][:300].rstrip(".")
                 raise self._refusal(f"PEFT does not merge it ({type(error).__name__}: {reason})") from error
 

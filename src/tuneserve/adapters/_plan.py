@@ -1,5 +1,7 @@
 """From one LoRA adapter to the edits of the base's weights."""
 
+from collections.abc import Iterable
+
 from tuneserve.adapters._biases import add_bias
 from tuneserve.adapters._draft import Draft, Slot
 from tuneserve.adapters._edits import AddLowRank, Dora, Edit, Factors
@@ -120,7 +122,8 @@ def _stored_transposed(draft: Draft, adapter: LoraAdapter, module: str) -> bool:
 
 
 def check_complete(draft: Draft, adapter: LoraAdapter) -> None:
-    """Note each module that is a target by the configuration but has no delta in the file."""
+    """Note each module that is a target by the configuration but has no delta in the file, or has two of something."""
+    _check_distinct(draft, adapter)
     if adapter.rules.is_all_linear:
         return
     touched = {draft.find(f"{module}.weight") for module in adapter.keys.pairs}
@@ -135,6 +138,23 @@ def check_complete(draft: Draft, adapter: LoraAdapter) -> None:
             continue
         if adapter.rules.is_target(module):
             draft.problems.append(f"{module} is a target but has no delta in the file")
+
+
+def _check_distinct(draft: Draft, adapter: LoraAdapter) -> None:
+    """Note each weight that the file names in two ways, of which PEFT would load one."""
+    keys = adapter.keys
+    for modules in (keys.pairs, keys.tokens):
+        _check_names(draft, [f"{module}.weight" for module in modules])
+    for parameters in (keys.saved, keys.base):
+        _check_names(draft, parameters)
+
+
+def _check_names(draft: Draft, parameters: Iterable[str]) -> None:
+    found: dict[str, str] = {}
+    for parameter in parameters:
+        name = draft.find(parameter)
+        if name is not None and found.setdefault(name, parameter) != parameter:
+            draft.problems.append(f"{parameter} and {found[name]} are one and the same weight of the base")
 
 
 def by(shape: tuple[int, ...]) -> str:

@@ -15,7 +15,7 @@ from tuneserve.artifacts._plan import MERGED, ExportPlan
 from tuneserve.artifacts._planning import plan_export
 from tuneserve.artifacts._reference import reference
 from tuneserve.artifacts.calibrated import run_calibrated
-from tuneserve.checkpoint import AtomicDirectory, file_digest, write_json
+from tuneserve.checkpoint import AtomicDirectory, check_absent, file_digest, write_json
 from tuneserve.errors import OutputError, ParityError
 from tuneserve.parity import ParityReport
 from tuneserve.sources import ResolvedSource
@@ -79,6 +79,8 @@ def export(
         ParityError: a result is not the model that was trained.
     """
     started = time.monotonic()
+    if not resume:
+        check_absent(Path(out).absolute())
     plan = plan_export(source, **options)
     progress = progress or ExportProgress()
     if resume and _is_finished(Path(out), plan):

@@ -9,6 +9,7 @@ import torch
 
 from tuneserve.checkpoint import TensorSpec
 from tuneserve.errors import SpecError
+from tuneserve.spec import check_buildable
 
 # Checkpoints keep experts apart that Transformers holds as one parameter.
 _EXPERT = re.compile(r".*\.experts\.\d+\.[^.]+\.weight")
@@ -34,7 +35,7 @@ def linear_weights(tensors: Mapping[str, TensorSpec], config: Mapping[str, Any])
     """Tell the tensors of a model apart, by what the modules are that Transformers makes of its configuration.
 
     Raises:
-        SpecError: Transformers does not know the architecture.
+        SpecError: Transformers does not build the architecture.
     """
     model = _on_meta(config)
     decoder, head = model.get_decoder(), model.get_output_embeddings()
@@ -71,12 +72,14 @@ def _inner(module: str, known: Mapping[str, object] | set[str]) -> str | None:
 def _on_meta(config: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    check_buildable(config)
     plain = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(AutoConfig.for_model(**plain), trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    # Of a configuration that makes no sense, each class of the library complains in its own way.
+    except Exception as error:
         raise SpecError(
-            f"Transformers does not know the architecture {str(config.get('model_type'))[:40]!r}, so which of its "
-            "weights may be quantised is not known; use the method merged_16bit."
+            f"Transformers does not build the architecture {str(config.get('model_type'))[:40]!r} of this config.json, "
+            "so which of its weights may be quantised is not known; use the method merged_16bit."
         ) from error

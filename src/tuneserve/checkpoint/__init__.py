@@ -5,7 +5,7 @@ from tuneserve.checkpoint._digest import ALGORITHM, file_digest, new_digest
 from tuneserve.checkpoint._gguf import GgufFile, GgufTensor, open_gguf
 from tuneserve.checkpoint._gguf_blocks import read_rows
 from tuneserve.checkpoint._gguf_codes import read_codes
-from tuneserve.checkpoint._output import AtomicDirectory, write_json
+from tuneserve.checkpoint._output import AtomicDirectory, check_absent, write_json
 from tuneserve.checkpoint._pattern import compile_pattern
 from tuneserve.checkpoint._placed import PlacedFile
 from tuneserve.checkpoint._read import Checkpoint, open_checkpoint, open_safetensors, torch_dtype
@@ -30,6 +30,7 @@ __all__ = [
     "TensorHeader",
     "TensorSpec",
     "WeightReader",
+    "check_absent",
     "checked",
     "codes_of",
     "compile_pattern",

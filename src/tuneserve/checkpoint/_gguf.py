@@ -62,15 +62,17 @@ def open_gguf(path: Path) -> GgufFile:
             is unaligned, overlaps or passes the end; or a part of a split model is missing or of another model.
     """
     metadata, tensors, digest = _header(path)
-    count = metadata.get("split.count", 1)
+    count, first = metadata.get("split.count", 1), metadata.get("split.no", 0)
     if count in (0, 1):
         return GgufFile((path,), metadata, tensors, digest)
-    paths = _split_paths(path, metadata)
+    if type(count) is not int or type(first) is not int:
+        raise CheckpointError(f"{path} does not say which of how many parts it is; download it again.")
+    paths = _split_paths(path, first, count)
     digests = [digest]
-    for number, part in enumerate(paths[1:], start=1):
+    for place, part in enumerate(paths[1:], start=1):
         theirs, more, digest = _header(part)
-        if (theirs.get("split.no"), theirs.get("split.count")) != (number, count):
-            raise CheckpointError(f"{part} is not part {number + 1} of {count} of {path.name}; download it again.")
+        if (theirs.get("split.no"), theirs.get("split.count")) != (place, count):
+            raise CheckpointError(f"{part} is not part {place + 1} of {count} of {path.name}; download it again.")
         if twice := tensors.keys() & more.keys():
             raise CheckpointError(f"{part} repeats {min(twice)!r} from another part; download the model again.")
         tensors |= more
@@ -84,12 +86,11 @@ class _MalformedError(Exception):
     pass
 
 
-def _split_paths(path: Path, metadata: Mapping[str, Any]) -> tuple[Path, ...]:
+def _split_paths(path: Path, place: int, count: int) -> tuple[Path, ...]:
     match = _SPLIT_NAME.fullmatch(path.name)
-    count = metadata["split.count"]
-    if match is None or int(match["count"]) != count or int(match["number"]) != metadata.get("split.no", 0) + 1:
+    if match is None or int(match["count"]) != count or int(match["number"]) != place + 1:
         raise CheckpointError(f"{path} is one of {count} parts but not named as such; give the parts their names back.")
-    if metadata.get("split.no", 0) != 0:
+    if place != 0:
         raise CheckpointError(f"{path} is not the first part of its model; name {match['stem']}-00001-of-... instead.")
     return tuple(path.with_name(f"{match['stem']}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1))
 

@@ -13,6 +13,8 @@ from typing import Self
 from tuneserve.errors import OutputError
 
 _LOCK = ".lock"
+# Letters of the target in the temporary name, which in UTF-8 stays below the 255 bytes that a name may have.
+_NAMED = 50
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -33,8 +35,7 @@ class AtomicDirectory:
 
     def __enter__(self) -> Self:
         self.target = self.target.absolute()
-        if os.path.lexists(self.target):
-            raise OutputError(f"{self.target} exists already; choose another output directory or remove it first.")
+        check_absent(self.target)
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             leftover = self._take_leftover()
@@ -72,7 +73,7 @@ class AtomicDirectory:
         _sync(self.target.parent)
 
     def _make(self) -> None:
-        prefix = f".{self.target.name[:100]}.partial-"
+        prefix = f".{self.target.name[:_NAMED]}.partial-"
         self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=self.target.parent))
         self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -84,7 +85,7 @@ class AtomicDirectory:
     def _take_leftover(self) -> tuple[Path, int] | None:
         """Remove what killed runs left behind; to resume, return the newest of it and its lock instead."""
         taken = None
-        leftovers = self.target.parent.glob(f".{_escape(self.target.name[:100])}.partial-*")
+        leftovers = self.target.parent.glob(f".{_escape(self.target.name[:_NAMED])}.partial-*")
         for leftover in sorted(leftovers, key=lambda path: path.lstat().st_mtime, reverse=True):
             try:
                 lock = os.open(leftover / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
@@ -106,6 +107,23 @@ class AtomicDirectory:
 def write_json(path: Path, value: object) -> None:
     """Write ``value`` as indented JSON with a final newline."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def check_absent(target: Path) -> None:
+    """Check, before long work, that an output could be there later.
+
+    Raises:
+        OutputError: there is something already, or cannot be anything of that name.
+    """
+    try:
+        target.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _output_error(target, error) from None
+    except ValueError:
+        raise OutputError(f"{str(target)!r} has a NUL character in it; choose another output directory.") from None
+    raise OutputError(f"{target} exists already; choose another output directory or remove it first.")
 
 
 def _escape(name: str) -> str:

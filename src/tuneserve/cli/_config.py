@@ -19,6 +19,7 @@ Relative paths start where the command is run, as they do in flags.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,15 +29,17 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from tuneserve.errors import InputError
 
 _MAX_BYTES = 1 << 20
-_Count = Annotated[int, Meta(ge=1)]
-_Natural = Annotated[int, Meta(ge=0)]
+_Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+_Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+_MAX_DRAIN_SECONDS = 86_400
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One model: where it is, what runs it, and its adapters by the names that requests give."""
 
     source: str
-    name: str | UnsetType = UNSET
+    name: Annotated[str, Meta(min_length=1)] | UnsetType = UNSET
     base: str | UnsetType = UNSET
     engine: str = "auto"
     engine_python: Path | UnsetType = UNSET
@@ -61,7 +64,7 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000
     allowed_hosts: list[str] = []
-    drain_timeout: Annotated[float, Meta(ge=0)] = 30.0
+    drain_timeout: Annotated[float, Meta(ge=0, le=_MAX_DRAIN_SECONDS)] = 30.0
     api_key_file: Path | UnsetType = UNSET
     max_queue: _Natural = 1024
     max_body_mib: Annotated[int, Meta(ge=1, le=1024)] = 8
@@ -107,7 +110,11 @@ def to_config(values: dict[str, Any]) -> ServerConfig:
 
 
 def to_toml(config: ServerConfig) -> str:
-    """Return the file that says the same, with every default; paths are absolute, so that it holds anywhere."""
+    """Return the file that says the same, with every default; paths are absolute, so that it holds anywhere.
+
+    Raises:
+        InputError: a name or a path is not Unicode.
+    """
     server: dict[str, Any] = msgspec.to_builtins(config, enc_hook=_absolute)
     models = server.pop("model")
     lines = _lines(server)
@@ -119,7 +126,10 @@ def to_toml(config: ServerConfig) -> str:
         lines += ["", "[[model]]", *_lines(model)]
         if adapters:
             lines += ["[model.adapters]", *_lines({name: _located(path) for name, path in adapters.items()})]
-    return "\n".join(lines) + "\n"
+    text = "\n".join(lines) + "\n"
+    if _SURROGATE.search(text):
+        raise InputError("a name or a path is not Unicode, as which alone a file can say it; rename it.")
+    return text
 
 
 def _path(kind: type, value: object) -> Path:

@@ -1,7 +1,7 @@
 """``tuneserve bench``."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
 
@@ -70,7 +70,7 @@ def bench(
     from tuneserve.report import check_new, write_page
 
     workload = Workload(
-        concurrency=_levels("concurrency", concurrency or "1,16,64"),
+        concurrency=_levels("concurrency", "1,16,64" if concurrency is None else concurrency),
         rates=() if rate is None else _rates(concurrency, rate),
         requests=requests,
         prompt_tokens=prompt_tokens,
@@ -142,13 +142,23 @@ def _rates(concurrency: str | None, text: str) -> tuple[float, ...]:
     return rates
 
 
-def _new_file(path: Path) -> IO[bytes]:
+@contextmanager
+def _new_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a new file, which goes again if nothing is written to it."""
     from tuneserve.errors import OutputError
 
     try:
-        return path.open("xb")
+        file = path.open("xb")
     except FileExistsError:
         raise OutputError(f"{path} is there already; name a new file.") from None
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror}); name another file.") from None
+    with file:
+        try:
+            yield file
+        finally:
+            if file.tell() == 0:
+                path.unlink()
 
 
 def _server(stack: ExitStack, url: str, models: "Sequence[str]", api_key: str | None, run_seconds: float) -> "Target":

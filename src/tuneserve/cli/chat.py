@@ -64,10 +64,12 @@ def _converse(answer: Answer, system: str | None) -> None:
 
 
 def _read_line() -> str:
+    from tuneserve.cli._run import read_text
+
     if sys.stdin.isatty():
         sys.stderr.write("> ")
         sys.stderr.flush()
-    return sys.stdin.readline().strip()
+    return read_text(sys.stdin.readline).strip()
 
 
 def _from_model(source: str, base: str | None, max_tokens: int, temperature: float) -> Answer:

@@ -68,7 +68,7 @@ def export(
         "base": base,
         "base_precision": base_precision,
         "weight": weight,
-        "more_adapters": dict(map(_weighted, adapter or [])),
+        "more_adapters": _weighted_once(adapter or []),
         "combination": Combination(combination) if combination else None,
         "dtype": dtype,
         "max_shard_bytes": artifacts.parse_size(max_shard_size),
@@ -92,6 +92,17 @@ def export(
         nbytes = sum(path.stat().st_size for path in where.iterdir() if path.is_file())
         console.print(f"wrote {where} ({name}, {nbytes / 1e6:,.0f} MB)", markup=False, soft_wrap=True)
     console.print(f"{len(plan.model.changed)} tensors merged, {result.seconds:.1f} s")
+
+
+def _weighted_once(given: list[str]) -> dict[str, float]:
+    from tuneserve.errors import InputError
+
+    found: dict[str, float] = {}
+    for path, weight in map(_weighted, given):
+        if path in found:
+            raise InputError(f"--adapter {path[:200]!r} is given twice; give it once, with the sum of its weights.")
+        found[path] = weight
+    return found
 
 
 def _weighted(text: str) -> tuple[str, float]:

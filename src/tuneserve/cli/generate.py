@@ -35,7 +35,7 @@ def generate(
 
     [dim]tuneserve generate outputs/my-adapter "Where is my parcel?"[/dim]
     """
-    from tuneserve.cli._run import console, log_to_console, print_json
+    from tuneserve.cli._run import console, log_to_console, print_json, read_text
     from tuneserve.engines.contract import SamplingParams
     from tuneserve.errors import InputError
     from tuneserve.native import LLM
@@ -52,7 +52,7 @@ def generate(
         seed=seed,
     )
     params.check()
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = read_text(sys.stdin.read) if prompt == "-" else prompt
     log_to_console()
     llm = LLM(source, base=base, dtype=dtype, weights=weights, cpu_step=cpu_step, speculation=speculation)
     messages = [{"role": "system", "content": system}] if system is not None else []

@@ -64,7 +64,9 @@ def sampling(
         refuse_lacking_grammar(served.engine.info, form)
         given["grammar"] = form.grammar
     ends = () if body.ignore_eos else served.tokenizer.end_token_ids
-    stops = frozenset(ends).union(body.stop_token_ids or ())
+    # The model's files may name one that it does not have, which the request can do nothing about.
+    possible = {token for token in ends if token < served.engine.info.vocab_size}
+    stops = possible.union(body.stop_token_ids or ())
     params = msgspec.structs.replace(
         served.defaults, **given, max_tokens=max_tokens, stop_token_ids=tuple(sorted(stops))
     )

@@ -94,6 +94,8 @@ def read_sampling_defaults(model_dir: Path) -> SamplingParams:
     path = model_dir / _FILE
     if not path.exists():
         return SamplingParams()
+    if not path.is_file():
+        raise InputError(f"{path} is not a regular file; correct or remove it.")
     try:
         with path.open("rb") as file:
             values = msgspec.json.decode(file.read(_MAX_BYTES), type=dict[str, Any])

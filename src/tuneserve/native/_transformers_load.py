@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from tuneserve.checkpoint import WeightReader
 from tuneserve.errors import CheckpointError, SpecError
 from tuneserve.model import misfit
+from tuneserve.spec import check_buildable
 
 # What the library's own code raises over a configuration or weights that it cannot use.
 FAILURES = (
@@ -61,6 +62,7 @@ def reason_of(error: Exception) -> str:
 def _model_class(config: Mapping[str, Any]) -> tuple[Any, Any]:
     """Return the class and its configuration; of a multimodal model, the text part's where it can stand alone."""
     transformers = importlib.import_module("transformers")
+    check_buildable(config)
     try:
         plain = {key: _with_floats(value) for key, value in config.items() if key not in _NOT_PASSED}
         parsed = transformers.CONFIG_MAPPING[str(config.get("model_type"))].from_dict(plain)

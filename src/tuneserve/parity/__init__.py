@@ -3,7 +3,7 @@
 from tuneserve.parity._files import FilesReport, verify_files
 from tuneserve.parity._html import html_report
 from tuneserve.parity._report import ModuleParity, ParityReport, Place, TextCheck
-from tuneserve.parity._shell import quiet
+from tuneserve.parity._shell import quiet, unloadable
 from tuneserve.parity._thresholds import Thresholds, thresholds_for
 from tuneserve.parity._verify import verify
 
@@ -17,6 +17,7 @@ __all__ = [
     "html_report",
     "quiet",
     "thresholds_for",
+    "unloadable",
     "verify",
     "verify_files",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tuneserve.adapters import check_patterns_end
 from tuneserve.errors import AdapterError
 from tuneserve.parity._shell import quiet, unloadable
 from tuneserve.sources import read_config
@@ -48,7 +49,9 @@ def attach(model: Any, directory: Path, name: str, *, empty: bool) -> tuple[Any,
 
     Raises:
         SourceError: PEFT cannot load it.
+        AdapterError: its patterns take too long to match.
     """
+    check_patterns_end(directory, (module for module, _ in model.named_modules()))
     try:
         with quiet(), _stand_ins(model) as replaced:
             from peft import PeftModel
@@ -56,7 +59,7 @@ def attach(model: Any, directory: Path, name: str, *, empty: bool) -> tuple[Any,
             tuned = PeftModel.from_pretrained(
                 model, str(directory), adapter_name=_NAME, low_cpu_mem_usage=empty, torch_device="cpu"
             )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except Exception as error:
         raise unloadable(name, error) from error
     for parameter in tuned.parameters():
         parameter.requires_grad_(False)

@@ -129,7 +129,7 @@ def _differing(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -
         if isinstance(one, dict) and isinstance(other, dict):
             yield from _differing(one, other, f"{prefix}{key}.")
         elif not (_number(one) and _number(other) and abs(one - other) <= 1e-4 * abs(one)):  # type: ignore[operator, arg-type]
-            yield prefix + key
+            yield f"{prefix}{key}"
 
 
 def _number(value: object) -> bool:

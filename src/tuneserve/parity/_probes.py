@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from tuneserve.errors import TextError
+from tuneserve.parity._reference_text import Messages, encode, render
 from tuneserve.parity._shell import quiet
+from tuneserve.text import BackendError, guarded
 
 # Different subjects, languages and shapes of text, so that no part of the model stays unused.
 _QUESTIONS = (
@@ -55,19 +57,27 @@ def make_probes(tokenizer: Any, vocab_size: int) -> Probes:
 
     The plain text is cut into pieces about as long as the conversations, so that the batch has little padding. Without
     a tokenizer the probes are random ids below ``vocab_size``, from a fixed seed.
+
+    Raises:
+        TextError: the tokenizer or its chat template takes no such text.
     """
     if tokenizer is None:
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(vocab_size, (len(_QUESTIONS), _ROW), generator=generator)
         return Probes(ids, torch.ones_like(ids, dtype=torch.bool), random=True)
     rows = [render(tokenizer, messages) for messages in conversations()] if tokenizer.chat_template else []
-    plain = tokenizer("\n\n".join(_QUESTIONS)).input_ids
+    plain = encode(tokenizer, "\n\n".join(_QUESTIONS))
     width = max(map(len, rows), default=_ROW)
     rows += [plain[start : start + width] for start in range(0, len(plain), width)]
+    if (highest := max(map(max, filter(None, rows)), default=0)) >= vocab_size:
+        raise TextError(
+            f"the reference's tokenizer has a token {highest} and its model {vocab_size} of them; name the tokenizer "
+            "that it was trained with."
+        )
     return _padded([row for row in rows if len(row) > 1])
 
 
-def conversations() -> list[list[dict[str, str]]]:
+def conversations() -> list[Messages]:
     """Return the questions as messages, every other one after a system message."""
     found = []
     for index, question in enumerate(_QUESTIONS):
@@ -76,26 +86,6 @@ def conversations() -> list[list[dict[str, str]]]:
             messages.insert(0, {"role": "system", "content": _SYSTEM})
         found.append(messages)
     return found
-
-
-def render(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
-    """Return the token ids of a conversation, up to where the answer begins, by Transformers.
-
-    Raises:
-        TextError: the chat template takes no conversation.
-    """
-    from jinja2 import TemplateError
-
-    options = {"add_generation_prompt": True, "return_dict": True}
-    # Some templates take no system message.
-    for taken in (messages, messages[-1:]):
-        try:
-            ids: list[int] = tokenizer.apply_chat_template(taken, **options).input_ids
-        except TemplateError as error:
-            reason = str(error).partition("\n")[0][:200].rstrip(".")
-        else:
-            return ids
-    raise TextError(f"the reference's chat template takes no conversation ({reason}); repair it, or remove it.")
 
 
 def load_tokenizer(directory: Path) -> Any:
@@ -108,15 +98,14 @@ def load_tokenizer(directory: Path) -> Any:
 
     if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return None
+    options = {"local_files_only": True, "trust_remote_code": False}
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    # The tokenizers library raises plain Exception.
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0][:200].rstrip(".")
+            return guarded(lambda: AutoTokenizer.from_pretrained(directory, **options))
+    except BackendError as error:
         raise TextError(
-            f"the tokenizer in {directory} is not one that Transformers loads ({reason}); download or save it again."
-        ) from error
+            f"the tokenizer in {directory} is not one that Transformers loads ({error}); download or save it again."
+        ) from None
 
 
 def _padded(rows: list[list[int]]) -> Probes:

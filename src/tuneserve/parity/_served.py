@@ -11,7 +11,8 @@ from tuneserve.errors import SourceError
 from tuneserve.parity._diagnosis import diagnose
 from tuneserve.parity._metrics import TIE_MARGIN
 from tuneserve.parity._places import places_of
-from tuneserve.parity._probes import Probes, conversations, load_tokenizer, make_probes, render
+from tuneserve.parity._probes import Probes, conversations, load_tokenizer, make_probes
+from tuneserve.parity._reference_text import render
 from tuneserve.parity._report import ParityReport, TextCheck
 from tuneserve.parity._server import ServedPosition, served_positions
 from tuneserve.parity._sides import Side

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from tuneserve.errors import SourceError
+from tuneserve.errors import InputError, SourceError
+from tuneserve.spec import check_buildable
 
 _QUANTISED = ("quantization_config", "compression_config")
 
@@ -21,6 +22,7 @@ def empty_model(config: Mapping[str, Any], name: str) -> Any:
 
     Raises:
         SourceError: Transformers has no such model of its own; code that comes with a model never runs.
+        SpecError: there are more layers or experts than any model has.
     """
     from transformers import AutoModelForCausalLM
 
@@ -32,7 +34,10 @@ def empty_model(config: Mapping[str, Any], name: str) -> Any:
                     parsed, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
                 )
             _compute_buffers(model)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except InputError:
+        raise
+    # Of a configuration that makes no sense, each class of the library complains in its own way.
+    except Exception as error:
         raise unloadable(name, error) from error
     return model.eval()
 
@@ -41,17 +46,19 @@ def model_config(config: Mapping[str, Any], name: str) -> Any:
     """Return Transformers' object for a ``config.json``, without what says how its weights are stored.
 
     Raises:
-        SourceError: Transformers does not know the model's type.
+        SourceError: Transformers does not know the model's type, or cannot use what it says.
+        SpecError: there are more layers or experts than any model has.
     """
     from transformers import AutoConfig
 
+    check_buildable(config)
     plain = {key: value for key, value in config.items() if key not in _QUANTISED}
     model_type = plain.pop("model_type", None)
     try:
         if not isinstance(model_type, str):
             raise ValueError("its config.json names no model_type")
         return AutoConfig.for_model(model_type, **plain)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:
         raise unloadable(name, error) from error
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from tuneserve.errors import InputError, RequestError, TextError
-from tuneserve.parity._probes import conversations, render
+from tuneserve.parity._probes import conversations
+from tuneserve.parity._reference_text import Messages, encode, render, rendered
 from tuneserve.parity._report import TextCheck
 from tuneserve.parity._stream import StreamedModel
 from tuneserve.sources import ResolvedSource, read_config
@@ -75,8 +76,7 @@ def _plain(reference: Any, tokenizer: Tokenizer) -> TextCheck:
         message["content"]
         for messages in conversations()
         for message in messages[-1:]
-        if list(reference(message["content"]).input_ids)
-        != tokenizer.encode(message["content"], add_special_tokens=True)
+        if encode(reference, message["content"]) != tokenizer.encode(message["content"], add_special_tokens=True)
     ]
     detail = f"other tokens for {differing[0][:40]!r}" if differing else "the same tokens"
     return TextCheck("tokens of plain text", TOKENS, not differing, detail)
@@ -113,7 +113,7 @@ def _differing(reference: Any, tokenizer: Tokenizer, template: ChatTemplate) -> 
     return None
 
 
-def _all_conversations() -> list[list[dict[str, str]]]:
+def _all_conversations() -> list[Messages]:
     single = conversations()
     answer = {"role": "assistant", "content": _ANSWER}
     return [*single, [*single[0], answer, {"role": "user", "content": "Why?"}]]
@@ -123,8 +123,8 @@ def _one_bos(reference: Any, tokenizer: Tokenizer, template: ChatTemplate) -> Te
     """Compare how many BOS begin a conversation whose text is tokenized like any other, as some servers do."""
     messages = conversations()[0]
     bos = reference.bos_token_id
-    text = reference.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    expected = _leading(list(reference(text).input_ids), bos)
+    text = rendered(reference, messages, add_generation_prompt=True)
+    expected = _leading(encode(reference, text), bos)
     found = _leading(tokenizer.encode(template.render(messages), add_special_tokens=True), bos)
     passed = found == expected or found == 1
     detail = f"{found} BOS at the start" + ("" if passed else f" instead of {expected}")
@@ -141,11 +141,11 @@ def _leading(ids: list[int], token: int | None) -> int:
 def _answer_ends(reference: Any, tokenizer: Tokenizer, template: ChatTemplate) -> TextCheck:
     """Check that what the template writes after an answer is a stop token, if the reference's is."""
     messages = [*conversations()[0], {"role": "assistant", "content": _ANSWER}]
-    expected = reference.apply_chat_template(messages, tokenize=False).rpartition(_ANSWER)[2]
+    expected = rendered(reference, messages).rpartition(_ANSWER)[2]
     found = template.render(messages, add_generation_prompt=False).rpartition(_ANSWER)[2]
     ends = {reference.eos_token_id}
     ended = [index for index in tokenizer.encode(found, add_special_tokens=False) if index in tokenizer.end_token_ids]
-    wanted = [index for index in reference(expected, add_special_tokens=False).input_ids if index in ends]
+    wanted = [index for index in encode(reference, expected, add_special_tokens=False) if index in ends]
     passed = bool(ended) or not wanted
     detail = "a stop token ends it" if ended else "no stop token ends it" + ("" if passed else ", so it runs on")
     return TextCheck("end of an answer", STOPS, passed, detail)

@@ -63,9 +63,12 @@ def write_page(path: Path, document: str) -> None:
     """
     check_new(path)
     try:
-        with path.open("x", encoding="utf-8") as file:
+        with path.open("x", encoding="utf-8", errors="backslashreplace") as file:
             file.write(document)
+    except FileExistsError:
+        raise OutputError(f"{path} is there already; name a new file.") from None
     except OSError as error:
+        path.unlink(missing_ok=True)
         raise OutputError(f"{path} cannot be written ({error.strerror}); name another file.") from None
 
 

@@ -33,6 +33,7 @@ _GEMMAS = ("gemma", "gemma2", "gemma3_text")
 _SCALED_BY_HIDDEN = {"gemma2": 46, "gemma3_text": 62}
 # Every how manyth layer sees everything, where the file does not say.
 _PERIODS = {"gemma2": 2, "gemma3_text": 6, "gpt_oss": 2}
+_MAX_LAYERS = 4096
 _IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 _GPT2_NAMES = {
     "hidden_size": "n_embd",
@@ -61,7 +62,7 @@ def gguf_config(file: GgufFile) -> dict[str, Any]:
         "model_type": family,
         "hidden_size": hidden,
         "intermediate_size": fields.size(_feed_forward(family)),
-        "num_hidden_layers": fields.size("block_count"),
+        "num_hidden_layers": fields.size("block_count", most=_MAX_LAYERS),
         "num_attention_heads": heads,
         "num_key_value_heads": fields.size("attention.head_count_kv", heads),
         "head_dim": head_dim,

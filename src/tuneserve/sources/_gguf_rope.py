@@ -75,12 +75,10 @@ def _yarn(fields: Fields) -> dict[str, Any]:
 def _llama3(file: GgufFile, theta: float, rotated: int) -> dict[str, Any]:
     """Find the parameters from the factors they led to, which is all that the file holds of them."""
     given = _values(file, "rope_freqs.weight")
-    for original in (_ORIGINAL, *(1 << power for power in range(5, 21))):
-        factor = max(given)
-        expected = [_llama3_factor(theta ** (-2 * i / rotated), factor, original) for i in range(rotated // 2)]
-        if len(given) == len(expected) and all(
-            math.isclose(a, b, rel_tol=1e-3) for a, b in zip(given, expected, strict=True)
-        ):
+    factor, fits = max(given), theta >= 1 and len(given) == rotated // 2
+    for original in (_ORIGINAL, *(1 << power for power in range(5, 21))) if fits else ():
+        expected = [_llama3_factor(theta ** (-2 * i / rotated), factor, original) for i in range(len(given))]
+        if all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(given, expected, strict=True)):
             return {
                 "rope_type": "llama3",
                 "factor": factor,

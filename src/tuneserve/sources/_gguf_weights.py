@@ -160,7 +160,9 @@ def _shape(file: GgufFile, name: str, parts: tuple[GgufPart, ...], heads: int, k
     tensors = [file.tensors[part.name] for part in parts]
     first, part, axis = tensors[0], parts[0], _Rows.of(tensors[0]).axis
     per_head = 2 * (kv_heads if part.heads == "kv" else heads)
-    if any(tensor.shape != first.shape for tensor in tensors) or (part.heads is not None and axis % per_head):
+    matrix = not first.name.endswith(".bias") and (part.transposed or part.rows != "all")
+    fits = all(tensor.shape == first.shape for tensor in tensors) and len(first.shape) >= 1 + matrix
+    if not fits or (part.heads is not None and axis % per_head):
         raise CheckpointError(f"{first.name} in {first.path} has a shape that does not fit; download the file again.")
     shape = first.shape if part.expert is None else first.shape[1:]
     if part.rows != "all":

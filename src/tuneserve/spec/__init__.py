@@ -1,5 +1,6 @@
 """One typed description of a decoder, read from a model's configuration; one module per family."""
 
+from tuneserve.spec._bounds import check_buildable
 from tuneserve.spec._computed import Computation, computation_of
 from tuneserve.spec._fields import Fields
 from tuneserve.spec._gguf_names import GGUF_ARCHITECTURES, GgufPart, gguf_parts, hf_name
@@ -73,6 +74,7 @@ __all__ = [
     "RopeSpec",
     "Share",
     "YarnScaling",
+    "check_buildable",
     "computation_of",
     "gguf_parts",
     "hf_name",

@@ -113,6 +113,15 @@ def open_chat_template(directory: Path, model_dir: Path | None = None) -> ChatTe
     return ChatTemplate(default, _compile(default, directory), tool_template, special_tokens(directory), tool_source)
 
 
+def compile_chat_template(source: str, special_tokens: Mapping[str, str], where: str) -> ChatTemplate:
+    """Compile a chat template that is at hand as text; ``where`` names it in errors.
+
+    Raises:
+        TextError: it is malformed or huge.
+    """
+    return ChatTemplate(source, _compile(source, where), None, special_tokens)
+
+
 def _sources(directory: Path) -> dict[str, str]:
     named = {"default": _read_source(directory / TEMPLATE_FILE)}
     named["tool_use"] = _read_source(directory / "additional_chat_templates" / "tool_use.jinja")
@@ -144,14 +153,14 @@ def _read_source(path: Path) -> str | None:
         raise TextError(f"{path} is not UTF-8 text; download or save it again.") from None
 
 
-def _compile(source: str, directory: Path) -> Template:
+def _compile(source: str, where: str | Path) -> Template:
     if len(source) > _MAX_SOURCE:
-        raise TextError(f"the chat template in {directory} is larger than {_MAX_SOURCE:,} characters; save it again.")
+        raise TextError(f"the chat template in {where} is larger than {_MAX_SOURCE:,} characters; save it again.")
     try:
         return _environment.from_string(source)
     except Exception as error:
         raise TextError(
-            f"the chat template in {directory} is malformed ({_reason(error)}); download or save it again."
+            f"the chat template in {where} is malformed ({_reason(error)}); download or save it again."
         ) from None
 
 

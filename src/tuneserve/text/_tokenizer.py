@@ -1,21 +1,22 @@
 """Texts to token ids and back, through the ``tokenizers`` library."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import tokenizers
 
 from tuneserve.errors import RequestError, TextError
+from tuneserve.text._backend import BackendError, guarded
 from tuneserve.text._files import read_bytes, read_object, special_tokens
 
 TOKENIZER_FILE = "tokenizer.json"
 _MAX_BYTES = 100_000_000
+# The largest have a quarter of a million tokens; masks of grammars have a place for each.
+_MAX_VOCABULARY = 1 << 22
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Tokenizer:
         except UnicodeEncodeError:
             raise RequestError("the text has lone surrogates in it, which are not Unicode; remove them.") from None
         try:
-            ids: list[int] = _guarded(lambda: self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
-        except _BackendError as error:
+            ids: list[int] = guarded(lambda: self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        except BackendError as error:
             raise RequestError(f"the tokenizer cannot encode this text ({error}); change it.") from None
         return [*self.prefix_ids, *ids] if add_special_tokens else ids
 
@@ -71,9 +72,9 @@ def open_tokenizer(directory: Path, model_dir: Path | None = None) -> Tokenizer:
     names = special_tokens(directory)
     backend = _backend(path)
     try:
-        _guarded(lambda: _add_configured(backend, settings, names))
-        prefix_ids = _guarded(lambda: _missing_bos(backend, names.get("bos_token"), settings.get("add_bos_token")))
-    except _BackendError as error:
+        guarded(lambda: _add_configured(backend, settings, names))
+        prefix_ids = guarded(lambda: _missing_bos(backend, names.get("bos_token"), settings.get("add_bos_token")))
+    except BackendError as error:
         raise TextError(
             f"the tokenizer in {directory} is not usable ({error}); download or save its files again."
         ) from None
@@ -81,9 +82,12 @@ def open_tokenizer(directory: Path, model_dir: Path | None = None) -> Tokenizer:
     if "eos_token" in names and (eos_id := backend.token_to_id(names["eos_token"])) is not None:
         ends.add(eos_id)
     vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=True)
+    size = max(vocabulary.values(), default=-1) + 1
+    if size > _MAX_VOCABULARY:
+        raise TextError(f"{path} has a token of the id {size - 1}, more than any model has; download or save it again.")
     return Tokenizer(
         backend=backend,
-        vocab_size=max(vocabulary.values(), default=-1) + 1,
+        vocab_size=size,
         bos_token=names.get("bos_token"),
         eos_token=names.get("eos_token"),
         end_token_ids=frozenset(ends),
@@ -91,20 +95,6 @@ def open_tokenizer(directory: Path, model_dir: Path | None = None) -> Tokenizer:
         byte_ids=_byte_ids(backend, vocabulary),
         prefix_ids=prefix_ids,
     )
-
-
-class _BackendError(Exception):
-    """The library failed; its message in one line."""
-
-
-def _guarded(work: Callable[[], _T]) -> _T:
-    try:
-        return work()
-    # The library raises plain Exception, and its panics derive from BaseException.
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
-            raise
-        raise _BackendError((str(error).partition("\n")[0][:200] or type(error).__name__).rstrip(".")) from None
 
 
 def _backend(path: Path) -> tokenizers.Tokenizer:
@@ -116,8 +106,8 @@ def _backend(path: Path) -> tokenizers.Tokenizer:
             "Transformers."
         )
     try:
-        backend = _guarded(lambda: tokenizers.Tokenizer.from_buffer(data))
-    except _BackendError as error:
+        backend = guarded(lambda: tokenizers.Tokenizer.from_buffer(data))
+    except BackendError as error:
         raise TextError(f"{path} is not a usable tokenizer ({error}); download or save it again.") from None
     # Training leaves these in the file at times; neither belongs to inference.
     backend.no_truncation()
@@ -144,7 +134,7 @@ def _end_ids(directory: Path) -> Iterator[int]:
     for name in ("generation_config.json", "config.json"):
         value: Any = read_object(directory / name).get("eos_token_id")
         for index in value if isinstance(value, list) else [value]:
-            if isinstance(index, int) and not isinstance(index, bool) and index >= 0:
+            if isinstance(index, int) and not isinstance(index, bool) and 0 <= index < _MAX_VOCABULARY:
                 yield index
 
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
+from tuneserve.adapters import check_patterns_end
 from tuneserve.artifacts.gguf._activations import Activations
 from tuneserve.artifacts.gguf._metadata import read_model
 from tuneserve.errors import InputError, SourceError
 from tuneserve.parity import quiet
 from tuneserve.sources import ResolvedSource, read_config
+from tuneserve.spec import check_buildable
 from tuneserve.text import Tokenizer, open_tokenizer
 
 CONTEXT = 512
@@ -86,6 +88,7 @@ def _read(path: Path) -> str:
 def _load(source: ResolvedSource, config: Mapping[str, Any]) -> torch.nn.Module:
     from transformers import AutoModelForCausalLM
 
+    check_buildable(config)
     named = config.get("dtype", config.get("torch_dtype"))
     with quiet():
         try:
@@ -99,7 +102,10 @@ def _load(source: ResolvedSource, config: Mapping[str, Any]) -> torch.nn.Module:
             if source.adapter_dir is not None:
                 from peft import PeftModel
 
+                check_patterns_end(source.adapter_dir, (module for module, _ in model.named_modules()))
                 model = PeftModel.from_pretrained(model, str(source.adapter_dir))
+        except InputError:
+            raise
         # Each library that has a hand in loading raises errors of its own.
         except Exception as error:
             reason = str(error).partition("\n")[0][:300].rstrip(".")

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tuneserve.errors import EngineError
+from tuneserve.errors import EngineError, SourceError
 from tuneserve.sources import cache_directory, locked
 
 _SOURCES = Path(__file__).parent
@@ -36,17 +36,21 @@ def build(architecture: str = "native", extra: tuple[str, ...] = ()) -> Path:
         extra: further options of the compiler.
 
     Raises:
-        EngineError: there is no C++ compiler (``$CXX``, ``g++``, ``clang++`` or ``c++``), or it fails.
+        EngineError: there is no C++ compiler (``$CXX``, ``g++``, ``clang++`` or ``c++``), it fails, or there is no
+            writing in the cache.
     """
     compiler = _compiler()
     options = (*_OPTIONS, f"-march={architecture}", *extra)
-    home = cache_directory() / "kernels"
-    library = home / f"step-{_key(compiler, options)}.so"
-    if library.exists():
-        return library
-    with locked(home / ".lock"):
-        if not library.exists():
-            _compile(compiler, options, library)
+    try:
+        home = cache_directory() / "kernels"
+        library = home / f"step-{_key(compiler, options)}.so"
+        if library.exists():
+            return library
+        with locked(home / ".lock"):
+            if not library.exists():
+                _compile(compiler, options, library)
+    except (OSError, SourceError) as error:
+        raise EngineError(f"the compiled CPU kernels cannot be kept: {error}") from None
     return library
 
 
