@@ -190,7 +190,8 @@ def main() -> None:
     shape = json.loads((options.model / "config.json").read_text())
     lines = []
     for adapters in sorted(options.adapters):
-        put_adapters(core, read_spec(shape), adapters, options.rank)
+        if adapters:
+            put_adapters(core, read_spec(shape), adapters, options.rank)
         for batch in options.batch:
             generate(core, batch, options.prompt, 16, sampled)
             seconds = [generate(core, batch, options.prompt, options.new, sampled) for _ in range(options.runs)]

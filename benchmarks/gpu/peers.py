@@ -3,10 +3,10 @@
 Greedy, end of sequence ignored, prefill included, as in ``decode.py``: run both on the same machine in turn. Appends a
 line per batch size to ``peers.jsonl``, or to the file that ``--out`` names.
 
-    python benchmarks/gpu/peers.py vllm /tmp/llama-8b/base --batch 1 8 32 128 256
-    python benchmarks/gpu/peers.py vllm /tmp/llama-8b/base --adapter /tmp/llama-8b/adapter
-    python benchmarks/gpu/peers.py vllm /tmp/llama-8b/base --prompt 8000 --context 8192 --batch 1 32
-    python benchmarks/gpu/peers.py unsloth /tmp/llama-8b/base --nf4 --batch 1 8 32
+    python -P benchmarks/gpu/peers.py vllm /tmp/llama-8b/base --batch 1 8 32 128 256
+    python -P benchmarks/gpu/peers.py vllm /tmp/llama-8b/base --adapter /tmp/llama-8b/adapter
+    python -P benchmarks/gpu/peers.py vllm /tmp/llama-8b/base --prompt 8000 --context 8192 --batch 1 32
+    python -P benchmarks/gpu/peers.py unsloth /tmp/llama-8b/base --nf4 --batch 1 8 32
 """
 
 import argparse
