@@ -2,11 +2,12 @@
 
 import re
 import tomllib
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, metadata
 from itertools import chain
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[1]
 # The script that installs chooses PyTorch's build, which pins what belongs to it.
@@ -53,3 +54,9 @@ def test_every_package_is_pinned_to_the_version_that_is_here() -> None:
     here = {name: version for name, version in installed().items() if not NOT_PINNED.fullmatch(name)}
     assert {"aiohttp", "grpcio", "uvloop", "starlette"} <= here.keys()
     assert here.items() <= pinned.items(), here.items() - pinned.items()
+
+
+def test_no_pin_asks_for_a_newer_python_than_the_oldest_that_is_promised() -> None:
+    oldest = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"].removeprefix(">=")
+    asked = {name: metadata(name).get_all("Requires-Python") or [""] for name in installed()}
+    assert [name for name, (versions,) in asked.items() if oldest not in SpecifierSet(versions)] == []
