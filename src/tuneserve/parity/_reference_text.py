@@ -53,16 +53,15 @@ def render(tokenizer: Any, messages: Messages) -> list[int]:
     Raises:
         TextError: the chat template takes no conversation.
     """
-    refusal = RequestError("")
-    # Some templates take no system message.
-    for taken in (messages, messages[-1:]):
+    try:
+        text = rendered(tokenizer, messages, add_generation_prompt=True)
+    except RequestError:
+        # Some templates take no system message.
         try:
-            text = rendered(tokenizer, taken, add_generation_prompt=True)
+            text = rendered(tokenizer, messages[-1:], add_generation_prompt=True)
         except RequestError as error:
-            refusal = error
-        else:
-            return encode(tokenizer, text, add_special_tokens=False)
-    raise _no_conversation(refusal)
+            raise _no_conversation(error) from None
+    return encode(tokenizer, text, add_special_tokens=False)
 
 
 def _no_conversation(error: Exception) -> TextError:
