@@ -67,9 +67,10 @@ class LocalCluster:
         """What the program has said."""
         return Path(self._log.name).read_text(errors="replace")[-8000:]
 
-    def processes(self, command: str) -> list[int]:
-        """Return its descendants whose command line has ``command`` in it."""
-        return [each.pid for each in _descendants(self._process.pid) if command in each.command]
+    def processes(self, command: str, below: str = "") -> list[int]:
+        """Return its descendants whose command line has ``command`` in it, ``below`` processes of another if named."""
+        roots = self.processes(below) if below else [self._process.pid]
+        return [each.pid for root in roots for each in _descendants(root) if command in each.command]
 
     def end(self) -> list[str]:
         """End it as Ctrl-C does; return the commands of what was left behind, other than :data:`RAY_AGENTS`.

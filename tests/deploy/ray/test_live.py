@@ -22,6 +22,7 @@ from tuneserve.deploy.ray import read_options, serve_config
 from tuneserve.gateway import Limits, add_key
 
 REPLICAS = 2
+REPLICA = "ray::ServeReplica:tuneserve:engine"
 WAIT = 60.0
 REFUSED: dict[str, dict[str, Any]] = {
     "unseen": {"source": "/nowhere/model"},
@@ -98,8 +99,8 @@ def test_the_official_client_chats_and_strangers_are_kept_out(running: Running) 
     assert httpx.get(f"{running.url}/health", headers={"Host": "evil.example"}).status_code == 403
 
 
-@pytest.mark.parametrize("victim", ["ray::ServeReplica:tuneserve:engine", "tuneserve.native.server"])
-def test_a_replica_dies_under_load_and_no_answer_changes(running: Running, victim: str) -> None:
+@pytest.mark.parametrize("victim", [(REPLICA,), ("tuneserve.native.server", REPLICA)])
+def test_a_replica_dies_under_load_and_no_answer_changes(running: Running, victim: tuple[str, ...]) -> None:
     running.cluster.wait(_is_whole)
     undisturbed = asyncio.run(_burst(running, None))
     assert all(undisturbed)
@@ -113,7 +114,7 @@ def test_a_replica_dies_under_load_and_no_answer_changes(running: Running, victi
     assert after["vllm:num_requests_running"] == after["vllm:num_requests_waiting"] == 0
 
 
-async def _burst(running: Running, victim: str | None) -> list[str]:
+async def _burst(running: Running, victim: tuple[str, ...] | None) -> list[str]:
     """Ask for more than the replicas run at once, kill one long before any has ended, and return the texts."""
     under_way = asyncio.Semaphore(0)
     limits = httpx.Limits(max_connections=None)
@@ -123,7 +124,7 @@ async def _burst(running: Running, victim: str | None) -> list[str]:
             for _ in range(4):
                 await under_way.acquire()
             if victim is not None:
-                os.kill(running.cluster.processes(victim)[0], signal.SIGKILL)
+                os.kill(running.cluster.processes(*victim)[0], signal.SIGKILL)
         return [each.result() for each in asked]
 
 
